@@ -1,0 +1,153 @@
+"""Targets, what is known of them, and the frozen view a decision is made on.
+
+These small types are the one thing `router` and `cluster` share: `cluster` says what is up (`Report`), the router keeps
+its own books beside it (`Load`), and `decide()` sees both as an immutable `View`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from router.residency.label import Evidence
+
+
+class Kind(StrEnum):
+    """What stands behind a target's address."""
+
+    REPLICA = "replica"
+    """A vLLM replica that Ray Serve runs for us; a guard inside it checks the pass."""
+    SERVER = "server"
+    """An OpenAI-compatible server that already ran; the operator vouches for its port."""
+    CLOUD = "cloud"
+    """A provider outside the cluster, entered only through the egress."""
+
+
+class Endpoint(StrEnum):
+    """The model operations a target may offer; the value is the path under the target's base."""
+
+    CHAT = "/v1/chat/completions"
+    COMPLETIONS = "/v1/completions"
+    EMBEDDINGS = "/v1/embeddings"
+    RESPONSES = "/v1/responses"
+    MESSAGES = "/v1/messages"
+    COUNT_TOKENS = "/v1/messages/count_tokens"
+    RERANK = "/v1/rerank"
+    SCORE = "/v1/score"
+    TOKENIZE = "/tokenize"
+    DETOKENIZE = "/detokenize"
+
+
+GENERATION = frozenset(
+    {
+        Endpoint.CHAT,
+        Endpoint.COMPLETIONS,
+        Endpoint.RESPONSES,
+        Endpoint.MESSAGES,
+        Endpoint.COUNT_TOKENS,
+        Endpoint.TOKENIZE,
+        Endpoint.DETOKENIZE,
+    }
+)
+POOLING = frozenset(
+    {Endpoint.EMBEDDINGS, Endpoint.RERANK, Endpoint.SCORE, Endpoint.TOKENIZE, Endpoint.DETOKENIZE}
+)
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where to connect: TCP `host` and `port`, or a unix socket path in `uds`. `base_path` goes before every path."""
+
+    host: str = ""
+    port: int = 0
+    uds: str = ""
+    tls: bool = False
+    base_path: str = ""
+
+
+class Price(msgspec.Struct, frozen=True):
+    """US dollars per million tokens."""
+
+    prompt: float = 0.0
+    completion: float = 0.0
+
+
+class Target(msgspec.Struct, frozen=True):
+    """An address with evidence: a place that can serve some models.
+
+    `models` maps the model ids clients use to the name the target itself knows. `slots` is how many sequences it works on
+    at once and `context_tokens` its context length; 0 means unknown. `zone` is a name for people and receipts; what counts
+    for residency is `evidence`.
+    """
+
+    id: str
+    incarnation: str
+    kind: Kind
+    zone: str
+    evidence: Evidence
+    address: Address
+    models: dict[str, str]
+    endpoints: frozenset[str] = GENERATION
+    context_tokens: int = 0
+    slots: int = 0
+    price: Price = Price()
+    secret: str = ""
+    """Name of the configured bearer credential for a `SERVER`; never the credential itself."""
+
+
+class Signals(msgspec.Struct, frozen=True):
+    """What the machine says of itself, with the UNIX time it was read. Fractions are 0..1, -1 means not known."""
+
+    sampled_at: float
+    running: int = 0
+    waiting: int = 0
+    kv_usage: float = -1.0
+    gpu_utilisation: float = -1.0
+    gpu_memory: float = -1.0
+    gpu_temperature_c: float = -1.0
+
+
+class Report(msgspec.Struct, frozen=True):
+    """One member of the cluster as it describes itself: the target and its latest signals (None: never read)."""
+
+    target: Target
+    signals: Signals | None = None
+
+
+class Load(msgspec.Struct, frozen=True):
+    """A router's books on one target, and the signals that correct them.
+
+    `inflight` counts this router's own requests there; `unstarted` those with no byte back yet and `unstarted_tokens`
+    their prompt tokens. `foreign` is the work others put there: the last gauges less our own share at that moment.
+    `ttft_s`, `service_s` and `prefill_tps` are running estimates (0: no observation yet). `down_until` is a UNIX time:
+    before it the target is not offered work.
+    """
+
+    inflight: int = 0
+    unstarted: int = 0
+    unstarted_tokens: int = 0
+    foreign: int = 0
+    ttft_s: float = 0.0
+    service_s: float = 0.0
+    prefill_tps: float = 0.0
+    failures: int = 0
+    down_until: float = 0.0
+    signals: Signals | None = None
+
+
+class Membership(msgspec.Struct, frozen=True):
+    """All targets the router knows, in a fixed order, and a number that grows with every change."""
+
+    version: int
+    targets: tuple[Target, ...]
+
+
+class View(msgspec.Struct, frozen=True):
+    """Everything `decide()` may know about the outside at one moment; `loads[i]` belongs to `membership.targets[i]`."""
+
+    membership: Membership
+    loads: tuple[Load, ...]
+    spilling: frozenset[str] = frozenset()
+    """Models whose last decision found the local targets saturated (hysteresis)."""
+    spend_left_usd: float = 0.0
+    """What may still be spent outside today; infinite when no budget is set."""

@@ -1,0 +1,241 @@
+"""The compiled policy: a `Config` turned into frozen structs and bit masks, under one epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import reduce
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from router.config import ANY, AUTO, LOCAL, Config, ConfigError, ExternalTarget, epoch_of
+from router.placement.targets import GENERATION, POOLING, Address, Endpoint, Kind, Price, Target
+from router.residency.guard import Place
+from router.residency.label import Evidence, Label, Vocabulary
+
+
+class KeyGrant(msgspec.Struct, frozen=True):
+    """What a key may do. `models` None means every model."""
+
+    id: str
+    tenant: str
+    ceiling: Label
+    ceiling_tags: tuple[str, ...]
+    models: frozenset[str] | None
+    spill: bool
+
+
+class Site(msgspec.Struct, frozen=True):
+    """A place the configuration has for a model, whether or not something runs there now."""
+
+    model: str
+    evidence: Evidence
+    external: bool
+    endpoints: frozenset[str]
+
+
+class SloLimits(msgspec.Struct, frozen=True):
+    """Times in seconds; see `config.Slo`."""
+
+    ttft_s: float
+    max_wait_s: float
+    resume_ratio: float
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """Everything `decide()` needs from the configuration. `keys` is indexed by the SHA-256 digest of the key."""
+
+    epoch: str
+    vocabulary: Vocabulary
+    tags: dict[str, Label]
+    default_label: Label
+    keys: dict[bytes, KeyGrant]
+    tiers: tuple[str, ...]
+    tier_models: dict[str, tuple[str, ...]]
+    sites: tuple[Site, ...]
+    slo: SloLimits
+    spill_enabled: bool
+    daily_budget_usd: float
+    large_above_tokens: int
+    score_threshold: float
+
+    @property
+    def models(self) -> frozenset[str]:
+        """Every model id a client may name."""
+        return frozenset(site.model for site in self.sites)
+
+    def label_text(self, label: Label) -> str:
+        """The label in names, as a pass carries it."""
+        return self.place_of(label).to_text()
+
+    def place_of(self, mask: Label | Evidence) -> Place:
+        """Masks turned into names."""
+        words = self.vocabulary
+        return Place(words.zone_names(mask.process), words.zone_names(mask.store), words.duty_names(mask.duties))
+
+
+def vocabulary_of(config: Config) -> Vocabulary:
+    """The zone and duty names of a configuration, in a fixed order."""
+    return Vocabulary(tuple(sorted(config.zones)), tuple(sorted(config.duties)))
+
+
+def compile_policy(config: Config, base: Path) -> Policy:
+    """Compile a configuration.
+
+    Args:
+        config: the validated configuration.
+        base: directory that relative `sha256_file` paths start from.
+
+    Raises:
+        ConfigError: a key file is missing or malformed, or a tag or key could never be satisfied.
+    """
+    words = vocabulary_of(config)
+    tags = _compile_tags(config, words)
+    tier_models = {
+        tier: tuple(
+            dict.fromkeys(
+                [m.id for m in config.models if m.tier == tier]
+                + [name for t in config.targets if t.tier == tier for name in t.models]
+            )
+        )
+        for tier in config.complexity.tiers
+    }
+    budget = config.spill.daily_budget_usd
+    return Policy(
+        epoch=epoch_of(config),
+        vocabulary=words,
+        tags=tags,
+        default_label=tags[config.residency.default],
+        keys=_compile_keys(config, tags, base),
+        tiers=tuple(config.complexity.tiers),
+        tier_models=tier_models,
+        sites=tuple(_sites(config, words)),
+        slo=SloLimits(config.slo.ttft_ms / 1e3, config.slo.max_wait_ms / 1e3, config.slo.resume_ratio),
+        spill_enabled=config.spill.enabled,
+        daily_budget_usd=math.inf if budget is None else budget,
+        large_above_tokens=config.complexity.large_above_tokens,
+        score_threshold=config.complexity.score_threshold,
+    )
+
+
+def _compile_tags(config: Config, words: Vocabulary) -> dict[str, Label]:
+    inside = words.zone_mask(name for name, zone in config.zones.items() if not zone.external)
+    everywhere = words.zone_mask(config.zones)
+    tags = {LOCAL: Label(inside, inside), ANY: Label(everywhere, everywhere)}
+    for zone in config.zones:
+        tags.setdefault(zone, Label(words.zone_mask([zone]), words.zone_mask([zone])))
+    for name, tag in config.residency.tags.items():
+        process = words.zone_mask(tag.process)
+        store = process if tag.store is None else words.zone_mask(tag.store)
+        tags[name] = Label(process, store, words.duty_mask(tag.require))
+    return tags
+
+
+def _compile_keys(config: Config, tags: dict[str, Label], base: Path) -> dict[bytes, KeyGrant]:
+    grants: dict[bytes, KeyGrant] = {}
+    for i, key in enumerate(config.keys):
+        digest = key.sha256 or _read_digest(base / str(key.sha256_file), f"keys[{i}].sha256_file", key.id)
+        if bytes.fromhex(digest) in grants:
+            raise ConfigError(f"keys[{i}]: the same key is there twice")
+        named = [key.residency] if isinstance(key.residency, str) else key.residency
+        ceiling_tags = tuple(named or [config.residency.default])
+        ceiling = reduce(Label.meet, (tags[tag] for tag in ceiling_tags))
+        if ceiling.process == 0 or ceiling.store == 0:
+            raise ConfigError(f"keys[{i}].residency: no zone satisfies all of {', '.join(ceiling_tags)}")
+        models = None if key.models is None or AUTO in key.models else _expand(key.models, config)
+        grants[bytes.fromhex(digest)] = KeyGrant(key.id, key.tenant, ceiling, ceiling_tags, models, key.spill)
+    return grants
+
+
+def _expand(names: Iterable[str], config: Config) -> frozenset[str]:
+    """Model ids behind a list of model ids and tiers."""
+    allowed = set(names)
+    for tier in allowed & set(config.complexity.tiers):
+        allowed |= {model.id for model in config.models if model.tier == tier}
+        allowed |= {name for target in config.targets if target.tier == tier for name in target.models}
+    return frozenset(allowed - set(config.complexity.tiers))
+
+
+def _read_digest(path: Path, where: str, key_id: str) -> str:
+    try:
+        digest = path.read_text(encoding="ascii").split()[0].lower()
+        if len(bytes.fromhex(digest)) != 32:
+            raise ValueError
+    except OSError:
+        raise ConfigError(f"{where}: cannot read {path}: run `tidegate keys create {key_id}`") from None
+    except (ValueError, IndexError):
+        raise ConfigError(f"{where}: {path} does not hold a SHA-256 in hex") from None
+    return digest
+
+
+def _sites(config: Config, words: Vocabulary) -> Iterable[Site]:
+    for model in config.models:
+        endpoints = GENERATION if model.task == "generate" else POOLING
+        for replicas in model.replicas:
+            zone = words.zone_mask([replicas.zone])
+            yield Site(model.id, Evidence(zone, zone, words.duty_mask(replicas.duties)), False, endpoints)
+    for target in config.targets:
+        for name in target.models:
+            yield Site(name, _declared(target, words), target.kind == "cloud", _endpoints(target))
+
+
+def _endpoints(target: ExternalTarget) -> frozenset[str]:
+    if target.kind == "cloud":
+        return frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS})
+    return GENERATION if target.task == "generate" else POOLING
+
+
+def _declared(target: ExternalTarget, words: Vocabulary) -> Evidence:
+    process = words.zone_mask([target.zone])
+    store = process if target.store is None else words.zone_mask(target.store)
+    expires = math.inf
+    if target.expires is not None:
+        try:
+            expires = datetime.fromisoformat(target.expires).replace(tzinfo=UTC).timestamp()
+        except ValueError:
+            raise ConfigError(f"targets: `{target.id}`: expires is an ISO date such as 2027-05-01") from None
+    return Evidence(process, store, words.duty_mask(target.duties), expires)
+
+
+def fixed_targets(config: Config, egress: Address | None, egress_incarnation: str) -> tuple[Target, ...]:
+    """The targets that stand in the configuration itself: servers that already run, and cloud targets behind the egress.
+
+    Args:
+        config: the validated configuration.
+        egress: where the egress listens; None leaves cloud targets out.
+        egress_incarnation: the egress's own incarnation.
+    """
+    words = vocabulary_of(config)
+    targets = []
+    for item in config.targets:
+        if item.kind == "cloud" and egress is None:
+            continue
+        targets.append(
+            Target(
+                id=item.id,
+                incarnation=f"{item.id}@{egress_incarnation}" if item.kind == "cloud" else f"{item.id}@{item.url}",
+                kind=Kind(item.kind),
+                zone=item.zone,
+                evidence=_declared(item, words),
+                address=egress if item.kind == "cloud" and egress is not None else address_of(item.url),
+                models=dict(item.models),
+                endpoints=_endpoints(item),
+                context_tokens=item.context_tokens,
+                slots=item.slots,
+                price=Price(item.price.prompt, item.price.completion),
+                secret=item.id if item.kind == "server" and item.credential else "",
+            )
+        )
+    return tuple(targets)
+
+
+def address_of(url: str) -> Address:
+    """`http(s)://host[:port][/base]` or `unix:///path` as an `Address`."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return Address(uds=parts.path)
+    tls = parts.scheme == "https"
+    return Address(parts.hostname or "", parts.port or (443 if tls else 80), tls=tls, base_path=parts.path.rstrip("/"))

@@ -1,0 +1,95 @@
+"""Labels and evidence: where bytes may be, and where a target says it is.
+
+A label is three sets, each a bit mask over a `Vocabulary`: the zones that may *process* the bytes, the zones that may
+*store* them, and the duties a target must carry. Labels form a lattice: every source of a label (key, header, ...) may
+only take the `meet`, which never widens. Evidence is the same shape seen from the target's side: every zone where it
+may process, every zone where it may store, and the duties it carries.
+
+Unknown is not "anywhere": bit 0 of every zone mask is reserved for *unknown*, and no label ever contains it, so a target
+whose zone is unknown is admitted by no label.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import msgspec
+
+UNKNOWN = 1
+"""The zone bit of a place nobody has vouched for. No label contains it."""
+
+
+class Label(msgspec.Struct, frozen=True):
+    """What may be done with the bytes of a request; masks over one `Vocabulary`."""
+
+    process: int
+    store: int
+    duties: int = 0
+
+    def meet(self, other: Label) -> Label:
+        """The widest label that is at least as strict as both."""
+        return Label(self.process & other.process, self.store & other.store, self.duties | other.duties)
+
+    def is_within(self, other: Label) -> bool:
+        """True when this label is as strict as `other`, or stricter."""
+        return (
+            self.process & ~other.process == 0 and self.store & ~other.store == 0 and other.duties & ~self.duties == 0
+        )
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """What is known of a target; `expires` is a UNIX time in seconds after which it counts for nothing."""
+
+    process: int
+    store: int
+    duties: int = 0
+    expires: float = math.inf
+
+
+def admits(label: Label, evidence: Evidence, now: float) -> bool:
+    """True when `label` lets bytes go to a target with this `evidence` at UNIX time `now`.
+
+    Subset, never overlap: *every* zone the target may use must be allowed, and an empty evidence admits nothing.
+    """
+    return (
+        evidence.process != 0
+        and evidence.process & ~label.process == 0
+        and evidence.store & ~label.store == 0
+        and label.duties & ~evidence.duties == 0
+        and now < evidence.expires
+    )
+
+
+class Vocabulary(msgspec.Struct, frozen=True):
+    """The names a configuration uses for zones and duties, and their bits (zones start at bit 1, duties at bit 0)."""
+
+    zones: tuple[str, ...]
+    duties: tuple[str, ...] = ()
+
+    def zone_mask(self, names: Iterable[str]) -> int:
+        """Bit mask of zone names; a name outside the vocabulary becomes `UNKNOWN`."""
+        mask = 0
+        for name in names:
+            mask |= 1 << (self.zones.index(name) + 1) if name in self.zones else UNKNOWN
+        return mask
+
+    def duty_mask(self, names: Iterable[str]) -> int:
+        """Bit mask of duty names.
+
+        Raises:
+            ValueError: a name is not in the vocabulary (a duty nobody knows cannot be carried).
+        """
+        mask = 0
+        for name in names:
+            mask |= 1 << self.duties.index(name)
+        return mask
+
+    def zone_names(self, mask: int) -> tuple[str, ...]:
+        """Names behind a zone mask; the unknown bit reads `?`."""
+        names = tuple(zone for bit, zone in enumerate(self.zones, start=1) if mask >> bit & 1)
+        return (*names, "?") if mask & UNKNOWN else names
+
+    def duty_names(self, mask: int) -> tuple[str, ...]:
+        """Names behind a duty mask."""
+        return tuple(duty for bit, duty in enumerate(self.duties) if mask >> bit & 1)
