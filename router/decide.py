@@ -282,7 +282,7 @@ def _pick(
     if best_local is not None and best_local.ttft_s <= slo.max_wait_s:
         reason = f"predicted {_ms(best_local.ttft_s)} ms: waits, no spill ({_why_no_spill(screened)})"
         return _chose(best_local, facts, reason, models, screened, local, saturated)
-    refusal = _refuse_capacity(facts, policy, view, best_local, screened)
+    refusal = _refuse_capacity(facts, policy, view, best_local)
     candidates = (*screened, *(_candidate(s.target, s.model, Verdict.ELIGIBLE, "wait too long", s.ttft_s) for s in local))
     return Decision(None, refusal, candidates, models, saturated)
 
@@ -320,20 +320,20 @@ def _chose(
     return Decision(choice, None, (*candidates, *screened), models, saturated)
 
 
-def _refuse_capacity(
-    facts: Facts, policy: Policy, view: View, best_local: _Scored | None, screened: list[Candidate]
-) -> Refusal:
-    """503: by residency when the label keeps the request from a live target that could serve it, else by load."""
+def _refuse_capacity(facts: Facts, policy: Policy, view: View, best_local: _Scored | None) -> Refusal:
+    """503: by residency when the label is what keeps the request from other places of the cluster, else by load."""
     if best_local is not None:
         retry = max(1.0, best_local.ttft_s - policy.slo.ttft_s)
         message = f"All allowed targets are saturated (predicted wait {_ms(best_local.ttft_s)} ms)."
     else:
         retry = _RETRY_WHEN_DOWN_S
         message = "No allowed target is up at the moment."
-    held_back = any(c.reason.startswith("residency:") for c in screened)
-    narrowed = facts.label != policy.default_label
-    code = "residency_capacity" if held_back or narrowed else "overloaded"
-    return Refusal(code, 503, message, retry)
+    narrowed = facts.label != policy.default_label and facts.label.is_within(policy.default_label)
+    held_back = any(
+        target.kind is not Kind.CLOUD and target.evidence.process & ~facts.label.process
+        for target in view.membership.targets
+    )
+    return Refusal("residency_capacity" if narrowed or held_back else "overloaded", 503, message, retry)
 
 
 def _candidate(
