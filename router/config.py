@@ -172,6 +172,8 @@ class ExternalTarget(_Strict):
             raise ValueError("a base URL looks like https://host[:port][/path], without user, query or fragment")
         return value.rstrip("/")
 
+    _id = field_validator("id")(_check_name)
+
     @model_validator(mode="after")
     def _vouch(self) -> ExternalTarget:
         if self.kind == "server" and not self.vouched:
@@ -181,6 +183,8 @@ class ExternalTarget(_Strict):
             )
         if not self.models:
             raise ValueError("name at least one model")
+        for model in self.models:
+            _check_model(model)
         return self
 
 
@@ -419,7 +423,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"`{key}` is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -442,7 +446,7 @@ def read_args(path: Path) -> Any:
         ConfigError: the file is missing or not YAML.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

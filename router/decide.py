@@ -185,9 +185,7 @@ def _site_allows(site: Site, facts: Facts, policy: Policy) -> bool:
     return admits(facts.label, site.evidence, -1.0)
 
 
-def screen(
-    facts: Facts, policy: Policy, target: Target, load: Load, model: str | None, view: View, now: float
-) -> str | None:
+def screen(facts: Facts, policy: Policy, target: Target, load: Load, model: str | None, view: View, now: float) -> str | None:
     """Why this target may not serve this request, or None when it may. Order: residency first, always.
 
     Everything here is a constraint; nothing here is a score.
@@ -283,7 +281,10 @@ def _pick(
         reason = f"predicted {_ms(best_local.ttft_s)} ms: waits, no spill ({_why_no_spill(screened)})"
         return _chose(best_local, facts, reason, models, screened, local, saturated)
     refusal = _refuse_capacity(facts, policy, view, best_local)
-    candidates = (*screened, *(_candidate(s.target, s.model, Verdict.ELIGIBLE, "wait too long", s.ttft_s) for s in local))
+    candidates = (
+        *screened,
+        *(_candidate(s.target, s.model, Verdict.ELIGIBLE, "wait too long", s.ttft_s) for s in local),
+    )
     return Decision(None, refusal, candidates, models, saturated)
 
 
@@ -330,15 +331,12 @@ def _refuse_capacity(facts: Facts, policy: Policy, view: View, best_local: _Scor
         message = "No allowed target is up at the moment."
     narrowed = facts.label != policy.default_label and facts.label.is_within(policy.default_label)
     held_back = any(
-        target.kind is not Kind.CLOUD and target.evidence.process & ~facts.label.process
-        for target in view.membership.targets
+        target.kind is not Kind.CLOUD and target.evidence.process & ~facts.label.process for target in view.membership.targets
     )
     return Refusal("residency_capacity" if narrowed or held_back else "overloaded", 503, message, retry)
 
 
-def _candidate(
-    target: Target, model: str | None, verdict: Verdict, reason: str, ttft_s: float | None = None
-) -> Candidate:
+def _candidate(target: Target, model: str | None, verdict: Verdict, reason: str, ttft_s: float | None = None) -> Candidate:
     predicted = None if ttft_s is None else round(ttft_s * 1e3, 3)
     return Candidate(target.id, target.incarnation, model or "", target.zone, verdict, reason, predicted)
 

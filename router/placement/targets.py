@@ -50,9 +50,7 @@ GENERATION = frozenset(
         Endpoint.DETOKENIZE,
     }
 )
-POOLING = frozenset(
-    {Endpoint.EMBEDDINGS, Endpoint.RERANK, Endpoint.SCORE, Endpoint.TOKENIZE, Endpoint.DETOKENIZE}
-)
+POOLING = frozenset({Endpoint.EMBEDDINGS, Endpoint.RERANK, Endpoint.SCORE, Endpoint.TOKENIZE, Endpoint.DETOKENIZE})
 
 
 class Address(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-PASS_HEADER = "x-tidegate-pass"
+PASS_HEADER = "x-tidegate-pass"  # noqa: S105 - the name of a header
 PASS_LIFETIME_S = 60.0
 ENV_KEY = "TIDEGATE_GUARD_KEY"
 ENV_INCARNATION = "TIDEGATE_GUARD_INCARNATION"
@@ -186,9 +186,7 @@ class EngineGuard:
             return "this address answers only to tidegate's router"
         try:
             token = tokens[0].decode("ascii")
-            check_pass(
-                self._key, token, scope["method"], scope["path"], self._incarnation, self._place, time.time()
-            )
+            check_pass(self._key, token, scope["method"], scope["path"], self._incarnation, self._place, time.time())
         except UnicodeDecodeError:
             return "malformed pass"
         except PassRefused as refused:

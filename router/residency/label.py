@@ -33,9 +33,7 @@ class Label(msgspec.Struct, frozen=True):
 
     def is_within(self, other: Label) -> bool:
         """True when this label is as strict as `other`, or stricter."""
-        return (
-            self.process & ~other.process == 0 and self.store & ~other.store == 0 and other.duties & ~self.duties == 0
-        )
+        return self.process & ~other.process == 0 and self.store & ~other.store == 0 and other.duties & ~self.duties == 0
 
 
 class Evidence(msgspec.Struct, frozen=True):

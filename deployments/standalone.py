@@ -1,0 +1,60 @@
+"""A router without Ray: the same front door as a plain process over the fixed targets of its configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import uvloop
+
+from deployments.credentials import read_credentials, read_secret
+from router.config import Config, ConfigError, home, load_file
+from router.placement.targets import Report
+from router.policy import address_of, compile_policy, fixed_targets
+from router.process import RouterProcess
+from router.residency.guard import new_secret
+
+
+def run(config_path: Path, port: int | None = None, admin_port: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain.
+
+    Args:
+        config_path: a configuration file; its `models` (which need Ray) are ignored, its `targets` are routed to.
+        port: overrides `listen.port`.
+        admin_port: overrides `admin.port`.
+
+    Raises:
+        ConfigError: the file cannot be used, or names no fixed target.
+        OSError: a port is taken.
+    """
+    config = load_file(config_path)
+    if port is not None:
+        config = config.model_copy(update={"listen": config.listen.model_copy(update={"port": port})})
+    if admin_port is not None:
+        config = config.model_copy(update={"admin": config.admin.model_copy(update={"port": admin_port})})
+    if not config.targets:
+        raise ConfigError(f"{config_path}: without Ray there are only `targets`, and this file has none")
+    uvloop.run(_serve(config))
+
+
+async def _serve(config: Config) -> None:
+    policy = compile_policy(config, home())
+    secret = read_secret(config.secret)
+    cloud = any(target.kind == "cloud" for target in config.targets)
+    if cloud and (secret is None or config.egress.url is None):
+        raise ConfigError(
+            "cloud targets need the egress: start `python -m deployments.egress --config FILE`, give its address as "
+            "`egress.url`, and the same `secret` to both"
+        )
+    router = RouterProcess(config, policy, secret or new_secret(), read_credentials(config, home()), f"router-{os.getpid()}")
+    egress = address_of(config.egress.url) if config.egress.url else None
+    router.state.fleet.update([Report(t) for t in fixed_targets(config, egress, "egress")])
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    router.start()
+    await stop.wait()
+    await router.drain()

@@ -1,0 +1,166 @@
+"""The front door: hot `/v1` paths are plain ASGI handlers, everything else is FastAPI.
+
+Two applications: `public_app` for the port clients use, and `admin_app` for a loopback listener.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from router.config import AUTO
+from router.explain import describe_cluster, explain_request
+from router.handler import ModelHandler, identify, send_error
+from router.placement.targets import Endpoint
+from router.policy import KeyGrant, Policy
+from router.state import RouterState
+from router.wire.errors import ApiError
+from router.wire.request import ClientLeft, Receive, Scope, Send, read_body, request_id_of
+
+PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class PublicApp:
+    """The ASGI application behind the public port."""
+
+    def __init__(self, state: RouterState) -> None:
+        self._hot = {endpoint.value: ModelHandler(state) for endpoint in Endpoint}
+        self._rest = _public_rest(state)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Dispatch by exact path; authentication is bound to the handler, never to a path pattern."""
+        if scope["type"] == "http":
+            handler = self._hot.get(scope["path"])
+            if handler is not None:
+                await handler(scope, receive, send)
+                return
+        await self._rest(scope, receive, send)
+
+
+def _json(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(data), status, headers, "application/json")
+
+
+def _new_fastapi(title: str) -> FastAPI:
+    app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.exception_handler(HTTPException)
+    async def _http_error(request: Request, error: HTTPException) -> Response:
+        messages = {404: f"There is nothing at {request.method} {request.url.path}.", 405: "Method not allowed here."}
+        message = messages.get(error.status_code, str(error.detail))
+        return await _as_response(request, ApiError(error.status_code, "invalid_request", message))
+
+    @app.exception_handler(ApiError)
+    async def _api_error(request: Request, error: ApiError) -> Response:
+        return await _as_response(request, error)
+
+    return app
+
+
+async def _as_response(request: Request, error: ApiError) -> Response:
+    sent: list[Any] = []
+
+    async def collect(message: Any) -> None:
+        sent.append(message)
+
+    await send_error(collect, error, request_id_of(request.scope))
+    response = Response(sent[1]["body"], error.status)
+    response.raw_headers = sent[0]["headers"]
+    return response
+
+
+def _add_health(app: FastAPI, state: RouterState) -> None:
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        return _json({"status": "ok", "router": state.router_id})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        status = "draining" if state.draining else "ready" if state.ready else "no target is up yet"
+        return _json({"status": status, "router": state.router_id}, 200 if state.ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(state.metrics.render(), media_type=PROMETHEUS)
+
+
+def _add_explain(app: FastAPI, state: RouterState) -> None:
+    @app.post("/tidegate/v1/explain")
+    async def explain(request: Request) -> Response:
+        try:
+            body = await read_body(request.scope, request.receive, state.config.max_body_bytes)
+        except ClientLeft:
+            return Response(status_code=499)
+        request_id = request_id_of(request.scope)
+        return _json(explain_request(state, request.scope, body, request_id), headers={"x-request-id": request_id})
+
+
+async def _receipt(state: RouterState, request_id: str) -> dict[str, Any]:
+    found = state.receipts.find(request_id)
+    if found is None and state.find_elsewhere is not None:
+        found = await state.find_elsewhere(request_id)
+    if found is None:
+        raise ApiError(404, "invalid_request", "There is no receipt with this request id (any more).")
+    return found
+
+
+def _public_rest(state: RouterState) -> FastAPI:
+    app = _new_fastapi("tidegate")
+    started = int(time.time())
+    _add_health(app, state)
+    _add_explain(app, state)
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> Response:
+        grant, _, _ = identify(state, request.scope)
+        data = [_model_card(name, started) for name in visible_models(state.policy, grant)]
+        return _json({"object": "list", "data": data})
+
+    @app.get("/v1/models/{model:path}")
+    async def model(request: Request, model: str) -> Response:
+        grant, _, _ = identify(state, request.scope)
+        if model not in visible_models(state.policy, grant):
+            raise ApiError(404, "model_not_found", "This model does not exist or this key may not use it.")
+        return _json(_model_card(model, started))
+
+    @app.get("/tidegate/v1/receipts/{request_id}")
+    async def receipt(request: Request, request_id: str) -> Response:
+        grant, _, _ = identify(state, request.scope)
+        found = await _receipt(state, request_id)
+        if found["key"] != grant.id:
+            raise ApiError(404, "invalid_request", "There is no receipt with this request id (any more).")
+        return _json(found)
+
+    return app
+
+
+def visible_models(policy: Policy, grant: KeyGrant) -> list[str]:
+    """Names a key may put into `model`: `auto`, tiers with a model it may use, and model ids."""
+    ids = [model for model in sorted(policy.models) if grant.models is None or model in grant.models]
+    tiers = [tier for tier in policy.tiers if set(policy.tier_models.get(tier, ())) & set(ids)]
+    return [AUTO, *tiers, *ids] if tiers else ids
+
+
+def _model_card(name: str, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "tidegate"}
+
+
+def admin_app(state: RouterState) -> FastAPI:
+    """The application behind the loopback listener: cluster state, all receipts, explain, metrics."""
+    app = _new_fastapi("tidegate admin")
+    _add_health(app, state)
+    _add_explain(app, state)
+
+    @app.get("/tidegate/v1/cluster")
+    async def cluster() -> Response:
+        return _json(describe_cluster(state))
+
+    @app.get("/tidegate/v1/receipts/{request_id}")
+    async def receipt(request_id: str) -> Response:
+        return _json(await _receipt(state, request_id))
+
+    return app

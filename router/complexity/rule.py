@@ -1,0 +1,93 @@
+"""The first complexity rule: how much model a request seems to need, from its shape alone.
+
+A handful of weighted, readable features give a score in 0..1 and the reasons in words. It reads at most the ends of the
+last user turn, so its cost is bounded; a later, learned prior replaces the weights, not the seam.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from router.decide import Complexity
+
+_HEAD_CHARS = 1500
+_TAIL_CHARS = 500
+_WORK = re.compile(
+    r"\b(prove|proof|derive|step[- ]by[- ]step|analy[sz]e|compare|critique|refactor|debug|optimi[sz]e|design|architect"
+    r"|diagnos\w*|differential|contract|clause|liabilit\w*|theorem|integral|equation|algorithm|complexity|trade-?offs?"
+    r"|beweise|analysiere|vergleiche|d[ée]montre[rz]?|analyse[rz]?|compare[rz]?)\b",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"```|\b(def|class|import|SELECT|function|public static|#include)\b")
+_MATHS = re.compile(r"[∑∫√≤≥∂∀∃]|\\frac|\\int|\\sum|\d\s*[\^*/]\s*\d")
+
+
+def judge(body: dict[str, Any], prompt_tokens: int, tiers: Sequence[str], threshold: float, large_above: int) -> Complexity:
+    """Score a parsed request.
+
+    Args:
+        body: the parsed request.
+        prompt_tokens: estimated prompt length.
+        tiers: tier names, smallest first.
+        threshold: score from which the largest tier is asked for; tiers in between split the range below evenly.
+        large_above: prompt length in tokens from which length alone asks for the largest tier.
+
+    Returns:
+        The tier, the score and the reasons with their weights.
+    """
+    text = last_user_text(body)
+    sample = text if len(text) <= _HEAD_CHARS + _TAIL_CHARS else text[:_HEAD_CHARS] + text[-_TAIL_CHARS:]
+    parts = list(_weigh(body, sample, prompt_tokens, large_above))
+    score = min(1.0, sum(weight for weight, _ in parts))
+    reasons = tuple(f"{why} (+{weight:.2f})" for weight, why in parts) or ("short and plain (+0.00)",)
+    return Complexity(_tier_of(score, tiers, threshold), round(score, 4), reasons)
+
+
+def _tier_of(score: float, tiers: Sequence[str], threshold: float) -> str:
+    if score >= threshold or len(tiers) == 1:
+        return tiers[-1]
+    return tiers[min(len(tiers) - 2, int(score / threshold * (len(tiers) - 1)))] if threshold else tiers[-1]
+
+
+def _weigh(body: dict[str, Any], sample: str, prompt_tokens: int, large_above: int) -> Any:
+    length = min(1.0, prompt_tokens / large_above) * 0.5
+    if length >= 0.05:
+        yield round(length, 4), f"about {prompt_tokens} prompt tokens"
+    if work := len({match.lower() for match in _WORK.findall(sample)}):
+        yield min(0.45, 0.2 * work), f"{work} words that ask for analysis"
+    if _CODE.search(sample):
+        yield 0.25, "code"
+    if _MATHS.search(sample):
+        yield 0.2, "mathematics"
+    if body.get("tools"):
+        yield 0.2, "tools"
+    if isinstance(body.get("response_format"), dict) and body["response_format"].get("type") == "json_schema":
+        yield 0.1, "a JSON schema to fill"
+    messages = body.get("messages")
+    if isinstance(messages, list) and len(messages) > 8:
+        yield 0.1, "a long conversation"
+    if sample.count("?") > 2:
+        yield 0.1, "several questions"
+
+
+def last_user_text(body: dict[str, Any]) -> str:
+    """The text of the last user turn of a chat, or the prompt or input of the other endpoints; "" where there is none."""
+    messages = body.get("messages")
+    if isinstance(messages, list):
+        for message in reversed(messages):
+            if isinstance(message, dict) and message.get("role") == "user":
+                return content_text(message.get("content"))
+        return ""
+    return content_text(body.get("prompt", body.get("input", "")))
+
+
+def content_text(content: Any) -> str:
+    """The text in a message's content: a string, or the text parts of a list."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = (part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None for part in content)
+    return "\n".join(text for text in texts if isinstance(text, str))

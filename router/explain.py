@@ -1,0 +1,109 @@
+"""The decision as data for people: what `POST /tidegate/v1/explain` answers and `tidegate explain` draws."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from router.decide import Decision, Facts, decide
+from router.facts import gather_facts, judge_complexity
+from router.handler import identify
+from router.placement.targets import Endpoint
+from router.policy import Policy
+from router.state import RouterState
+from router.wire.json_body import parse_object
+from router.wire.request import Scope
+
+
+def explain_request(state: RouterState, scope: Scope, body: bytes, request_id: str) -> dict[str, Any]:
+    """Decide a chat request without running it: the live code path up to the decision, and nothing after it.
+
+    Raises:
+        ApiError: as the request itself would.
+    """
+    grant, label, tags = identify(state, scope)
+    parsed = parse_object(body)
+    facts = gather_facts(request_id, grant, Endpoint.CHAT, parsed, label, state.policy)
+    complexity = judge_complexity(parsed, facts.prompt_tokens, state.policy)
+    now = time.time()
+    decision = decide(facts, state.policy, state.fleet.view(now), now)
+    answer = describe_decision(facts, decision, state.policy, tags)
+    answer["complexity"] = msgspec.to_builtins(complexity)
+    return answer
+
+
+def describe_decision(facts: Facts, decision: Decision, policy: Policy, tags: tuple[str, ...]) -> dict[str, Any]:
+    """`{"chosen", "refusal", "label", "complexity", "candidates", ...}` of the public contract."""
+    choice = decision.chosen
+    chosen = None
+    if choice is not None:
+        chosen = {
+            "target": choice.target.id,
+            "incarnation": choice.target.incarnation,
+            "model": choice.model,
+            "zone": choice.target.zone,
+            "kind": choice.target.kind.value,
+            "reason": choice.reason,
+            "predicted_ttft_ms": round(choice.predicted_ttft_s * 1e3, 3),
+        }
+    place = policy.place_of(facts.label)
+    return {
+        "chosen": chosen,
+        "refusal": None if decision.refusal is None else msgspec.to_builtins(decision.refusal),
+        "label": {
+            "process": place.process,
+            "store": place.store,
+            "duties": place.duties,
+            "sources": {"key": facts.key.ceiling_tags, "header": tags},
+        },
+        "complexity": msgspec.to_builtins(facts.complexity),
+        "candidates": msgspec.to_builtins(decision.candidates),
+        "models": decision.models,
+        "epoch": policy.epoch,
+        "request_id": facts.request_id,
+    }
+
+
+def describe_cluster(state: RouterState) -> dict[str, Any]:
+    """Targets, zones, signals and their age: what `GET /tidegate/v1/cluster` answers."""
+    now = time.time()
+    view = state.fleet.view(now)
+    targets = []
+    for target, load in zip(view.membership.targets, view.loads, strict=True):
+        signals = None if load.signals is None else msgspec.to_builtins(load.signals)
+        age = None if load.signals is None else round(max(0.0, now - load.signals.sampled_at), 3)
+        targets.append(
+            {
+                "target": target.id,
+                "incarnation": target.incarnation,
+                "kind": target.kind.value,
+                "zone": target.zone,
+                "process": state.policy.vocabulary.zone_names(target.evidence.process),
+                "models": sorted(target.models),
+                "address": target.address.uds or f"{target.address.host}:{target.address.port}",
+                "context_tokens": target.context_tokens,
+                "slots": target.slots,
+                "up": load.down_until <= now,
+                "inflight": load.inflight,
+                "foreign": load.foreign,
+                "ttft_s": round(load.ttft_s, 4),
+                "signals": signals,
+                "signal_age_s": age,
+                "trust": _trust(target.kind.value, age),
+            }
+        )
+    return {
+        "router": state.router_id,
+        "epoch": state.policy.epoch,
+        "ready": state.ready,
+        "spilling": sorted(view.spilling),
+        "zones": {zone: {"external": spec.external} for zone, spec in state.config.zones.items()},
+        "targets": targets,
+    }
+
+
+def _trust(kind: str, age: float | None) -> str:
+    """How far a target's signals can be believed: DEGRADED is gauges only, BLIND is the router's own books only."""
+    return "DEGRADED" if kind == "replica" and age is not None and age < 5.0 else "BLIND"

@@ -1,0 +1,72 @@
+"""From a parsed request to facts: what the decision needs, and nothing of what the request says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from router.complexity.rule import content_text, judge
+from router.config import AUTO
+from router.decide import Complexity, Facts
+from router.placement.targets import Endpoint
+from router.policy import KeyGrant, Policy
+from router.residency.label import Label
+from router.wire.errors import invalid_request
+
+BYTES_PER_TOKEN = 4
+"""A usual ratio for English text; only an estimate, the engine counts."""
+_NOT_ASKED = Complexity(tier="", score=0.0, reasons=("the client named a model or tier",))
+
+
+def gather_facts(request_id: str, grant: KeyGrant, endpoint: str, body: dict[str, Any], label: Label, policy: Policy) -> Facts:
+    """Facts of one request.
+
+    Args:
+        request_id: the id the receipt is found by.
+        grant: what the key may do.
+        endpoint: one of `Endpoint`.
+        body: the parsed request.
+        label: the effective label.
+        policy: the compiled configuration.
+
+    Raises:
+        ApiError: 400 when `model` is missing, or `model` or `stream` is of the wrong type.
+    """
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise invalid_request("`model` is missing: name a model, a tier, or `auto`.", param="model")
+    if not isinstance(body.get("stream", False), bool | None):
+        raise invalid_request("`stream` must be true or false.", param="stream")
+    prompt_bytes = _prompt_bytes(endpoint, body)
+    prompt_tokens = prompt_bytes // BYTES_PER_TOKEN + 1
+    complexity = judge_complexity(body, prompt_tokens, policy) if model == AUTO else _NOT_ASKED
+    return Facts(
+        request_id=request_id,
+        key=grant,
+        endpoint=endpoint,
+        model=model,
+        label=label,
+        complexity=complexity,
+        prompt_bytes=prompt_bytes,
+        prompt_tokens=prompt_tokens,
+        max_tokens=_max_tokens(body),
+    )
+
+
+def judge_complexity(body: dict[str, Any], prompt_tokens: int, policy: Policy) -> Complexity:
+    """The complexity rule under this policy."""
+    return judge(body, prompt_tokens, policy.tiers, policy.score_threshold, policy.large_above_tokens)
+
+
+def _prompt_bytes(endpoint: str, body: dict[str, Any]) -> int:
+    messages = body.get("messages")
+    if endpoint in (Endpoint.CHAT, Endpoint.MESSAGES) and isinstance(messages, list):
+        return sum(len(content_text(m.get("content"))) for m in messages if isinstance(m, dict))
+    return len(content_text(body.get("prompt", body.get("input", ""))))
+
+
+def _max_tokens(body: dict[str, Any]) -> int:
+    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
+        value = body.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return min(value, 1 << 30)
+    return 0

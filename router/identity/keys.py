@@ -1,0 +1,47 @@
+"""One authenticator for every spelling of a credential.
+
+A key is 256 random bits, so a plain SHA-256 of it is a safe thing to store and a dictionary look-up by digest leaks no
+timing of the key itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+
+from router.policy import KeyGrant
+from router.wire.errors import ApiError, invalid_request
+
+_MAX_KEY_BYTES = 512
+
+
+def authenticate(headers: Iterable[tuple[bytes, bytes]], keys: Mapping[bytes, KeyGrant]) -> KeyGrant:
+    """The grant of the key in `Authorization: Bearer` or `x-api-key`.
+
+    Args:
+        headers: request headers, names in lower case.
+        keys: grants by SHA-256 digest.
+
+    Raises:
+        ApiError: 401 `invalid_api_key` without a known key; 400 when two different credentials are given.
+    """
+    found: bytes | None = None
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, credential = value.partition(b" ")
+            if scheme.lower() != b"bearer":
+                raise ApiError(401, "invalid_api_key", "Use `Authorization: Bearer <key>`.")
+            credential = credential.strip()
+        elif name == b"x-api-key":
+            credential = value.strip()
+        else:
+            continue
+        if found is not None and found != credential:
+            raise invalid_request("Two different credentials were sent; send one.", param="authorization")
+        found = credential
+    if not found:
+        raise ApiError(401, "invalid_api_key", "No API key: send `Authorization: Bearer <key>` or `x-api-key`.")
+    grant = keys.get(hashlib.sha256(found).digest()) if len(found) <= _MAX_KEY_BYTES else None
+    if grant is None:
+        raise ApiError(401, "invalid_api_key", "This API key is not known here.")
+    return grant

@@ -1,0 +1,117 @@
+"""One receipt per request: what was asked (no content), what was decided and why, every attempt, and how it ended."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from typing import Any
+
+import msgspec
+
+from router.decide import Decision, Facts
+from router.policy import Policy
+
+_PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
+_COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')
+
+
+class Attempt(msgspec.Struct):
+    """One try at one target. Times are UNIX seconds; 0 means it did not come to that."""
+
+    target: str
+    incarnation: str
+    zone: str
+    model: str
+    reason: str
+    started: float
+    first_byte: float = 0.0
+    ended: float = 0.0
+    ending: str = ""
+    status: int = 0
+    failure: str = ""
+
+
+class Receipt(msgspec.Struct):
+    """The record of one request. `usage` values are -1 while unknown."""
+
+    request_id: str
+    received: float
+    key: str
+    tenant: str
+    endpoint: str
+    requested_model: str
+    epoch: str
+    label: str
+    label_sources: dict[str, str]
+    complexity_tier: str
+    complexity_score: float
+    prompt_tokens_estimate: int
+    candidates: list[dict[str, Any]] = []
+    attempts: list[Attempt] = []
+    status: int = 0
+    code: str = ""
+    ended: float = 0.0
+    prompt_tokens: int = -1
+    completion_tokens: int = -1
+
+
+def open_receipt(facts: Facts, policy: Policy, tags: tuple[str, ...], now: float) -> Receipt:
+    """A receipt with everything that is known before the first decision."""
+    sources = {"key": "+".join(facts.key.ceiling_tags)}
+    if tags:
+        sources["header"] = "+".join(tags)
+    return Receipt(
+        request_id=facts.request_id,
+        received=now,
+        key=facts.key.id,
+        tenant=facts.key.tenant,
+        endpoint=facts.endpoint,
+        requested_model=facts.model,
+        epoch=policy.epoch,
+        label=policy.label_text(facts.label),
+        label_sources=sources,
+        complexity_tier=facts.complexity.tier,
+        complexity_score=facts.complexity.score,
+        prompt_tokens_estimate=facts.prompt_tokens,
+    )
+
+
+def read_usage(receipt: Receipt, tail: bytes) -> None:
+    """Take the token counts from the end of an answer, where OpenAI's shape has them; leave them unknown otherwise."""
+    start = tail.rfind(b'"usage"')
+    if start < 0:
+        return
+    prompt = _PROMPT_TOKENS.search(tail, start)
+    completion = _COMPLETION_TOKENS.search(tail, start)
+    if prompt is not None:
+        receipt.prompt_tokens = int(prompt[1])
+    if completion is not None:
+        receipt.completion_tokens = int(completion[1])
+
+
+class ReceiptBook:
+    """The latest receipts in memory, found by request id; the oldest goes when `capacity` is reached."""
+
+    def __init__(self, capacity: int = 20_000) -> None:
+        self._capacity = capacity
+        self._receipts: OrderedDict[str, tuple[Receipt, Decision | None]] = OrderedDict()
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._receipts
+
+    def add(self, receipt: Receipt, decision: Decision | None) -> None:
+        """Keep a receipt together with its last decision; candidates are written out only when somebody asks."""
+        self._receipts[receipt.request_id] = (receipt, decision)
+        if len(self._receipts) > self._capacity:
+            self._receipts.popitem(last=False)
+
+    def find(self, request_id: str) -> dict[str, Any] | None:
+        """The receipt as plain data, or None."""
+        found = self._receipts.get(request_id)
+        if found is None:
+            return None
+        receipt, decision = found
+        data: dict[str, Any] = msgspec.to_builtins(receipt)
+        if decision is not None:
+            data["candidates"] = msgspec.to_builtins(decision.candidates)
+        return data

@@ -1,0 +1,173 @@
+"""The router's live books: which targets there are and what is in flight where.
+
+One owner, no locks, no clock of its own: every change is one synchronous call that swaps a frozen `Load`, so a `View` is
+two references and a tuple copy at any number of targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from router.placement.targets import Load, Membership, Report, Signals, Target, View
+
+_SMOOTHING = 0.2
+"""Weight of a new observation in the running estimates."""
+_BASE_DOWN_S = 1.0
+_MAX_DOWN_S = 30.0
+
+
+class Booking:
+    """One request's entry in the books of one target; it ends exactly once."""
+
+    __slots__ = ("ended", "incarnation", "started", "started_at", "tokens")
+
+    def __init__(self, incarnation: str, tokens: int, now: float) -> None:
+        self.incarnation = incarnation
+        self.tokens = tokens
+        self.started_at = now
+        self.started = False
+        self.ended = False
+
+
+class Fleet:
+    """Targets and loads as one router sees them. Times are UNIX seconds, given by the caller."""
+
+    def __init__(self, daily_budget_usd: float) -> None:
+        self._membership = Membership(0, ())
+        self._loads: list[Load] = []
+        self._index: dict[str, int] = {}
+        self._peaks: dict[str, tuple[int, int]] = {}
+        self._spilling: frozenset[str] = frozenset()
+        self._daily_budget_usd = daily_budget_usd
+        self._spent_usd = 0.0
+        self._spent_on_day = -1
+
+    @property
+    def membership(self) -> Membership:
+        """The current targets."""
+        return self._membership
+
+    def view(self, now: float) -> View:
+        """Everything a decision may see, frozen."""
+        return View(self._membership, tuple(self._loads), self._spilling, self._spend_left(now))
+
+    def update(self, reports: Sequence[Report]) -> None:
+        """Take the cluster's word for who is up, and its signals; books of those who stay are kept.
+
+        A target that is missing is gone; an incarnation that was down and is reported with signals newer than its failure
+        keeps its `down_until`, because a report only proves that its supervisor lives.
+        """
+        targets = tuple(report.target for report in reports)
+        loads = []
+        peaks = {}
+        for report in reports:
+            incarnation = report.target.incarnation
+            known = self._index.get(incarnation)
+            load = self._loads[known] if known is not None else Load()
+            before, since = self._peaks.get(incarnation, (0, 0))
+            loads.append(_with_signals(load, report.signals, max(before, since)))
+            peaks[incarnation] = (since, load.inflight)
+        self._peaks = peaks
+        if targets != self._membership.targets:
+            self._membership = Membership(self._membership.version + 1, targets)
+            self._index = {target.incarnation: i for i, target in enumerate(targets)}
+        self._loads = loads
+
+    def book(self, target: Target, prompt_tokens: int, now: float, cost_usd: float = 0.0) -> Booking:
+        """Enter one request that is about to be sent to `target`."""
+        booking = Booking(target.incarnation, prompt_tokens, now)
+        index = self._index.get(target.incarnation)
+        if index is not None:
+            load = self._loads[index]
+            self._loads[index] = replace(
+                load,
+                inflight=load.inflight + 1,
+                unstarted=load.unstarted + 1,
+                unstarted_tokens=load.unstarted_tokens + prompt_tokens,
+            )
+            before, since = self._peaks.get(target.incarnation, (0, 0))
+            self._peaks[target.incarnation] = (before, max(since, load.inflight + 1))
+        if cost_usd:
+            self._roll_day(now)
+            self._spent_usd += cost_usd
+        return booking
+
+    def first_byte(self, booking: Booking, now: float) -> None:
+        """The first byte of the answer's body arrived."""
+        index = self._index.get(booking.incarnation)
+        if booking.started or booking.ended or index is None:
+            return
+        booking.started = True
+        load = self._loads[index]
+        seconds = max(1e-4, now - booking.started_at)
+        alone = load.unstarted <= 1
+        rate = booking.tokens / seconds if alone and booking.tokens >= 32 else 0.0
+        self._loads[index] = replace(
+            load,
+            unstarted=load.unstarted - 1,
+            unstarted_tokens=max(0, load.unstarted_tokens - booking.tokens),
+            ttft_s=_smooth(load.ttft_s, seconds),
+            prefill_tps=_smooth(load.prefill_tps, rate) if rate else load.prefill_tps,
+        )
+
+    def end(self, booking: Booking, now: float, *, completed: bool) -> None:
+        """The request left the target, completed or not. Calling it again changes nothing."""
+        if booking.ended:
+            return
+        booking.ended = True
+        index = self._index.get(booking.incarnation)
+        if index is None:
+            return
+        load = self._loads[index]
+        unstarted = 0 if booking.started else 1
+        self._loads[index] = replace(
+            load,
+            inflight=max(0, load.inflight - 1),
+            unstarted=max(0, load.unstarted - unstarted),
+            unstarted_tokens=max(0, load.unstarted_tokens - unstarted * booking.tokens),
+            service_s=_smooth(load.service_s, now - booking.started_at) if completed else load.service_s,
+            failures=0 if completed else load.failures,
+            down_until=0.0 if completed else load.down_until,
+        )
+
+    def failed(self, incarnation: str, now: float) -> None:
+        """A target broke a connection or refused one: no work for a while, doubling with each failure in a row."""
+        index = self._index.get(incarnation)
+        if index is None:
+            return
+        load = self._loads[index]
+        pause = min(_MAX_DOWN_S, _BASE_DOWN_S * 2.0**load.failures)
+        self._loads[index] = replace(load, failures=min(load.failures + 1, 10), down_until=now + pause)
+
+    def set_saturated(self, models: Sequence[str], saturated: bool) -> None:
+        """Remember for the next decision whether these models' local targets were saturated (hysteresis)."""
+        if saturated != (not self._spilling.isdisjoint(models)):
+            names = frozenset(models)
+            self._spilling = self._spilling | names if saturated else self._spilling - names
+
+    def _spend_left(self, now: float) -> float:
+        self._roll_day(now)
+        return self._daily_budget_usd - self._spent_usd
+
+    def _roll_day(self, now: float) -> None:
+        day = int(now // 86400)
+        if day != self._spent_on_day:
+            self._spent_on_day, self._spent_usd = day, 0.0
+
+
+def _with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
+    """Gauges correct the books: what the engine has beyond our own share is foreign work.
+
+    `own_share` is the most we had in flight during the last two reports, because a gauge lags: a request of ours that has
+    just ended may still be in it. A gauge that says less than we have is late, not right: our own count leads.
+    """
+    if signals is None or (load.signals is not None and signals.sampled_at <= load.signals.sampled_at):
+        return load
+    foreign = max(0, signals.running + signals.waiting - max(own_share, load.inflight))
+    return replace(load, signals=signals, foreign=foreign)
+
+
+def _smooth(old: float, new: float) -> float:
+    return new if old == 0.0 else old + _SMOOTHING * (new - old)

@@ -1,0 +1,71 @@
+"""Running a router: its listeners, its books, its drain. The same for a Serve replica and a plain process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import uvicorn
+
+from router.app import PublicApp, admin_app
+from router.config import Config
+from router.policy import Policy
+from router.state import RouterState
+from router.wire.http_server import make_server, open_socket
+
+
+class RouterProcess:
+    """A router that listens on its public and its admin address. Use from inside a running event loop.
+
+    Args:
+        config: the validated configuration.
+        policy: the same, compiled.
+        secret: the cluster secret.
+        credentials: bearer tokens of servers that already run, by target id.
+        router_id: names this process.
+        grace_s: how long running responses may go on while draining.
+
+    Raises:
+        OSError: an address is taken.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        secret: bytes,
+        credentials: Mapping[str, str],
+        router_id: str,
+        grace_s: float = 30.0,
+    ) -> None:
+        self.state = RouterState(config, policy, secret, credentials, router_id)
+        self._servers: list[uvicorn.Server] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._grace_s = grace_s
+
+    def start(self) -> None:
+        """Open the listeners and begin to serve."""
+        config = self.state.config
+        sockets = [open_socket(config.listen.host, config.listen.port)]
+        try:
+            sockets.append(open_socket(config.admin.host, config.admin.port))
+        except OSError:
+            sockets[0].close()
+            raise
+        for app, listener in zip((PublicApp(self.state), admin_app(self.state)), sockets, strict=True):
+            server = make_server(app, grace_s=self._grace_s)
+            self._servers.append(server)
+            self._tasks.append(asyncio.get_running_loop().create_task(server.serve(sockets=[listener])))
+
+    @property
+    def alive(self) -> bool:
+        """True while every listener serves."""
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
+
+    async def drain(self) -> None:
+        """Stop accepting, let running responses finish within the grace, then close everything."""
+        self.state.draining = True
+        for server in self._servers:
+            server.should_exit = True
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.state.pool.close()

@@ -1,0 +1,66 @@
+"""What one router process holds while it runs: explicit, passed around, no singletons."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from router.config import Config
+from router.ledger.metrics import Metrics
+from router.ledger.receipts import ReceiptBook
+from router.placement.fleet import Fleet
+from router.policy import Policy
+from router.residency.guard import derive_target_key
+from router.wire.upstream import Pool
+
+FindReceipt = Callable[[str], Awaitable[dict[str, Any] | None]]
+
+
+class RouterState:
+    """The parts of a running router.
+
+    Args:
+        config: the validated configuration.
+        policy: the same, compiled.
+        secret: the cluster secret that passes are signed with.
+        credentials: bearer tokens of servers that already run, by target id.
+        router_id: names this process in receipts and headers.
+    """
+
+    def __init__(
+        self, config: Config, policy: Policy, secret: bytes, credentials: Mapping[str, str], router_id: str = "router"
+    ) -> None:
+        self.config = config
+        self.policy = policy
+        self.router_id = router_id
+        self.fleet = Fleet(policy.daily_budget_usd)
+        self.receipts = ReceiptBook()
+        self.metrics = Metrics(self.fleet)
+        self.pool = Pool(config.timeouts.connect_s)
+        self.draining = False
+        self.find_elsewhere: FindReceipt | None = None
+        """Asks the other router replicas for a receipt; None where there are none."""
+        self._secret = secret
+        self._credentials = {target: token.encode("latin-1") for target, token in credentials.items()}
+        self._keys: dict[str, bytes] = {}
+
+    def __repr__(self) -> str:
+        return f"RouterState(router_id={self.router_id!r}, epoch={self.policy.epoch!r})"
+
+    @property
+    def ready(self) -> bool:
+        """True when this router can serve: not draining, and at least one target is known."""
+        return not self.draining and bool(self.fleet.membership.targets)
+
+    def target_key(self, incarnation: str) -> bytes:
+        """The pass key of one target incarnation (cached: one HMAC per incarnation, not per request)."""
+        key = self._keys.get(incarnation)
+        if key is None:
+            if len(self._keys) > 4096:
+                self._keys.clear()
+            key = self._keys[incarnation] = derive_target_key(self._secret, incarnation)
+        return key
+
+    def credential(self, target_secret: str) -> bytes | None:
+        """The bearer token of a server that already runs, if it has one."""
+        return self._credentials.get(target_secret)

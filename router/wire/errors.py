@@ -1,0 +1,59 @@
+"""Errors in OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}`.
+
+No message ever contains prompt text: messages are built from names of the configuration and sizes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+_TYPE_OF_STATUS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    411: "invalid_request_error",
+    413: "invalid_request_error",
+    415: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error. `code` is one of the public contract, `retry_after_s` becomes `Retry-After`."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> bytes:
+        """The JSON envelope."""
+        return msgspec.json.encode({"error": self.fields()})
+
+    def fields(self) -> dict[str, str | None]:
+        """What stands inside `error`."""
+        kind = _TYPE_OF_STATUS.get(self.status, "server_error")
+        return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers this error asks for: `Retry-After` in whole seconds, at least 1."""
+        if self.retry_after_s is None:
+            return []
+        return [(b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode())]
+
+
+def invalid_request(message: str, param: str | None = None, status: int = 400) -> ApiError:
+    """A request that cannot be understood."""
+    return ApiError(status, "invalid_request", message, param=param)

@@ -1,0 +1,64 @@
+"""Heads of messages: what we send to a target, and what of its answer reaches the client. Allow-lists, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from router.decide import Choice
+from router.placement.targets import Address, Kind
+from router.residency.guard import PASS_HEADER
+
+TARGET_HEADER = "x-tidegate-target"
+_UPWARD = frozenset({b"accept", b"content-type", b"traceparent", b"tracestate"})
+_DOWNWARD = frozenset({b"content-type", b"content-length", b"transfer-encoding", b"cache-control", b"retry-after"})
+
+
+def request_head(
+    method: str,
+    address: Address,
+    path: str,
+    client_headers: Iterable[tuple[bytes, bytes]],
+    own: Iterable[tuple[str, str]],
+    body_length: int,
+) -> bytes:
+    """The head of a request to a target: a few of the client's headers, then our own."""
+    host = address.host or "localhost"
+    lines = [f"{method} {address.base_path}{path} HTTP/1.1\r\nhost: {host}:{address.port}\r\n".encode("latin-1")]
+    for name, value in client_headers:
+        if name in _UPWARD:
+            lines += (name, b": ", value, b"\r\n")
+    lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in own]
+    lines.append(b"content-length: %d\r\n\r\n" % body_length)
+    return b"".join(lines)
+
+
+def own_request_headers(
+    request_id: str, choice: Choice, pass_token: str | None, credential: bytes | None
+) -> list[tuple[str, str]]:
+    """Our headers for a target: the request id always; the pass for guarded ones; a server's own credential."""
+    headers = [("x-request-id", request_id)]
+    if pass_token is not None:
+        headers.append((PASS_HEADER, pass_token))
+    if choice.target.kind is Kind.CLOUD:
+        headers.append((TARGET_HEADER, choice.target.id))
+    if credential is not None:
+        headers.append(("authorization", f"Bearer {credential.decode('latin-1')}"))
+    return headers
+
+
+def decision_headers(request_id: str, model: str, target: str, zone: str, reason: str) -> bytes:
+    """The headers every response carries, as lines."""
+    reason = reason.encode("ascii", "replace").decode("ascii")
+    return (
+        f"x-request-id: {request_id}\r\nx-tidegate-model: {model}\r\nx-tidegate-target: {target}\r\n"
+        f"x-tidegate-zone: {zone}\r\nx-tidegate-reason: {reason}\r\n"
+    ).encode("latin-1")
+
+
+def response_headers(upstream: Iterable[tuple[bytes, bytes]], *, unchunk: bool) -> bytes:
+    """The target's headers a client may see, as lines; without the chunked coding when `unchunk`."""
+    lines: list[bytes] = []
+    for name, value in upstream:
+        if name in _DOWNWARD and not (unchunk and name == b"transfer-encoding"):
+            lines += (name, b": ", value, b"\r\n")
+    return b"".join(lines)

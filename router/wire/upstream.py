@@ -1,0 +1,401 @@
+"""Connections to targets: a pool keyed by incarnation, and one exchange at a time on each connection.
+
+Response bytes go from the target's socket to the client's transport as they came; an httptools parser beside them only
+learns where the response ends. Nothing is allocated per chunk beyond what the parser itself hands over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any, Protocol, cast
+
+import httptools
+
+from router.placement.targets import Address
+from router.wire.http_server import Client
+
+MAX_RESPONSE_HEAD = 64 * 1024
+MAX_HELD_BODY = 64 * 1024
+MAX_TAIL = 4096
+"""How much of a response's end is kept: the usage of a JSON answer stands there."""
+_IDLE_LIFETIME_S = 4.0
+"""Shorter than uvicorn's 5 s: vLLM closes idle connections then, and a connection closed while we write costs a retry."""
+_SWEEP_S = 0.25
+
+
+class Ending(Enum):
+    """How an exchange ended."""
+
+    COMPLETE = auto()
+    HELD = auto()
+    """The response head was not forwarded; status and body are in the exchange."""
+    BROKEN_BEFORE = auto()
+    """The target failed before any byte went to the client."""
+    BROKEN_AFTER = auto()
+    """The target failed after bytes went to the client."""
+    CLIENT_GONE = auto()
+
+
+class HeadHandler(Protocol):
+    """Decides what to do with a response head."""
+
+    def on_head(self, exchange: Exchange) -> bool:
+        """True: the head was written to the client, forward the body. False: hold the response back."""
+
+    def on_first_body(self, exchange: Exchange) -> None:
+        """The first byte of the body arrived."""
+
+
+class Exchange:
+    """One request and its response on one upstream connection."""
+
+    __slots__ = (
+        "body_bytes",
+        "chunked",
+        "client",
+        "connection",
+        "content_length",
+        "done",
+        "failure",
+        "first_byte_deadline",
+        "forwarding",
+        "handler",
+        "headers",
+        "held",
+        "idle_s",
+        "last_activity",
+        "reused",
+        "status",
+        "tail",
+    )
+
+    def __init__(self, client: Client, handler: HeadHandler, first_byte_s: float, idle_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        self.client = client
+        self.handler = handler
+        self.done: asyncio.Future[Ending] = loop.create_future()
+        self.connection: Connection | None = None
+        self.reused = False
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.chunked = False
+        self.content_length = -1
+        self.forwarding = False
+        self.held = bytearray()
+        self.tail = b""
+        self.body_bytes = 0
+        self.failure = ""
+        self.last_activity = loop.time()
+        self.first_byte_deadline = self.last_activity + first_byte_s
+        self.idle_s = idle_s
+
+    def end(self, ending: Ending) -> None:
+        """Settle the exchange; later endings change nothing."""
+        if not self.done.done():
+            self.client.listen(None)
+            self.done.set_result(ending)
+
+    def client_gone(self) -> None:
+        """The client left: cut the upstream at once, so that the engine stops generating."""
+        if not self.done.done():
+            if self.connection is not None:
+                self.connection.discard()
+            self.end(Ending.CLIENT_GONE)
+
+    def client_paused(self) -> None:
+        """Stop reading from the target until the client has caught up."""
+        if self.connection is not None:
+            self.connection.pause_reading()
+
+    def client_resumed(self) -> None:
+        """Read on."""
+        self.last_activity = asyncio.get_running_loop().time()
+        if self.connection is not None:
+            self.connection.resume_reading()
+
+    def broken(self, why: str) -> None:
+        """The target failed; `why` is for the receipt and holds no content."""
+        self.failure = self.failure or why
+        self.end(Ending.BROKEN_AFTER if self.forwarding else Ending.BROKEN_BEFORE)
+
+
+class Connection(asyncio.Protocol):
+    """One connection to one target incarnation."""
+
+    def __init__(self, pool: Pool, incarnation: str) -> None:
+        self._pool = pool
+        self.incarnation = incarnation
+        self.exchange: Exchange | None = None
+        self.idle_since = 0.0
+        self._transport: asyncio.Transport | None = None
+        self._parser: Any = None
+        self._head = bytearray()
+        self._in_head = True
+        self._complete = False
+        self._keep = True
+        self._paused = False
+
+    @property
+    def usable(self) -> bool:
+        """True while a new exchange may start on this connection."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected."""
+        # uvloop's transports have the interface but not the base class.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def start(self, exchange: Exchange, request: bytes) -> None:
+        """Send one request; the exchange's future tells how it ended."""
+        assert self._transport is not None
+        self.exchange = exchange
+        exchange.connection = self
+        self._parser = httptools.HttpResponseParser(self)
+        self._head.clear()
+        self._in_head = True
+        self._complete = False
+        exchange.client.listen(exchange)
+        if not exchange.done.done():
+            self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse for the end of the message, and pass the body's bytes on as they are."""
+        exchange = self.exchange
+        if exchange is None or exchange.done.done():
+            self.discard()
+            return
+        exchange.last_activity = self._pool.now()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.discard()
+            exchange.broken("the target's response is not valid HTTP")
+            return
+        if self._in_head:
+            self._head += data
+            split = self._head.find(b"\r\n\r\n")
+            if split < 0:
+                if len(self._head) > MAX_RESPONSE_HEAD:
+                    self.discard()
+                    exchange.broken("the target's response head is too large")
+                return
+            data = bytes(self._head[split + 4 :])
+            self._in_head = False
+        if exchange.done.done():
+            return
+        if exchange.forwarding and data:
+            if exchange.client.speaks_chunked or not exchange.chunked:
+                exchange.client.transport.write(data)
+            exchange.tail = data if exchange.chunked else (exchange.tail + data)[-MAX_TAIL:]
+        if self._complete:
+            self._finish(exchange)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A response header."""
+        if self.exchange is not None and not self._complete:
+            lower = name.lower()
+            self.exchange.headers.append((lower, value))
+            if lower == b"content-length":
+                self.exchange.content_length = int(value) if value.isdigit() else -1
+            elif lower == b"transfer-encoding":
+                self.exchange.chunked = value.strip().lower() == b"chunked"
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: ask the handler what to do with it."""
+        exchange = self.exchange
+        if exchange is None or exchange.done.done():
+            return
+        exchange.status = self._parser.get_status_code()
+        self._keep = self._parser.should_keep_alive()
+        if not exchange.chunked and exchange.content_length < 0 and exchange.status not in (204, 304):
+            self.discard()
+            exchange.broken("the target's response does not say where it ends")
+            return
+        exchange.forwarding = exchange.handler.on_head(exchange)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body, free of framing."""
+        exchange = self.exchange
+        if exchange is None:
+            return
+        if exchange.body_bytes == 0:
+            exchange.handler.on_first_body(exchange)
+        exchange.body_bytes += len(body)
+        if not exchange.forwarding:
+            if len(exchange.held) + len(body) <= MAX_HELD_BODY:
+                exchange.held += body
+        elif exchange.chunked and not exchange.client.speaks_chunked:
+            exchange.client.transport.write(body)
+
+    def on_message_complete(self) -> None:
+        """The response is whole. A second one on the same exchange is a protocol error."""
+        if self._complete and self.exchange is not None:
+            self.exchange.broken("the target sent more than one response")
+            self.discard()
+        self._complete = True
+
+    def _finish(self, exchange: Exchange) -> None:
+        self.exchange = None
+        if exchange.forwarding:
+            exchange.client.finish()
+        exchange.end(Ending.COMPLETE if exchange.forwarding else Ending.HELD)
+        if self._keep and self.usable:
+            self.resume_reading()
+            self._pool.release(self)
+        else:
+            self.discard()
+
+    def eof_received(self) -> bool:
+        """The target closed its side: close ours."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone; an exchange under way is broken."""
+        self._pool.forget(self)
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.broken("the target closed the connection" if exc is None else "the connection to the target broke")
+
+    def pause_reading(self) -> None:
+        """Flow control: the client is slower than the target."""
+        if self._transport is not None and not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Flow control: read on."""
+        if self._transport is not None and self._paused and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+    @property
+    def paused(self) -> bool:
+        """True while flow control holds reading back."""
+        return self._paused
+
+    def discard(self) -> None:
+        """Drop the connection now, with whatever is in flight."""
+        self._pool.forget(self)
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class ConnectFailed(Exception):
+    """No connection to the target could be made; the text holds no address."""
+
+
+class Pool:
+    """Idle and busy connections of one router, by target incarnation."""
+
+    def __init__(self, connect_s: float) -> None:
+        self._connect_s = connect_s
+        self._idle: dict[str, list[Connection]] = {}
+        self._busy: set[Connection] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self.now: Callable[[], float] = self._loop.time
+        self._ssl: ssl.SSLContext | None = None
+        self._sweep()
+
+    async def send(self, incarnation: str, address: Address, request: bytes, exchange: Exchange) -> Ending:
+        """Send `request` to a target and wait until its response ended.
+
+        A connection that the target closed while it was idle costs nothing: the request goes out again on a new one.
+
+        Raises:
+            ConnectFailed: no connection within the limit.
+        """
+        connection = self._take_idle(incarnation)
+        if connection is not None:
+            exchange.reused = True
+            self._busy.add(connection)
+            connection.start(exchange, request)
+            ending = await exchange.done
+            late = self.now() > exchange.first_byte_deadline
+            if ending is not Ending.BROKEN_BEFORE or exchange.status or late:
+                return ending
+            exchange.reused = False
+            exchange.failure = ""
+            exchange.done = self._loop.create_future()
+            if exchange.client.gone:
+                return Ending.CLIENT_GONE
+        connection = await self._connect(incarnation, address)
+        self._busy.add(connection)
+        connection.start(exchange, request)
+        return await exchange.done
+
+    def release(self, connection: Connection) -> None:
+        """Keep a connection for the next exchange with the same incarnation."""
+        self._busy.discard(connection)
+        connection.idle_since = self.now()
+        self._idle.setdefault(connection.incarnation, []).append(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is gone."""
+        self._busy.discard(connection)
+        idle = self._idle.get(connection.incarnation)
+        if idle and connection in idle:
+            idle.remove(connection)
+
+    def close(self) -> None:
+        """Drop every connection."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for connection in [*self._busy, *(c for idle in self._idle.values() for c in idle)]:
+            connection.discard()
+        self._idle.clear()
+
+    def _take_idle(self, incarnation: str) -> Connection | None:
+        idle = self._idle.get(incarnation)
+        oldest = self.now() - _IDLE_LIFETIME_S
+        while idle:
+            connection = idle.pop()
+            if connection.usable and connection.idle_since > oldest:
+                return connection
+            connection.discard()
+        return None
+
+    async def _connect(self, incarnation: str, address: Address) -> Connection:
+        def factory() -> Connection:
+            return Connection(self, incarnation)
+
+        context = self._tls_context() if address.tls else None
+        try:
+            async with asyncio.timeout(self._connect_s):
+                if address.uds:
+                    _, connection = await self._loop.create_unix_connection(factory, address.uds, ssl=context)
+                else:
+                    _, connection = await self._loop.create_connection(factory, address.host, address.port, ssl=context)
+        except TimeoutError:
+            raise ConnectFailed("connecting took too long") from None
+        except OSError as error:
+            raise ConnectFailed(f"connection failed ({type(error).__name__})") from None
+        return connection
+
+    def _tls_context(self) -> ssl.SSLContext:
+        if self._ssl is None:
+            self._ssl = ssl.create_default_context()
+        return self._ssl
+
+    def _sweep(self) -> None:
+        """Enforce first-byte and idle limits, and drop old idle connections: one timer for all, none per chunk."""
+        now = self.now()
+        for connection in list(self._busy):
+            exchange = connection.exchange
+            if exchange is None:
+                continue
+            if exchange.body_bytes == 0 and now > exchange.first_byte_deadline:
+                exchange.broken("no first byte within the limit")
+                connection.discard()
+            elif exchange.body_bytes and not connection.paused and now - exchange.last_activity > exchange.idle_s:
+                exchange.broken("the target went silent in the middle of its response")
+                connection.discard()
+        oldest = now - _IDLE_LIFETIME_S
+        for idle in self._idle.values():
+            for connection in [c for c in idle if c.idle_since <= oldest]:
+                connection.discard()
+        self._idle = {key: idle for key, idle in self._idle.items() if idle}
+        self._sweeper = self._loop.call_later(_SWEEP_S, self._sweep)
