@@ -1,0 +1,59 @@
+"""`python -m deployments.egress --config FILE`: the egress as a process of its own, outside Ray.
+
+Give the router its address as `egress.url` and both the same `secret`. It is the only process that needs the providers' keys
+and a route to the outside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from deployments.credentials import read_credentials, read_secret
+from deployments.egress.server import EgressServer
+from router.config import Config, ConfigError, home, load_file
+from router.policy import compile_policy
+from router.wire.http_server import make_server, open_socket
+
+INCARNATION = "egress"
+"""The incarnation of an egress outside Ray: it is named by configuration, so its name does not change."""
+
+
+async def serve_egress(config: Config, host: str, port: int) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: no secret, or a credential is missing.
+        OSError: the port is taken.
+    """
+    secret = read_secret(config.secret)
+    if secret is None:
+        raise ConfigError("secret: an egress outside Ray needs `secret.env` or `secret.file`, the same as the router's")
+    policy = compile_policy(config, home())
+    egress = EgressServer(config, policy, secret, INCARNATION, read_credentials(config, home(), "cloud"))
+    server = make_server(egress.app)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
+    await server.serve(sockets=[open_socket(host, port)])
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="The same file the router runs.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8100,
+) -> None:
+    """Run the egress."""
+    try:
+        uvloop.run(serve_egress(load_file(config), host, port))
+    except (ConfigError, OSError) as error:
+        raise SystemExit(f"tidegate egress: {error}") from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,73 @@
+"""The egress as a Serve deployment: an HTTP server on its node's address that answers only to passes."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any
+
+import msgspec
+import ray
+from ray import serve
+
+from deployments.credentials import read_credentials
+from deployments.egress.server import EgressServer
+from deployments.secret import cluster_secret
+from router.config import home, parse_config
+from router.policy import compile_policy
+from router.wire.http_server import make_server, open_socket
+
+
+class EgressFacts(msgspec.Struct, frozen=True):
+    """Where the egress listens, and its incarnation."""
+
+    host: str
+    port: int
+    incarnation: str
+
+
+class EgressReplica:
+    """One egress; Serve starts, checks and replaces it."""
+
+    async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]
+        config = parse_config(args)
+        secret = await asyncio.to_thread(cluster_secret, config.secret)
+        self._host = ray.util.get_node_ip_address()
+        self._incarnation = f"egress-{secrets.token_hex(8)}"
+        credentials = read_credentials(config, home(), "cloud")
+        egress = EgressServer(config, compile_policy(config, home()), secret, self._incarnation, credentials)
+        listener = open_socket(self._host, 0)
+        self._port = listener.getsockname()[1]
+        self._server = make_server(egress.app)
+        self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
+
+    async def check_health(self) -> None:
+        """Called by Serve.
+
+        Raises:
+            RuntimeError: the server has ended.
+        """
+        if self._task.done():
+            raise RuntimeError("the egress has stopped serving")
+
+    async def describe(self) -> bytes:
+        """`EgressFacts` as MessagePack."""
+        return msgspec.msgpack.encode(EgressFacts(self._host, self._port, self._incarnation))
+
+    async def __del__(self) -> None:
+        self._server.should_exit = True
+        await self._task
+
+
+def egress_application(args: dict[str, Any]) -> serve.Application:
+    """The egress as a Serve application node."""
+    options = {
+        "name": "egress",
+        "num_replicas": 1,
+        "ray_actor_options": {"num_cpus": 0.1},
+        "health_check_period_s": 2.0,
+        "health_check_timeout_s": 10.0,
+        "graceful_shutdown_timeout_s": 40.0,
+        "max_constructor_retry_count": 2,
+    }
+    return serve.deployment(EgressReplica).options(**options).bind(args)

@@ -1,0 +1,176 @@
+"""The egress: the one process that holds cloud credentials and dials out.
+
+It accepts a request only with a pass for the cloud target it names, decides again with its own copy of the policy whether
+that target may have it, rebuilds the body from allow-listed fields, and relays the provider's answer. It follows no redirect,
+trusts no proxy from the environment, and passes none of the client's headers on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping
+
+import httpx
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from router.config import Config
+from router.placement.targets import Address, Endpoint, Target
+from router.policy import Policy, fixed_targets
+from router.residency.guard import PASS_HEADER, Pass, PassRefused, Place, check_pass, derive_target_key
+from router.residency.label import Label, admits
+from router.wire.errors import ApiError
+from router.wire.heads import TARGET_HEADER
+from router.wire.json_body import parse_object
+
+_log = logging.getLogger("tidegate.egress")
+
+_COMMON = frozenset({"model", "user", "seed", "stream", "stream_options", "temperature", "top_p", "max_tokens", "stop", "n"})
+ALLOWED_FIELDS: Mapping[str, frozenset[str]] = {
+    Endpoint.CHAT: _COMMON
+    | {
+        "messages",
+        "max_completion_tokens",
+        "frequency_penalty",
+        "presence_penalty",
+        "logit_bias",
+        "logprobs",
+        "top_logprobs",
+        "response_format",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "reasoning_effort",
+    },
+    Endpoint.COMPLETIONS: _COMMON
+    | {"prompt", "suffix", "echo", "best_of", "logprobs", "frequency_penalty", "presence_penalty", "logit_bias"},
+    Endpoint.EMBEDDINGS: frozenset({"model", "input", "encoding_format", "dimensions", "user"}),
+}
+"""What may leave: everything else in a body (metadata, vendor extensions, internal fields) stays here."""
+_PASS_BACK = ("content-type", "retry-after")
+
+
+class EgressServer:
+    """The ASGI application of the egress.
+
+    Args:
+        config: the validated configuration.
+        policy: the same, compiled: the egress decides again with its own copy.
+        secret: the cluster secret.
+        incarnation: this egress's own incarnation, as the router knows it.
+        credentials: bearer tokens by target id.
+        client: the HTTP client that dials out; tests pass one with another transport.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        secret: bytes,
+        incarnation: str,
+        credentials: Mapping[str, str],
+        client: httpx.AsyncClient | None = None,
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._secret = secret
+        self._incarnation = incarnation
+        self._credentials = dict(credentials)
+        self._specs = {item.id: item for item in config.targets if item.kind == "cloud"}
+        targets = fixed_targets(config, Address(), incarnation)
+        self._targets: dict[str, Target] = {target.id: target for target in targets if target.id in self._specs}
+        timeouts = config.timeouts
+        self._client = client or httpx.AsyncClient(
+            follow_redirects=False,
+            trust_env=False,
+            timeout=httpx.Timeout(timeouts.idle_s, connect=timeouts.connect_s * 3, read=timeouts.first_byte_s),
+        )
+        routes = [Route(path, self._relay, methods=["POST"]) for path in ALLOWED_FIELDS]
+        self.app = Starlette(routes=[*routes, Route("/healthz", self._health, methods=["GET"])])
+
+    def __repr__(self) -> str:
+        return f"EgressServer(targets={sorted(self._targets)})"
+
+    async def _health(self, request: Request) -> Response:
+        return Response(b'{"status":"ok"}', media_type="application/json")
+
+    async def _relay(self, request: Request) -> Response:
+        try:
+            target_id = self._admit(request)
+            body = await self._rebuild(request)
+            return await self._dial(request, target_id, body)
+        except ApiError as error:
+            response = Response(error.body(), error.status, media_type="application/json")
+            response.raw_headers += error.headers()
+            return response
+
+    def _admit(self, request: Request) -> str:
+        """The target this request may enter, checked before its body is read."""
+        target_id = request.headers.get(TARGET_HEADER, "")
+        target = self._targets.get(target_id)
+        if target is None:
+            raise ApiError(403, "pass_refused", "this address answers only to tidegate's router")
+        key = derive_target_key(self._secret, target.incarnation)
+        now = time.time()
+        place = self._policy.place_of(target.evidence)
+        token = request.headers.get(PASS_HEADER, "")
+        try:
+            permission = check_pass(key, token, "POST", request.url.path, target.incarnation, place, now)
+        except PassRefused as refused:
+            raise ApiError(403, "pass_refused", str(refused)) from None
+        label = self._label_of(permission)
+        if label is None or not admits(label, target.evidence, now):
+            raise ApiError(403, "pass_refused", "the egress's own policy does not allow this")
+        return target_id
+
+    def _label_of(self, permission: Pass) -> Label | None:
+        """The pass's label in this process's own vocabulary; None when it speaks of duties unknown here."""
+        words = self._policy.vocabulary
+        named = Place.from_text(permission.label_text)
+        try:
+            duties = words.duty_mask(named.duties)
+        except ValueError:
+            return None
+        known = set(words.zones)
+        process = words.zone_mask(zone for zone in named.process if zone in known)
+        store = words.zone_mask(zone for zone in named.store if zone in known)
+        return Label(process, store, duties)
+
+    async def _rebuild(self, request: Request) -> bytes:
+        """The body as it leaves: allow-listed fields only, under the provider's own model name."""
+        announced = request.headers.get("content-length", "")
+        if not announced.isdigit() or int(announced) > self._config.max_body_bytes:
+            raise ApiError(413, "invalid_request", "The body is too large or has no length.")
+        parsed = parse_object(await request.body())
+        allowed = ALLOWED_FIELDS[request.url.path]
+        return msgspec.json.encode({name: value for name, value in parsed.items() if name in allowed})
+
+    async def _dial(self, request: Request, target_id: str, body: bytes) -> Response:
+        spec = self._specs[target_id]
+        headers = {"content-type": "application/json", "accept": request.headers.get("accept", "*/*")}
+        if target_id in self._credentials:
+            headers["authorization"] = f"Bearer {self._credentials[target_id]}"
+        outgoing = self._client.build_request("POST", spec.url + request.url.path, content=body, headers=headers)
+        try:
+            answer = await self._client.send(outgoing, stream=True)
+        except httpx.HTTPError as error:
+            _log.warning("target %s: %s", target_id, type(error).__name__)
+            raise ApiError(502, "upstream_error", f"The cloud target could not be reached ({type(error).__name__}).") from None
+        if answer.is_redirect:
+            await answer.aclose()
+            raise ApiError(502, "upstream_error", "The cloud target answered with a redirect, which is not followed.")
+        passed = {name: answer.headers[name] for name in _PASS_BACK if name in answer.headers}
+        return StreamingResponse(_stream(answer), answer.status_code, passed)
+
+
+async def _stream(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """The provider's body as it arrives; the connection is released however this ends."""
+    try:
+        async for chunk in answer.aiter_bytes():
+            yield chunk
+    finally:
+        await answer.aclose()

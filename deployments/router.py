@@ -1,0 +1,90 @@
+"""The Router deployment: a Serve replica that opens the public port itself, so that no byte of a request passes through Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.credentials import read_credentials
+from deployments.membership import Membership
+from deployments.secret import cluster_secret
+from router.config import Config, home, parse_config
+from router.policy import compile_policy
+from router.process import RouterProcess
+
+DEPLOYMENT = "router"
+GRACE_S = 30.0
+_ANSWER_S = 2.0
+
+
+class RouterReplica:
+    """One router. Several on a node share its public port (`SO_REUSEPORT`); old and new ones overlap in an upgrade."""
+
+    async def __init__(  # type: ignore[misc]
+        self, args: dict[str, Any], engines: Sequence[DeploymentHandle], egress: DeploymentHandle | None
+    ) -> None:
+        config = parse_config(args)
+        policy = compile_policy(config, home())
+        secret = await asyncio.to_thread(cluster_secret, config.secret)
+        actor = ray.get_runtime_context().get_actor_id() or ""
+        credentials = read_credentials(config, home())
+        self._process = RouterProcess(config, policy, secret, credentials, f"router-{actor[:8]}", GRACE_S)
+        state = self._process.state
+        state.find_elsewhere = self._ask_peers
+        self._membership = Membership(config, policy, engines, egress, state.fleet.update)
+        self._process.start()
+        self._watch = asyncio.get_running_loop().create_task(self._membership.run())
+
+    async def check_health(self) -> None:
+        """Called by Serve.
+
+        Raises:
+            RuntimeError: a listener, or the watch over the cluster, has ended.
+        """
+        if not self._process.alive:
+            raise RuntimeError("a listener of this router has stopped")
+        if self._watch.done():
+            raise RuntimeError("this router has stopped watching the cluster")
+
+    async def find_receipt(self, request_id: str) -> dict[str, Any] | None:
+        """This replica's receipt of a request, if it has one."""
+        return self._process.state.receipts.find(request_id)
+
+    async def _ask_peers(self, request_id: str) -> dict[str, Any] | None:
+        context = serve.get_replica_context()
+        handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        answers = await handle.broadcast("find_receipt", request_id).results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+        return next((answer for answer in answers if isinstance(answer, dict)), None)
+
+    async def __del__(self) -> None:
+        self._watch.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._watch
+        await self._process.drain()
+
+
+def router_application(
+    config: Config, args: dict[str, Any], engines: Sequence[serve.Application], egress: serve.Application | None
+) -> serve.Application:
+    """The routers as a Serve application node over the engines and the egress."""
+    actor: dict[str, Any] = {"num_cpus": config.router.cpus}
+    if config.router.label_selector:
+        actor["label_selector"] = config.router.label_selector
+    options = {
+        "name": DEPLOYMENT,
+        "num_replicas": config.router.replicas,
+        "ray_actor_options": actor,
+        "health_check_period_s": 2.0,
+        "health_check_timeout_s": 10.0,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "graceful_shutdown_timeout_s": GRACE_S + 10.0,
+        "max_constructor_retry_count": 3,
+        "max_ongoing_requests": 1000,
+    }
+    return serve.deployment(RouterReplica).options(**options).bind(args, list(engines), egress)
