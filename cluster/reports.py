@@ -1,0 +1,74 @@
+"""What a replica says of itself, on its way over a Ray handle: MessagePack, with zones and duties as *names*.
+
+Evidence in a `Target` is a bit mask over one configuration's `Vocabulary`. While a new configuration is rolled out, an
+engine of the old one answers a router of the new one, and the same bits would mean other zones. So names travel, and
+the reader turns them into masks of its own vocabulary: a name it does not know becomes unknown, never another zone.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from router.placement.targets import GENERATION, POOLING, Address, Kind, Report, Signals, Target
+from router.residency.guard import Place
+from router.residency.label import Evidence, Vocabulary
+
+
+class ReplicaFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Everything one vLLM replica states. `place` is what its own guard enforces; `zone` is a name for people."""
+
+    id: str
+    incarnation: str
+    zone: str
+    place: Place
+    host: str
+    port: int
+    model: str
+    pooling: bool = False
+    context_tokens: int = 0
+    slots: int = 0
+    signals: Signals | None = None
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(ReplicaFacts)
+
+
+def encode_report(facts: ReplicaFacts) -> bytes:
+    """The facts as MessagePack."""
+    return _ENCODER.encode(facts)
+
+
+def decode_report(data: bytes, vocabulary: Vocabulary) -> Report:
+    """Read what `encode_report` wrote.
+
+    Args:
+        data: MessagePack bytes.
+        vocabulary: the reader's own vocabulary.
+
+    Raises:
+        msgspec.MsgspecError: the bytes are not a report.
+    """
+    return build_report(_DECODER.decode(data), vocabulary)
+
+
+def build_report(facts: ReplicaFacts, vocabulary: Vocabulary) -> Report:
+    """The facts as a target of `vocabulary`. A duty the vocabulary does not have counts as not carried."""
+    evidence = Evidence(
+        process=vocabulary.zone_mask(facts.place.process),
+        store=vocabulary.zone_mask(facts.place.store),
+        duties=vocabulary.duty_mask(duty for duty in facts.place.duties if duty in vocabulary.duties),
+    )
+    target = Target(
+        id=facts.id,
+        incarnation=facts.incarnation,
+        kind=Kind.REPLICA,
+        zone=facts.zone,
+        evidence=evidence,
+        address=Address(facts.host, facts.port),
+        models={facts.model: facts.model},
+        endpoints=POOLING if facts.pooling else GENERATION,
+        context_tokens=facts.context_tokens,
+        slots=facts.slots,
+    )
+    return Report(target, facts.signals)

@@ -1,0 +1,60 @@
+"""The few gauges of a vLLM `/metrics` page that placement needs, read without parsing the rest of it.
+
+A page has several hundred lines and is read twice a second, so lines are found by name with `bytes.find` and nothing
+else is looked at. Names that are missing leave their default: a metric that vLLM renames must not take an engine down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from router.placement.targets import Signals
+
+_RUNNING = b"vllm:num_requests_running"
+_WAITING = b"vllm:num_requests_waiting"
+_KV_USAGE = b"vllm:kv_cache_usage_perc"
+
+
+def parse_signals(page: bytes, sampled_at: float) -> Signals:
+    """Read running, waiting and KV cache usage.
+
+    Several series of one name (data-parallel engines) are summed for requests; for the KV cache the fullest one counts,
+    because that is the one that will make a request wait.
+
+    Args:
+        page: the body of `GET /metrics` in the Prometheus text format.
+        sampled_at: UNIX time in seconds at which it was read.
+
+    Returns:
+        Signals with counts 0 and usage -1 where the page says nothing.
+    """
+    return Signals(
+        sampled_at=sampled_at,
+        running=round(sum(_values(page, _RUNNING))),
+        waiting=round(sum(_values(page, _WAITING))),
+        kv_usage=max(_values(page, _KV_USAGE), default=-1.0),
+    )
+
+
+def _values(page: bytes, name: bytes) -> Iterator[float]:
+    """The finite, non-negative values of every series called exactly `name`."""
+    position = page.find(name)
+    while position >= 0:
+        end = page.find(b"\n", position)
+        line = page[position : end if end >= 0 else len(page)]
+        starts_line = position == 0 or page[position - 1 : position] == b"\n"
+        if starts_line and line[len(name) : len(name) + 1] in (b"{", b" ", b"\t"):
+            value = _value(line)
+            if 0 <= value < float("inf"):
+                yield value
+        position = page.find(name, position + len(line))
+
+
+def _value(line: bytes) -> float:
+    """The value of one sample line, -1 when it has none; a timestamp after it is ignored."""
+    _, brace, rest = line.rpartition(b"}")
+    fields = rest.split() if brace else line.split()[1:]
+    try:
+        return float(fields[0])
+    except (IndexError, ValueError):
+        return -1.0

@@ -1,0 +1,232 @@
+"""The Engine deployment: a Serve replica that keeps one vLLM server, guarded and described."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import secrets
+from typing import Any
+
+import httpx
+import msgspec
+import ray
+from ray import serve
+
+from cluster.labels import place_of, why_unknown, zone_of
+from cluster.reports import ReplicaFacts, encode_report
+from deployments.secret import cluster_secret
+from deployments.vllm_command import check_model
+from deployments.vllm_process import EnginePlan, VllmProcess
+from router.config import Config, Model, Replicas, Secret
+from router.placement.targets import Signals
+from router.residency.guard import derive_target_key
+
+HEALTH_PERIOD_S = 2.0
+HEALTH_TIMEOUT_S = 10.0
+HEALTH_ANSWER_S = 5.0
+SIGNALS_PERIOD_S = 0.5
+DRAIN_S = 30.0
+STOP_S = 20.0
+CONSTRUCTOR_TRIES = 2
+_log = logging.getLogger("ray.serve")
+
+
+class EngineSettings(msgspec.Struct, frozen=True):
+    """Everything one engine needs of the configuration, and nothing more.
+
+    Serve restarts a replica when its arguments change; a changed key or SLO must not restart an engine that takes
+    minutes to load.
+    """
+
+    model: Model
+    replicas: Replicas
+    zones: tuple[str, ...]
+    zone_label: str
+    secret: Secret
+    withhold: frozenset[str]
+
+
+class Engine:
+    """One replica: a vLLM server on this node, entered by the router directly, on the server's own socket."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._signals: Signals | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._process: VllmProcess | None = None
+        context = ray.get_runtime_context()
+        actor = context.get_actor_id() or secrets.token_hex(16)
+        # The actor id alone would do for Serve, which never restarts an actor; the nonce holds even if that changes.
+        self._incarnation = f"{actor}-{secrets.token_hex(4)}"
+        labels = context.get_node_labels()
+        self._zone = zone_of(labels, settings.zone_label, settings.zones)
+        self._warning = why_unknown(labels, settings.zone_label, settings.zones)
+        self._place = place_of(self._zone, settings.replicas.zone, settings.replicas.duties)
+        # Serve names an actor's id in full; a few digits of its unique part are enough for people.
+        self._id = f"{settings.model.id}@{self._zone}/{actor[:6]}"
+        self._host = ray.util.get_node_ip_address()
+
+    async def start(self) -> None:
+        """Start the server and wait for it.
+
+        Raises:
+            ConfigError: see `VllmProcess`.
+            EngineStartError: it did not come up; the text says why.
+        """
+        if self._warning:
+            _log.warning("tidegate: %s: %s", self._id, self._warning)
+        settings = self._settings
+        secret = await asyncio.to_thread(cluster_secret, settings.secret)
+        plan = EnginePlan(
+            model=settings.model,
+            host=self._host,
+            incarnation=self._incarnation,
+            key=derive_target_key(secret, self._incarnation),
+            place=self._place,
+            cpus=settings.replicas.cpus,
+            gpus=settings.replicas.gpus,
+            visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES") if settings.replicas.gpus else "",
+            withhold=settings.withhold,
+        )
+        self._process = VllmProcess(plan)
+        _log.info("tidegate: %s starts; its log is %s", self._id, self._process.log_path)
+        await self._process.start()
+        await self._refresh()
+        self._watch = asyncio.create_task(self._keep_signals())
+        _log.info("tidegate: %s is up on %s:%d", self._id, self._host, self._process.port)
+
+    async def check_health(self) -> None:
+        """Called by Serve; three failures in a row make it replace this replica.
+
+        Raises:
+            RuntimeError: the server has ended, or hangs.
+        """
+        process = self._process
+        if process is None or await process.is_healthy(HEALTH_ANSWER_S):
+            return
+        state = "does not answer" if process.alive else f"has ended with exit code {process.exit_code}"
+        raise RuntimeError(f"the engine {self._id} {state}; its log: {process.log_path}")
+
+    async def describe(self) -> bytes:
+        """What this replica is and how loaded it was at the last reading (`cluster.reports.decode_report` reads it)."""
+        process = self._process
+        assert process is not None
+        return encode_report(
+            ReplicaFacts(
+                id=self._id,
+                incarnation=self._incarnation,
+                zone=self._zone,
+                place=self._place,
+                host=self._host,
+                port=process.port,
+                model=self._settings.model.id,
+                pooling=self._settings.model.task == "pooling",
+                context_tokens=process.context_tokens,
+                slots=process.slots,
+                signals=self._signals,
+            )
+        )
+
+    async def status(self) -> dict[str, Any]:
+        """For people: ids, zone, process, log and what is wrong, if anything."""
+        process = self._process
+        return {
+            "id": self._id,
+            "incarnation": self._incarnation,
+            "model": self._settings.model.id,
+            "zone": self._zone,
+            "warning": self._warning,
+            "host": self._host,
+            "port": process.port if process else 0,
+            "pid": process.pid if process else 0,
+            "alive": bool(process and process.alive),
+            "log": str(process.log_path) if process else "",
+        }
+
+    async def close(self) -> None:
+        """Let running requests finish (up to `DRAIN_S` seconds), then stop the server."""
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._process is not None:
+            await self._process.drain(DRAIN_S)
+            await self._process.stop()
+
+    async def _keep_signals(self) -> None:
+        """Read in the background, so that `describe` answers at once however busy the server is."""
+        while True:
+            await asyncio.sleep(SIGNALS_PERIOD_S)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        assert self._process is not None
+        # The last reading stays, with its age: old signals are for the router to judge.
+        with contextlib.suppress(httpx.HTTPError):
+            self._signals = await self._process.read_signals()
+
+
+class EngineReplica(Engine):
+    """`Engine` in the shape Serve wants: an async constructor, and a destructor that it awaits on shutdown."""
+
+    async def __init__(self, settings: EngineSettings) -> None:  # type: ignore[misc]
+        super().__init__(settings)
+        await self.start()
+
+    async def __del__(self) -> None:
+        await self.close()
+
+
+def engine_name(model: Model, replicas: Replicas) -> str:
+    """The deployment's name: `engine-<model>-<zone>` in characters Serve takes."""
+    return "engine-" + re.sub(r"[^A-Za-z0-9]+", "-", f"{model.id}-{replicas.zone}").strip("-")
+
+
+def engine_settings(config: Config, model: Model, replicas: Replicas) -> EngineSettings:
+    """The part of a configuration that engines of `model` in one zone depend on."""
+    sources = [config.secret.env, *(target.credential.env for target in config.targets if target.credential)]
+    return EngineSettings(
+        model=model.model_copy(update={"replicas": [replicas]}),
+        replicas=replicas,
+        zones=tuple(sorted(config.zones)),
+        zone_label=config.residency.zone_label,
+        secret=config.secret,
+        withhold=frozenset(name for name in sources if name),
+    )
+
+
+def engine_application(config: Config, model: Model, replicas: Replicas, **deps: Any) -> serve.Application:
+    """The engines of one model in one zone as a Serve application node.
+
+    The label selector is hard: there is no `fallback_strategy`, so an engine never starts in another zone.
+
+    Args:
+        config: the whole configuration.
+        model: the model to serve.
+        replicas: how many, where, and with what.
+        deps: further keyword arguments of `serve.deployment().options`, such as a `ray_actor_options` overlay.
+
+    Raises:
+        ConfigError: an argument that is not the user's to give.
+    """
+    check_model(model)
+    actor: dict[str, Any] = {
+        "num_cpus": replicas.cpus,
+        "num_gpus": replicas.gpus,
+        "label_selector": {config.residency.zone_label: replicas.zone},
+        **deps.pop("ray_actor_options", {}),
+    }
+    options: dict[str, Any] = {
+        "name": engine_name(model, replicas),
+        "num_replicas": replicas.count,
+        "ray_actor_options": actor,
+        "health_check_period_s": HEALTH_PERIOD_S,
+        "health_check_timeout_s": HEALTH_TIMEOUT_S,
+        "graceful_shutdown_wait_loop_s": 1.0,
+        "graceful_shutdown_timeout_s": DRAIN_S + STOP_S,
+        "max_constructor_retry_count": CONSTRUCTOR_TRIES,
+        "max_ongoing_requests": 100,
+        **deps,
+    }
+    return serve.deployment(EngineReplica).options(**options).bind(engine_settings(config, model, replicas))

@@ -1,0 +1,210 @@
+"""The leash: a small program between a Serve replica and its engine, so that the engine never outlives the replica.
+
+    python -I -S leash.py --control FD --status FD --log PATH --grace SECONDS -- COMMAND...
+
+It starts COMMAND in a session of its own with both outputs appended to a log file, and holds the reading end of a pipe
+whose writing end only the replica has. However the replica dies (SIGKILL and a kernel's OOM killer included), that pipe
+reports its end; then, or on SIGTERM, the leash ends the whole process group: SIGTERM, a grace, SIGKILL. It is a child
+subreaper, so a process that left the group comes back to it as an orphan and is killed too.
+
+The leash detaches itself first: Ray SIGKILLs the direct children of a worker that exits, and a leash that is killed
+could not do its work. So it reports over a second pipe, one JSON object a line: `{"pid": ...}` once the engine runs,
+then `{"exit": ...}` (negative: killed by that signal). It needs the standard library only, so it starts at once.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import sys
+import time
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_POLL_S = 0.05
+_KILL_S = 10.0
+_CANNOT_EXECUTE = 127
+
+
+def main() -> int:
+    """Run the command line above.
+
+    Returns:
+        0 in the process that was called (it leaves at once), the engine's exit code in the one that stays.
+    """
+    options = _parse(sys.argv[1:])
+    for fd in (options.control, options.status):
+        os.set_inheritable(fd, False)
+    if os.fork() > 0:
+        return 0
+    os.setsid()
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    wakeup = _listen_for_signals()
+    engine = _start(options.command, options.log)
+    _detach_standard_streams()
+    _report(options.status, pid=engine)
+    code = _wait(engine, options.control, wakeup)
+    if code is None:
+        code = _end(engine, options.grace)
+    _kill_all(engine)
+    _report(options.status, exit=code)
+    return code if code >= 0 else 128 - code
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="leash", allow_abbrev=False)
+    parser.add_argument("--control", type=int, required=True)
+    parser.add_argument("--status", type=int, required=True)
+    parser.add_argument("--log", required=True)
+    parser.add_argument("--grace", type=float, default=5.0)
+    parser.add_argument("command", nargs="+")
+    return parser.parse_args(arguments)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Linux only; elsewhere the control pipe alone has to do."""
+    prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
+    if prctl is not None:
+        prctl(option, value, 0, 0, 0)
+
+
+def _listen_for_signals() -> int:
+    """Turn signals into bytes on a pipe that `select` can wait on."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    return reader
+
+
+def _start(command: list[str], log: str) -> int:
+    """Fork and execute the engine; the child dies with the leash should somebody kill even that."""
+    leash = os.getpid()
+    child = os.fork()
+    if child > 0:
+        return child
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != leash:
+            os._exit(_CANNOT_EXECUTE)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.execvp(command[0], command)
+    except OSError as error:
+        os.write(2, f"leash: cannot execute {command[0]}: {error.strerror}\n".encode())
+    finally:
+        os._exit(_CANNOT_EXECUTE)
+
+
+def _detach_standard_streams() -> None:
+    """The replica's own streams may be pipes that somebody waits on; the leash says nothing on them."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+
+
+def _report(status: int, **values: int) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more when the replica is gone
+        os.write(status, json.dumps(values).encode() + b"\n")
+
+
+def _wait(engine: int, control: int, wakeup: int) -> int | None:
+    """The engine's exit code once it exits, or None when it has to be ended."""
+    while True:
+        code = _reap(engine)
+        if code is not None:
+            return code
+        ready, _, _ = select.select([control, wakeup], [], [])
+        if control in ready and not os.read(control, 4096):
+            return None
+        if wakeup in ready and set(os.read(wakeup, 4096)) - {signal.SIGCHLD}:
+            return None
+
+
+def _reap(engine: int) -> int | None:
+    """Collect every child that has exited; the engine's code when it is among them."""
+    code = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return code
+        if pid == 0:
+            return code
+        if pid == engine:
+            code = os.waitstatus_to_exitcode(status)
+
+
+def _end(engine: int, grace: float) -> int:
+    _signal_group(engine, signal.SIGTERM)
+    code = _reap_until(engine, time.monotonic() + grace)
+    if code is None:
+        _signal_group(engine, signal.SIGKILL)
+        code = _reap_until(engine, time.monotonic() + _KILL_S)
+    return -signal.SIGKILL if code is None else code
+
+
+def _reap_until(engine: int, deadline: float) -> int | None:
+    while (code := _reap(engine)) is None and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return code
+
+
+def _signal_group(group: int, number: int) -> None:
+    with contextlib.suppress(OSError):  # nobody is left in it
+        os.killpg(group, number)
+
+
+def _kill_all(group: int) -> None:
+    """SIGKILL what is left of the group and every descendant, until there is none."""
+    deadline = time.monotonic() + _KILL_S
+    while time.monotonic() < deadline:
+        _signal_group(group, signal.SIGKILL)
+        left = _descendants(os.getpid())
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        _reap(group)
+        if not left:
+            return
+        time.sleep(_POLL_S)
+
+
+def _descendants(ancestor: int) -> list[int]:
+    """Living processes below `ancestor`, from /proc; zombies do not count."""
+    children: dict[int, list[int]] = {}
+    try:
+        names = os.listdir("/proc")  # noqa: PTH208 - pathlib would be half of this program's start
+    except OSError:
+        return []
+    for name in names:
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
+                    # The command name may hold spaces and brackets, so read from behind its last bracket.
+                    state, parent = file.read().rpartition(b")")[2].split()[:2]
+            except (OSError, ValueError):
+                continue
+            if state != b"Z":
+                children.setdefault(int(parent), []).append(int(name))
+    found, queue = [], [ancestor]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+if __name__ == "__main__":
+    # The one that stays leaves by _exit as well: there is nothing to flush, and no replica to surprise.
+    os._exit(main())

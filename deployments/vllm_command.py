@@ -1,0 +1,215 @@
+"""The command line and environment one vLLM server is started with: the user's own arguments, and ours that they may not touch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import router
+from router.config import ConfigError, Model, home
+from router.residency.guard import ENV_INCARNATION, ENV_KEY, ENV_PLACE, Place
+
+GUARD = "router.residency.guard.EngineGuard"
+
+_OURS = {
+    "host": "the engine listens on its node's address",
+    "port": "every engine gets a free port of its own",
+    "uds": "the engine listens on its node's address",
+    "model": "`source` names it",
+    "served-model-name": "`id` names it",
+    "middleware": "the guard must be the outermost one",
+    "api-key": "the guard asks for a pass instead",
+    "root-path": "passes are issued for plain paths",
+    "config": "arguments in a file could not be checked; write them in `args`",
+    "grpc": "it would open a port without a guard",
+    "grpc-port": "it would open a port without a guard",
+    "headless": "it would have no address to serve on",
+    "ssl-keyfile": "the router speaks plain HTTP to its engines",
+    "ssl-certfile": "the router speaks plain HTTP to its engines",
+    "ssl-ca-certs": "the router speaks plain HTTP to its engines",
+    "ssl-cert-reqs": "the router speaks plain HTTP to its engines",
+    "ssl-ciphers": "the router speaks plain HTTP to its engines",
+    "enable-ssl-refresh": "the router speaks plain HTTP to its engines",
+    "enable-log-requests": "prompts do not belong into a log",
+    "enable-log-outputs": "answers do not belong into a log",
+    "log-config-file": "it could switch logs of requests on",
+}
+_OUR_ENV = {
+    ENV_KEY: "the guard's own",
+    ENV_INCARNATION: "the guard's own",
+    ENV_PLACE: "the guard's own",
+    "VLLM_API_KEY": "the guard asks for a pass instead",
+    "VLLM_USE_RUST_FRONTEND": "that front end loads no guard",
+    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "answers do not belong into a log",
+    "VLLM_LOGGING_CONFIG_PATH": "it could switch logs of requests on",
+}
+_CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+def check_model(model: Model) -> None:
+    """Refuse arguments and environment variables that tidegate itself has to set, before anything starts.
+
+    Raises:
+        ConfigError: names the model, the argument, and why it is not the user's to give.
+    """
+    where = f"models: `{model.id}`"
+    if model.args and not model.args[0].startswith("-"):
+        raise ConfigError(f"{where}: args: `{model.args[0]}` is no option; the model itself goes into `source`")
+    for argument in model.args:
+        if argument.startswith("--"):
+            _check_argument(argument[2:].split("=", 1)[0].replace("_", "-"), f"{where}: args: `{argument}`")
+    _check_kv_events(model.args, where)
+    for name in model.env:
+        if name in _OUR_ENV:
+            raise ConfigError(f"{where}: env: `{name}` cannot be set here: {_OUR_ENV[name]}")
+
+
+def _check_argument(name: str, where: str) -> None:
+    name = name.removeprefix("no-")
+    for ours, reason in _OURS.items():
+        # argparse takes any unambiguous beginning of an option for the option, so a beginning collides as well.
+        if name == ours or (name and ours.startswith(name)):
+            raise ConfigError(f"{where} cannot be given (`--{ours}` is set by tidegate): {reason}. Remove it.")
+
+
+def _check_kv_events(args: Sequence[str], where: str) -> None:
+    """KV events carry the token ids of every prompt, so they may be published on a unix socket only."""
+    for argument in args:
+        if argument.replace("_", "-").startswith("--kv-events-config."):
+            raise ConfigError(f"{where}: args: give `--kv-events-config` as one JSON object")
+    text = option(args, "kv-events-config")
+    if text is None:
+        return
+    try:
+        settings = json.loads(text)
+        endpoints = [settings.get("endpoint"), settings.get("replay_endpoint") or "ipc://"]
+    except (ValueError, AttributeError):
+        raise ConfigError(f"{where}: args: `--kv-events-config` is not a JSON object") from None
+    if settings.get("publisher") == "null" or settings.get("enable_kv_cache_events") is False:
+        return
+    if not all(isinstance(endpoint, str) and endpoint.startswith("ipc://") for endpoint in endpoints):
+        raise ConfigError(
+            f"{where}: args: `--kv-events-config` publishes every prompt's tokens: its `endpoint` must be a unix socket "
+            f"(`ipc:///path`)"
+        )
+
+
+def option(args: Sequence[str], name: str, *short: str) -> str | None:
+    """The last value of `--name VALUE` or `--name=VALUE` in vLLM arguments (`_` counts as `-`), or None."""
+    value = None
+    for i, argument in enumerate(args):
+        key, equals, inline = argument.partition("=")
+        if (key.startswith("--") and key[2:].replace("_", "-") == name) or key in short:
+            value = inline if equals else args[i + 1] if i + 1 < len(args) else None
+    return value
+
+
+def slots_of(args: Sequence[str]) -> int:
+    """`--max-num-seqs`, or 0 when the user left it to vLLM."""
+    text = option(args, "max-num-seqs") or ""
+    return int(text) if text.isdigit() else 0
+
+
+def resolve_source(source: str, base: Path | None = None) -> str:
+    """The model as vLLM should be told: an absolute path when `source` is one here, else the id unchanged.
+
+    Args:
+        source: `source` of the configuration.
+        base: where relative paths start; TIDEGATE_HOME by default.
+
+    Raises:
+        ConfigError: it looks like a path, but nothing is there.
+    """
+    base = base or home()
+    path = Path(source).expanduser()
+    path = path if path.is_absolute() else base / path
+    if path.exists() and (path.is_dir() or path.is_file()):
+        return str(path)
+    spelled_as_path = source.startswith(("/", "./", "../", "~", ".tidegate/"))
+    beside_something = "/" in source and path.parent.is_dir()
+    if spelled_as_path or beside_something:
+        raise ConfigError(
+            f"source: there is no model at {path}. Put its directory there (`scripts/quickstart` prepares the default "
+            f"model), or name a model id that vLLM can download."
+        )
+    return source
+
+
+def build_argv(model: Model, source: str, host: str, port: int) -> list[str]:
+    """The whole command line; ours come last, and the last one wins.
+
+    Args:
+        model: the configuration's model; `check_model` must have passed.
+        source: what `resolve_source` returned.
+        host: address to listen on.
+        port: a free port.
+    """
+    ours = ["--host", host, "--port", str(port), "--served-model-name", model.id, "--middleware", GUARD]
+    return [
+        sys.executable,
+        "-m",
+        _server_module(),
+        "--model",
+        source,
+        *model.args,
+        *ours,
+        "--disable-uvicorn-access-log",
+    ]
+
+
+def _server_module() -> str:
+    """vLLM's server program. The old module warns that it will go, and the new one is not in every version yet.
+
+    vLLM is located, not imported: importing it takes seconds and half a gigabyte.
+    """
+    spec = importlib.util.find_spec("vllm")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (Path(folder) / "entrypoints/launchers/api_server/entry.py").is_file():
+            return "vllm.entrypoints.launchers.api_server.entry"
+    return "vllm.entrypoints.openai.api_server"
+
+
+def build_env(
+    model: Model,
+    source: str,
+    guard: Mapping[str, str],
+    *,
+    cpus: float,
+    gpus: float,
+    withhold: frozenset[str] = frozenset(),
+    inherited: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The environment of the server process.
+
+    Args:
+        model: the configuration's model; its `env` comes last, except for the guard's.
+        source: what `resolve_source` returned.
+        guard: `guard_env`.
+        cpus: CPUs this engine was given; a CPU engine computes with that many threads.
+        gpus: GPUs this engine was given; 0 means it computes on the CPU.
+        withhold: names that must not reach the engine (the cluster secret, credentials of providers).
+        inherited: the replica's own environment; `os.environ` by default.
+    """
+    env = dict(os.environ if inherited is None else inherited)
+    for name in (*withhold, *_OUR_ENV):
+        env.pop(name, None)
+    env |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if Path(source).is_absolute():
+        env["HF_HUB_OFFLINE"] = "1"
+    if gpus == 0:
+        # Ray sets OMP_NUM_THREADS for the replica by its CPUs, which is right for the engine only when it is set anew.
+        env["OMP_NUM_THREADS"] = str(max(1, round(cpus)))
+        env |= {name: env.get(name, value) for name, value in _CPU_DEFAULTS.items()}
+    env |= model.env
+    package_root = str(Path(router.__file__).resolve().parent.parent)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, env.get("PYTHONPATH"))))
+    return env | guard
+
+
+def guard_env(key: bytes, incarnation: str, place: Place) -> dict[str, str]:
+    """What the guard inside the server process reads."""
+    return {ENV_KEY: key.hex(), ENV_INCARNATION: incarnation, ENV_PLACE: place.to_text()}

@@ -1,0 +1,298 @@
+"""One vLLM server and everything its replica needs of it: start, health, signals, stop. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from cluster.gpu import read_gpus, with_gpus
+from cluster.vllm_metrics import parse_signals
+from deployments import leash
+from deployments.engine_errors import EngineStartError, explain_start_failure
+from deployments.vllm_command import build_argv, build_env, check_model, guard_env, resolve_source, slots_of
+from router.config import ConfigError, Model, home
+from router.placement.targets import Signals
+from router.residency.guard import PASS_HEADER, Pass, Place, issue_pass
+
+_POLL_S = 0.25
+_OWN_PASS_S = 30.0
+_LOGS_KEPT = 20
+_log = logging.getLogger("tidegate.engine")
+
+
+class EnginePlan(msgspec.Struct, frozen=True):
+    """What to start and as whom. `key` is the guard's key of this incarnation; it never leaves the node.
+
+    `host` is the address the server listens on, `visible_gpus` its `CUDA_VISIBLE_DEVICES` (None: all), `withhold` names of
+    environment variables that it must not inherit.
+    """
+
+    model: Model
+    host: str
+    incarnation: str
+    key: bytes
+    place: Place
+    cpus: float = 1.0
+    gpus: float = 0.0
+    visible_gpus: str | None = ""
+    withhold: frozenset[str] = frozenset()
+    stop_grace_s: float = 8.0
+
+
+class VllmProcess:
+    """Supervises one server process on a leash.
+
+    Raises:
+        ConfigError: an argument or variable that is not the user's to give, or a `source` that is not there.
+    """
+
+    def __init__(self, plan: EnginePlan, argv: list[str] | None = None) -> None:
+        """
+        Args:
+            plan: what to start.
+            argv: another program in place of vLLM, for tests; `{port}` in it becomes the port.
+        """
+        check_model(plan.model)
+        self._plan = plan
+        self._argv = argv
+        self._source = plan.model.source if argv else resolve_source(plan.model.source)
+        self._control = -1
+        self._status: asyncio.Task[None] | None = None
+        self._exited = asyncio.Event()
+        self._started_at = 0.0
+        self._client: httpx.AsyncClient | None = None
+        self.port = 0
+        self.pid = 0
+        self.exit_code: int | None = None
+        self.context_tokens = 0
+        self.slots = slots_of(plan.model.args)
+        self.log_path = log_file(plan.model.id, plan.incarnation)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs (it may still be starting, or hang)."""
+        return self.pid > 0 and self.exit_code is None and not self._exited.is_set()
+
+    async def start(self) -> None:
+        """Start the server and wait until it answers `/health`.
+
+        Raises:
+            EngineStartError: it exited, or did not answer within the model's `startup_timeout_s`. Nothing is left running.
+        """
+        self._started_at = time.monotonic()
+        try:
+            await self._launch()
+            await self._wait_until_up()
+            self.context_tokens = await self._read_context_tokens()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def is_healthy(self, timeout_s: float = 5.0) -> bool:
+        """True when the process runs and answers `/health` within `timeout_s` seconds; one that hangs does not."""
+        return self.alive and await self._status_of("/health", timeout_s) == 200
+
+    async def read_signals(self, timeout_s: float = 5.0) -> Signals:
+        """Its own gauges and those of its GPUs.
+
+        Raises:
+            httpx.HTTPError: it did not answer within `timeout_s` seconds, or not with 200.
+        """
+        response = await self._get("/metrics", timeout_s)
+        response.raise_for_status()
+        signals = parse_signals(response.content, time.time())
+        visible = self._plan.visible_gpus
+        if visible == "":
+            return signals
+        return with_gpus(signals, await asyncio.to_thread(read_gpus, visible))
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until it works on nothing; True when that happened within `timeout_s` seconds.
+
+        Requests reach the engine on its own socket, so Serve's draining does not see them.
+        """
+        deadline = time.monotonic() + timeout_s
+        idle = 0
+        while self.alive and time.monotonic() < deadline:
+            try:
+                signals = await self.read_signals(2.0)
+            except httpx.HTTPError:
+                return False  # dead or hung: there is nothing to wait for
+            idle = idle + 1 if signals.running + signals.waiting == 0 else 0
+            # One quiet reading may be older than the request that just came in.
+            if idle >= 2:
+                return True
+            await asyncio.sleep(0.5)
+        return not self.alive
+
+    async def stop(self) -> None:
+        """End it and every process it started: SIGTERM, a grace, SIGKILL. Does nothing when it does not run."""
+        if self._control >= 0:
+            os.close(self._control)
+            self._control = -1
+        if self._status is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._exited.wait(), self._plan.stop_grace_s + 12)
+            self._status.cancel()
+            self._status = None
+        if self._client is not None:
+            await self._client.aclose()
+            self._client = None
+
+    async def _launch(self) -> None:
+        self.port = free_port(self._plan.host)
+        prepare_log(self.log_path)
+        plan = self._plan
+        if self._argv is None:
+            argv = build_argv(plan.model, self._source, plan.host, self.port)
+        else:
+            argv = [part.replace("{port}", str(self.port)) for part in self._argv]
+        env = build_env(
+            plan.model,
+            self._source,
+            guard_env(plan.key, plan.incarnation, plan.place),
+            cpus=plan.cpus,
+            gpus=plan.gpus,
+            withhold=plan.withhold,
+        )
+        self._client = httpx.AsyncClient(base_url=f"http://{_bracketed(plan.host)}:{self.port}", trust_env=False)
+        control, self._control = os.pipe()
+        status, status_writer = os.pipe()
+        try:
+            await asyncio.to_thread(self._spawn_leash, argv, env, control, status_writer)
+        finally:
+            os.close(control)
+            os.close(status_writer)
+        reader = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(status, "rb", 0))
+        self._read_pid(await reader.readline())
+        self._status = asyncio.create_task(self._follow(reader))
+
+    def _spawn_leash(self, argv: list[str], env: dict[str, str], control: int, status: int) -> None:
+        program = [sys.executable, "-I", "-S", str(leash.__file__), "--control", str(control), "--status", str(status)]
+        options = ["--log", str(self.log_path), "--grace", str(self._plan.stop_grace_s)]
+        subprocess.run(
+            [*program, *options, "--", *argv], env=env, pass_fds=(control, status), stdin=subprocess.DEVNULL, check=True
+        )
+
+    def _read_pid(self, line: bytes) -> None:
+        if not line:
+            raise EngineStartError(f"the engine of `{self._plan.model.id}` could not be started: its leash is gone")
+        self.pid = json.loads(line)["pid"]
+
+    async def _follow(self, reader: asyncio.StreamReader) -> None:
+        """Note the exit code; the end of the pipe without one means that the leash itself was killed."""
+        line = await reader.readline()
+        self.exit_code = json.loads(line)["exit"] if line else -9
+        self._exited.set()
+
+    async def _wait_until_up(self) -> None:
+        limit = self._plan.model.startup_timeout_s
+        while True:
+            if not self.alive:
+                raise self._failure(self.exit_code)
+            if await self._status_of("/health", 5.0) == 200:
+                return
+            if time.monotonic() - self._started_at > limit:
+                raise self._failure(None)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._exited.wait(), _POLL_S)
+
+    def _failure(self, exit_code: int | None) -> EngineStartError:
+        waited = time.monotonic() - self._started_at
+        return explain_start_failure(self._plan.model.id, self.log_path, exit_code, waited)
+
+    async def _read_context_tokens(self) -> int:
+        """`max_model_len` as the server itself states it; 0 when it does not."""
+        try:
+            response = await self._get("/v1/models", 10.0)
+            length = response.json()["data"][0]["max_model_len"]
+        except (httpx.HTTPError, ValueError, LookupError, TypeError):
+            return 0
+        return length if isinstance(length, int) else 0
+
+    async def _status_of(self, path: str, timeout_s: float) -> int:
+        try:
+            return (await self._get(path, timeout_s)).status_code
+        except httpx.HTTPError:
+            return 0
+
+    async def _get(self, path: str, timeout_s: float) -> httpx.Response:
+        if self._client is None:
+            raise httpx.ConnectError("the engine is not running")
+        plan = self._plan
+        permission = Pass(
+            f"own-{secrets.token_hex(4)}", plan.incarnation, "own", plan.place.to_text(), time.time() + _OWN_PASS_S
+        )
+        headers = {PASS_HEADER: issue_pass(plan.key, permission, "GET", path)}
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._client.get(path, headers=headers, timeout=timeout_s)
+        except TimeoutError as error:
+            raise httpx.ReadTimeout("the engine did not answer in time") from error
+
+
+def free_port(host: str) -> int:
+    """A port that is free at this moment: any, or one of the range `TIDEGATE_ENGINE_PORTS` (`31000-31999`).
+
+    Raises:
+        ConfigError: the range is malformed, or none of it is free.
+    """
+    wanted = os.environ.get("TIDEGATE_ENGINE_PORTS", "")
+    if not wanted:
+        return _try_port(host, 0) or 0
+    found = re.fullmatch(r"(\d{1,5})-(\d{1,5})", wanted)
+    ports = list(range(int(found[1]), min(int(found[2]), 65535) + 1)) if found else []
+    if not ports:
+        raise ConfigError(f"TIDEGATE_ENGINE_PORTS: `{wanted}` is not a range such as 31000-31999")
+    random.shuffle(ports)  # engines that start together should not all try the same one
+    for port in ports:
+        if _try_port(host, port):
+            return port
+    raise ConfigError(f"TIDEGATE_ENGINE_PORTS: no port of {wanted} is free on {host}")
+
+
+def _try_port(host: str, port: int) -> int | None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return None
+        return int(probe.getsockname()[1])
+
+
+def log_file(model_id: str, incarnation: str) -> Path:
+    """Where an engine's output goes: `TIDEGATE_LOG_DIR`, or `.tidegate/logs` in TIDEGATE_HOME."""
+    configured = os.environ.get("TIDEGATE_LOG_DIR")
+    folder = Path(configured) if configured else home() / ".tidegate" / "logs"
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", model_id)
+    return folder / f"{slug}-{re.sub(r'[^A-Za-z0-9]+', '', incarnation)[-12:]}.log"
+
+
+def prepare_log(path: Path) -> None:
+    """Make the folder, and remove all but the newest engine logs in it: every restart writes a new one."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with contextlib.suppress(OSError):
+        logs = sorted(path.parent.glob("*.log"), key=lambda file: file.stat().st_mtime, reverse=True)
+        for old in logs[_LOGS_KEPT:]:
+            old.unlink(missing_ok=True)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
