@@ -135,7 +135,7 @@ def decide(facts: Facts, policy: Policy, view: View, now: float) -> Decision:
             continue
         scored = _score(index, target, view.loads[index], model, rank, facts)
         (cloud if target.kind is Kind.CLOUD else local).append(scored)
-    return _pick(facts, policy, view, models, screened, local, cloud)
+    return _pick(facts, policy, view, now, models, screened, local, cloud)
 
 
 def resolve_models(facts: Facts, policy: Policy) -> tuple[str, ...]:
@@ -257,6 +257,7 @@ def _pick(
     facts: Facts,
     policy: Policy,
     view: View,
+    now: float,
     models: tuple[str, ...],
     screened: list[Candidate],
     local: list[_Scored],
@@ -280,7 +281,7 @@ def _pick(
     if best_local is not None and best_local.ttft_s <= slo.max_wait_s:
         reason = f"predicted {_ms(best_local.ttft_s)} ms: waits, no spill ({_why_no_spill(screened)})"
         return _chose(best_local, facts, reason, models, screened, local, saturated)
-    refusal = _refuse_capacity(facts, policy, view, best_local)
+    refusal = _refuse_capacity(facts, policy, view, now, best_local)
     candidates = (
         *screened,
         *(_candidate(s.target, s.model, Verdict.ELIGIBLE, "wait too long", s.ttft_s) for s in local),
@@ -321,13 +322,14 @@ def _chose(
     return Decision(choice, None, (*candidates, *screened), models, saturated)
 
 
-def _refuse_capacity(facts: Facts, policy: Policy, view: View, best_local: _Scored | None) -> Refusal:
+def _refuse_capacity(facts: Facts, policy: Policy, view: View, now: float, best_local: _Scored | None) -> Refusal:
     """503: by residency when the label is what keeps the request from other places of the cluster, else by load."""
     if best_local is not None:
         retry = max(1.0, best_local.ttft_s - policy.slo.ttft_s)
         message = f"All allowed targets are saturated (predicted wait {_ms(best_local.ttft_s)} ms)."
     else:
-        retry = _RETRY_WHEN_DOWN_S
+        pauses = [load.down_until - now for load in view.loads if load.down_until > now]
+        retry = max(1.0, min(pauses, default=_RETRY_WHEN_DOWN_S))
         message = "No allowed target is up at the moment."
     narrowed = facts.label != policy.default_label and facts.label.is_within(policy.default_label)
     held_back = any(

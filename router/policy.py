@@ -184,7 +184,7 @@ def _sites(config: Config, words: Vocabulary) -> Iterable[Site]:
 
 def _endpoints(target: ExternalTarget) -> frozenset[str]:
     if target.kind == "cloud":
-        return frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS})
+        return frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS} if target.task == "generate" else {Endpoint.EMBEDDINGS})
     return GENERATION if target.task == "generate" else POOLING
 
 

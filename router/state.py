@@ -9,6 +9,7 @@ from router.config import Config
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
 from router.placement.fleet import Fleet
+from router.placement.targets import Kind
 from router.policy import Policy
 from router.residency.guard import derive_target_key
 from router.wire.upstream import Pool
@@ -49,8 +50,12 @@ class RouterState:
 
     @property
     def ready(self) -> bool:
-        """True when this router can serve: not draining, and at least one target is known."""
-        return not self.draining and bool(self.fleet.membership.targets)
+        """True when this router can serve: not draining, and a target inside the cluster is up (or none is configured)."""
+        targets = self.fleet.membership.targets
+        if self.draining or not targets:
+            return False
+        only_cloud = not self.config.models and all(target.kind == "cloud" for target in self.config.targets)
+        return only_cloud or any(target.kind is not Kind.CLOUD for target in targets)
 
     def target_key(self, incarnation: str) -> bytes:
         """The pass key of one target incarnation (cached: one HMAC per incarnation, not per request)."""

@@ -32,7 +32,7 @@ def predict_ttft(target: Target, load: Load, prompt_tokens: int) -> float:
     """
     if target.kind is Kind.CLOUD:
         return load.ttft_s or DEFAULT_CLOUD_TTFT_S
-    rate = load.prefill_tps or DEFAULT_PREFILL_TPS
+    rate = max(load.prefill_tps or DEFAULT_PREFILL_TPS, 1.0)
     ahead = load.inflight + load.foreign
     seconds = (load.unstarted_tokens + prompt_tokens) / rate
     slots = target.slots or DEFAULT_SLOTS

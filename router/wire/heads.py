@@ -9,7 +9,7 @@ from router.placement.targets import Address, Kind
 from router.residency.guard import PASS_HEADER
 
 TARGET_HEADER = "x-tidegate-target"
-_UPWARD = frozenset({b"accept", b"content-type", b"traceparent", b"tracestate"})
+_UPWARD = frozenset({b"accept", b"traceparent", b"tracestate"})
 _DOWNWARD = frozenset({b"content-type", b"content-length", b"transfer-encoding", b"cache-control", b"retry-after"})
 
 
@@ -21,14 +21,17 @@ def request_head(
     own: Iterable[tuple[str, str]],
     body_length: int,
 ) -> bytes:
-    """The head of a request to a target: a few of the client's headers, then our own."""
+    """The head of a request to a target: a few of the client's headers, then our own.
+
+    The content type is ours: the body was parsed as JSON, whatever the client called it.
+    """
     host = address.host or "localhost"
     lines = [f"{method} {address.base_path}{path} HTTP/1.1\r\nhost: {host}:{address.port}\r\n".encode("latin-1")]
     for name, value in client_headers:
         if name in _UPWARD:
             lines += (name, b": ", value, b"\r\n")
     lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in own]
-    lines.append(b"content-length: %d\r\n\r\n" % body_length)
+    lines.append(b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % body_length)
     return b"".join(lines)
 
 
