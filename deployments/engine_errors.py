@@ -53,8 +53,7 @@ _CAUSES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"No module named '?vllm",
-        "vLLM is not installed in the Python environment that Ray uses on this node: `pip install 'tidegate[gpu]'` "
-        "(or `[cpu]`).",
+        "vLLM is not installed in the Python environment that Ray uses on this node: `pip install 'tidegate[gpu]'` (or `[cpu]`).",
     ),
     (
         r"(LocalEntryNotFoundError|OfflineModeIsEnabled|RepositoryNotFoundError|is not a local folder|GatedRepoError)",

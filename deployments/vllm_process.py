@@ -236,9 +236,7 @@ class VllmProcess:
         if self._client is None:
             raise httpx.ConnectError("the engine is not running")
         plan = self._plan
-        permission = Pass(
-            f"own-{secrets.token_hex(4)}", plan.incarnation, "own", plan.place.to_text(), time.time() + _OWN_PASS_S
-        )
+        permission = Pass(f"own-{secrets.token_hex(4)}", plan.incarnation, "own", plan.place.to_text(), time.time() + _OWN_PASS_S)
         headers = {PASS_HEADER: issue_pass(plan.key, permission, "GET", path)}
         try:
             async with asyncio.timeout(timeout_s):

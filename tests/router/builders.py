@@ -27,7 +27,12 @@ def make_config(**changes: Any) -> Config:
         "duties": ["baa"],
         "residency": {"tags": {"phi": {"process": ["eu"], "require": ["baa"]}}},
         "models": [
-            {"id": "tiny", "source": "x/tiny", "tier": "small", "replicas": [{"zone": "eu", "gpus": 0}, {"zone": "us", "gpus": 0}]},
+            {
+                "id": "tiny",
+                "source": "x/tiny",
+                "tier": "small",
+                "replicas": [{"zone": "eu", "gpus": 0}, {"zone": "us", "gpus": 0}],
+            },
             {"id": "big", "source": "x/big", "tier": "large", "replicas": [{"zone": "eu", "gpus": 0, "duties": ["baa"]}]},
         ],
         "targets": [

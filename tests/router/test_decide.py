@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,7 +155,9 @@ loads = st.builds(
 tags = st.lists(st.sampled_from(["eu", "us", "phi", "local", "any", "cloud"]), max_size=3)
 
 
-@given(st.lists(loads, min_size=4, max_size=4), tags, st.sampled_from([KEY, SPILL_KEY]), st.sampled_from(["tiny", "auto", "large"]))
+@given(
+    st.lists(loads, min_size=4, max_size=4), tags, st.sampled_from([KEY, SPILL_KEY]), st.sampled_from(["tiny", "auto", "large"])
+)
 def test_whatever_the_load_the_choice_is_inside_the_label_and_repeats(four, header, key, model):
     view = make_view((EU, four[0]), (US, four[1]), (BIG, four[2]), (CLOUD, four[3]))
     grant = grant_of(POLICY, key)

@@ -1,0 +1,106 @@
+"""A router on a real port in front of simulated engines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from router.config import parse_config
+from router.placement.targets import Report
+from router.policy import compile_policy, fixed_targets
+from router.process import RouterProcess
+from tests.router.builders import digest
+from tests.router.simulated_engine import SimulatedEngine
+
+KEY, OTHER_KEY = "tg_front-door", "tg_other"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class FrontDoor:
+    """A running router, its engines, and a client that holds a key."""
+
+    def __init__(self, router: RouterProcess, engines: dict[str, SimulatedEngine], client: httpx.AsyncClient, port: int) -> None:
+        self.router = router
+        self.engines = engines
+        self.client = client
+        self.port = port
+        self.state = router.state
+
+    async def chat(self, wish: str, **more: Any) -> httpx.Response:
+        headers = more.pop("headers", {})
+        body = {"model": "m", "messages": [{"role": "user", "content": wish}], **more}
+        return await self.client.post("/v1/chat/completions", json=body, headers=headers)
+
+    def receipt(self, response: httpx.Response) -> dict[str, Any]:
+        found = self.state.receipts.find(response.headers["x-request-id"])
+        assert found is not None
+        return found
+
+
+@contextlib.asynccontextmanager
+async def open_front_door(zones: dict[str, str], **changes: Any) -> AsyncIterator[FrontDoor]:
+    """A router over one simulated engine per entry of `zones` (engine name -> zone)."""
+    engines = {name: SimulatedEngine() for name in zones}
+    for engine in engines.values():
+        await engine.start()
+    port, admin = free_port(), free_port()
+    data = {
+        "listen": {"host": "127.0.0.1", "port": port},
+        "admin": {"port": admin},
+        "zones": {zone: {} for zone in {*zones.values(), "elsewhere"}},
+        "targets": [
+            {
+                "id": name,
+                "kind": "server",
+                "vouched": True,
+                "url": f"http://127.0.0.1:{engine.port}",
+                "zone": zones[name],
+                "tier": "small",
+                "models": {"m": "m"},
+            }
+            for name, engine in engines.items()
+        ],
+        "keys": [{"id": "front", "sha256": digest(KEY)}, {"id": "other", "sha256": digest(OTHER_KEY)}],
+        **changes,
+    }
+    config = parse_config(data)
+    router = RouterProcess(config, compile_policy(config, Path()), b"s" * 32, {}, "router-test", grace_s=2)
+    router.state.fleet.update([Report(target) for target in fixed_targets(config, None, "")])
+    router.start()
+    headers = {"authorization": f"Bearer {KEY}"}
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=20) as client:
+            for _ in range(200):
+                with contextlib.suppress(httpx.ConnectError):
+                    await client.get("/healthz")
+                    break
+                await asyncio.sleep(0.01)
+            yield FrontDoor(router, engines, client, port)
+    finally:
+        await router.drain()
+        for engine in engines.values():
+            await engine.stop()
+
+
+@pytest.fixture
+async def door() -> AsyncIterator[FrontDoor]:
+    async with open_front_door({"a": "eu"}) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[FrontDoor]:
+    async with open_front_door({"a": "eu", "b": "us"}) as opened:
+        yield opened

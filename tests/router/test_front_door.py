@@ -1,0 +1,281 @@
+"""The front door over real sockets: what a client sees when all is well, and when the engine is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from tests.router.conftest import KEY, OTHER_KEY, open_front_door
+from tests.router.simulated_engine import JSON_ANSWER, event
+
+CONTRACT = ("x-request-id", "x-tidegate-model", "x-tidegate-target", "x-tidegate-zone", "x-tidegate-reason")
+
+
+async def test_a_json_answer_arrives_byte_for_byte_with_the_headers_of_the_contract(door):
+    response = await door.chat("hello")
+    assert response.status_code == 200 and response.content == JSON_ANSWER
+    assert all(name in response.headers for name in CONTRACT)
+    assert (response.headers["x-tidegate-target"], response.headers["x-tidegate-zone"]) == ("a", "eu")
+    receipt = door.receipt(response)
+    assert (receipt["prompt_tokens"], receipt["completion_tokens"], receipt["status"]) == (7, 2, 200)
+    assert receipt["attempts"][0]["ending"] == "complete"
+
+
+async def test_a_stream_arrives_whole_and_in_order(door):
+    response = await door.chat("stream", stream=True)
+    assert response.content == b"".join(event(i) for i in range(5)) + b"data: [DONE]\n\n"
+
+
+async def test_the_request_reaches_the_engine_verbatim_and_without_the_clients_key(door):
+    raw = b'{"messages": [{"role":"user","content":"hello"}],  "model" : "m", "temperature": 0.10, "extra_body": {"x": [1, 2]}}'
+    response = await door.client.post(
+        "/v1/chat/completions", content=raw, headers={"cookie": "a=b", "x-request-id": "my-id-12345"}
+    )
+    assert response.headers["x-request-id"] == "my-id-12345"
+    seen = door.engines["a"].requests[-1]
+    assert seen["body"] == json.loads(raw)
+    assert seen["headers"]["x-request-id"] == "my-id-12345"
+    assert not {"authorization", "cookie", "x-api-key"} & set(seen["headers"])
+    assert int(seen["headers"]["content-length"]) == len(raw)
+
+
+async def test_auto_and_tiers_are_replaced_by_the_model_that_serves(door):
+    for name in ("auto", "small"):
+        response = await door.chat("hello", model=name)
+        assert response.headers["x-tidegate-model"] == "m"
+        assert door.engines["a"].requests[-1]["body"]["model"] == "m"
+
+
+@pytest.mark.parametrize("wish", ["die-before", "garbage", "broken", "busy", "no-length"])
+async def test_a_failure_before_the_first_byte_goes_to_another_target(pair, wish):
+    failing = pair.engines["a"]
+    failing._hello = getattr(failing, "_" + wish.replace("-", "_"))
+    for _ in range(3):
+        response = await pair.chat("hello")
+        assert response.status_code == 200 and response.headers["x-tidegate-target"] == "b"
+    attempts = [attempt["target"] for attempt in pair.receipt(response)["attempts"]]
+    assert attempts[-1] == "b"
+
+
+@pytest.mark.parametrize(
+    ("wish", "status", "code"),
+    [("die-before", 503, "overloaded"), ("broken", 502, "upstream_error"), ("busy", 503, "overloaded")],
+)
+async def test_a_failure_with_nowhere_else_to_go_is_typed(door, wish, status, code):
+    response = await door.chat(wish)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert all(name in response.headers for name in CONTRACT)
+    if status == 503:
+        assert int(response.headers["retry-after"]) >= 1
+
+
+async def test_a_residency_tag_also_binds_the_retry(pair):
+    pair.engines["a"]._hello = pair.engines["a"]._die_before
+    response = await pair.chat("hello", headers={"x-tidegate-residency": "eu"})
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "residency_capacity")
+    assert pair.engines["b"].requests == []
+
+
+async def test_an_engines_own_400_is_the_clients_to_see(door):
+    response = await door.chat("bad")
+    assert response.status_code == 400 and response.json()["error"]["message"] == "too long"
+
+
+async def test_a_stream_that_dies_ends_in_an_error_event_and_never_in_done(door):
+    response = await door.chat("die-mid", stream=True)
+    assert response.content.startswith(event(0) + event(1))
+    last = response.text.strip().split("\n\n")[-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "upstream_error"
+    assert "[DONE]" not in response.text
+    assert door.receipt(response)["code"] == "upstream_error"
+
+
+@pytest.mark.parametrize("wish", ["die-in-chunk", "cut-json"])
+async def test_an_answer_cut_where_nothing_can_be_added_breaks_the_connection(door, wish):
+    with pytest.raises(httpx.RemoteProtocolError):
+        await door.chat(wish, stream=wish == "die-in-chunk")
+
+
+async def test_a_second_answer_on_one_request_never_reaches_the_client(door):
+    try:
+        response = await door.chat("two-answers")
+    except httpx.RemoteProtocolError:
+        return
+    assert response.content in (JSON_ANSWER,) or response.status_code >= 500
+
+
+async def test_a_head_that_arrives_byte_by_byte_is_understood(door):
+    response = await door.chat("split-head")
+    assert response.content == JSON_ANSWER
+
+
+@pytest.mark.parametrize("wish", ["hang", "stall"])
+async def test_a_client_that_leaves_cuts_the_upstream(door, wish):
+    task = asyncio.create_task(door.chat(wish, stream=True))
+    while not door.engines["a"].requests:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    task.cancel()
+    for _ in range(200):
+        if door.engines["a"].disconnects:
+            break
+        await asyncio.sleep(0.01)
+    assert door.engines["a"].disconnects == 1
+    assert door.state.fleet.view(0).loads[0].inflight == 0
+
+
+async def test_the_limits_on_the_first_byte_and_on_silence_hold():
+    async with open_front_door({"a": "eu"}, timeouts={"first_byte_s": 0.3, "idle_s": 0.3}) as door:
+        late = await door.chat("hang")
+        assert late.status_code == 503
+        door.state.fleet.update([])
+    async with open_front_door({"a": "eu"}, timeouts={"idle_s": 0.3}) as door:
+        stalled = await door.chat("stall", stream=True)
+        assert '"upstream_error"' in stalled.text and "[DONE]" not in stalled.text
+
+
+async def test_a_slow_client_slows_its_own_upstream_and_nobody_else(door):
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1 << 16)
+    body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "flood"}]}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    await reader.readuntil(b"\r\n\r\n")
+    await asyncio.sleep(0.5)
+    sent = door.engines["a"].sent
+    assert (await door.chat("hello")).status_code == 200
+    assert sent < 20_000_000, "32 MB were on offer; the rest must wait in the engine, not in the router"
+    writer.close()
+
+
+async def test_an_http_1_0_client_gets_a_stream_without_chunking(door):
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "stream"}]}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.0\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    answer = await reader.read()
+    assert answer.partition(b"\r\n\r\n")[2] == b"".join(event(i) for i in range(5)) + b"data: [DONE]\n\n"
+
+
+async def test_pipelined_requests_are_answered_in_order(door):
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n"
+    writer.write(b"".join(head.encode() + f"x-request-id: request-{i}\r\n\r\n".encode() + body for i in range(5)))
+    seen = []
+    for _ in range(5):
+        answer = await reader.readuntil(b"\r\n\r\n")
+        seen.append(answer.lower().partition(b"x-request-id: ")[2].partition(b"\r\n")[0])
+        await reader.readexactly(len(JSON_ANSWER))
+    assert seen == [f"request-{i}".encode() for i in range(5)]
+    writer.close()
+
+
+async def test_every_kind_of_bad_request_has_its_error(door):
+    async def refusal(**request):
+        response = await door.client.request(**{"method": "POST", "url": "/v1/chat/completions", **request})
+        assert all(name in response.headers for name in CONTRACT)
+        error = response.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        return response.status_code, error["code"], error["message"]
+
+    ok = {"model": "m", "messages": []}
+    assert (await refusal(json=ok, headers={"authorization": "Bearer nope"}))[:2] == (401, "invalid_api_key")
+    assert (await refusal(json=ok, headers={"authorization": ""}))[:2] == (401, "invalid_api_key")
+    assert (await refusal(json=ok, headers={"x-api-key": "different"}))[:2] == (400, "invalid_request")
+    assert (await refusal(json={"model": "nope"}))[:2] == (404, "model_not_found")
+    assert (await refusal(json={"messages": []}))[:2] == (400, "invalid_request")
+    assert (await refusal(json={"model": 7}))[:2] == (400, "invalid_request")
+    assert (await refusal(json={**ok, "stream": "yes"}))[:2] == (400, "invalid_request")
+    assert (await refusal(json=ok, headers={"x-tidegate-residency": "mars"}))[:2] == (400, "invalid_request")
+    assert (await refusal(json=ok, headers={"x-tidegate-residency": "eu,,"}))[:2] == (400, "invalid_request")
+    assert (await refusal(json=ok, headers={"x-tidegate-residency": "elsewhere"}))[:2] == (403, "residency_denied")
+    assert (await refusal(json=ok, headers={"x-tidegate-residency": "eu, elsewhere"}))[:2] == (403, "residency_denied")
+    assert (await refusal(content=b'{"model": "m"'))[:2] == (400, "invalid_request")
+    assert (await refusal(content=b""))[:2] == (400, "invalid_request")
+    assert (await refusal(content=b"[1]"))[:2] == (400, "invalid_request")
+    assert "twice" in (await refusal(content=b'{"model":"m","model":"x"}'))[2]
+    assert "deeper" in (await refusal(content=b'{"model":"m","x":' + b"[" * 65 + b"]" * 65 + b"}"))[2]
+    assert "deeper" in (await refusal(content=b'{"model":"m","x":' + b"[" * 200_000 + b"]" * 200_000 + b"}"))[2]
+    assert (await refusal(content=b"x" * (9 << 20)))[:2] == (413, "invalid_request")
+    assert (await refusal(content=b"x", headers={"content-encoding": "gzip"}))[:2] == (415, "invalid_request")
+    assert (await refusal(method="GET"))[0] == 405
+    assert (await refusal(url="/v1/nothing"))[0] == 404
+    assert (await refusal(method="DELETE", url="/v1/models", headers={"authorization": "Bearer x"}))[0] == 405
+    assert door.engines["a"].requests == []
+    assert (await door.chat("hello")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n{}   ",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\nhost: x\ncontent-length: 2\n\n{}",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nhost: y\r\ncontent-length: 2\r\n\r\n{}",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx y: z\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 40_000 + b"\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 200 + b"\r\n",
+        b"NONSENSE\r\n\r\n",
+    ],
+)
+async def test_ambiguous_or_oversized_framing_is_refused_and_the_connection_closed(door, head):
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(head)
+    answer = await asyncio.wait_for(reader.read(), 5)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert door.engines["a"].requests == []
+    writer.close()
+
+
+async def test_models_explain_receipts_and_health(door):
+    listed = (await door.client.get("/v1/models")).json()
+    assert [card["id"] for card in listed["data"]] == ["auto", "small", "m"]
+    assert (await door.client.get("/v1/models/m")).json()["id"] == "m"
+    body = {"model": "auto", "messages": [{"role": "user", "content": "Prove it step by step"}]}
+    told = (await door.client.post("/tidegate/v1/explain", json=body)).json()
+    assert told["chosen"]["target"] == "a" and told["refusal"] is None
+    assert {"label", "complexity", "candidates"} <= set(told)
+    assert door.engines["a"].requests == []
+    answered = await door.chat("hello")
+    path = f"/tidegate/v1/receipts/{answered.headers['x-request-id']}"
+    assert (await door.client.get(path)).json()["key"] == "front"
+    stranger = await door.client.get(path, headers={"authorization": f"Bearer {OTHER_KEY}"})
+    assert stranger.status_code == 404
+    assert (await door.client.get("/healthz")).status_code == 200
+    assert (await door.client.get("/readyz")).status_code == 200
+    metrics = (await door.client.get("/metrics")).text
+    assert 'tidegate_requests_total{model="m",status="200",target="a",zone="eu"} 1.0' in metrics
+
+
+async def test_the_admin_listener_is_separate_and_the_public_port_does_not_know_its_paths(door):
+    assert (await door.client.get("/tidegate/v1/cluster")).status_code == 404
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{door.state.config.admin.port}") as admin:
+        cluster = (await admin.get("/tidegate/v1/cluster")).json()
+        assert [target["target"] for target in cluster["targets"]] == ["a"]
+        assert (await admin.post("/v1/chat/completions", json={})).status_code == 404
+
+
+async def test_draining_says_so_at_once_and_lets_a_running_stream_finish(door):
+    stream = asyncio.create_task(door.chat("stream", stream=True))
+    while not door.engines["a"].requests:
+        await asyncio.sleep(0.001)
+    drain = asyncio.create_task(door.router.drain())
+    await asyncio.sleep(0)
+    assert not door.state.ready
+    assert (await stream).content.endswith(b"data: [DONE]\n\n")
+    await drain
+
+
+async def test_prompt_text_is_in_no_receipt_metric_or_log(door, caplog):
+    canary = "canary-7f3a"
+    for wish in (canary, "die-before"):
+        await door.chat(wish, user=canary, metadata={"note": canary})
+    await door.client.post("/v1/chat/completions", content=b'{"' + canary.encode() + b'": 1, "' + canary.encode() + b'": 2')
+    receipts = json.dumps([door.state.receipts.find(key) for key in list(door.state.receipts._receipts)])
+    metrics = (await door.client.get("/metrics")).text
+    assert canary not in receipts and canary not in metrics and canary not in caplog.text
