@@ -19,5 +19,5 @@ def test_from_a_file(monkeypatch, tmp_path):
     monkeypatch.setenv("TIDEGATE_HOME", str(tmp_path))
     (tmp_path / "secret").write_bytes(b"f" * 32 + b"\n")
     assert cluster_secret(Secret(file="secret")) == b"f" * 32
-    with pytest.raises(ConfigError, match="cannot read .*/missing on this node"):
+    with pytest.raises(ConfigError, match=r"cannot read .*/missing on this node"):
         cluster_secret(Secret(file="missing"))
