@@ -19,7 +19,7 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         "--help=all` lists what your version takes.",
     ),
     (
-        r"error: (?P<what>(argument|ambiguous option|the following arguments|expected) .+)",
+        r"error: (?P<what>(argument|ambiguous option|the following arguments|expected).+)",
         "vLLM does not accept its arguments: {what}. Correct `args` of this model.",
     ),
     (

@@ -1,4 +1,7 @@
-"""The command line and environment one vLLM server is started with: the user's own arguments, and ours that they may not touch."""
+"""The command line and environment one vLLM server is started with.
+
+Arguments and variables of the user's own go to vLLM as they are; the ones residency rests on are ours, and are refused.
+"""
 
 from __future__ import annotations
 
@@ -93,8 +96,8 @@ def _check_kv_events(args: Sequence[str], where: str) -> None:
         return
     if not all(isinstance(endpoint, str) and endpoint.startswith("ipc://") for endpoint in endpoints):
         raise ConfigError(
-            f"{where}: args: `--kv-events-config` publishes every prompt's tokens: its `endpoint` must be a unix socket "
-            f"(`ipc:///path`)"
+            f"{where}: args: `--kv-events-config` publishes every prompt's tokens: its `endpoint` must be a unix "
+            f"socket (`ipc:///path`)"
         )
 
 
@@ -149,16 +152,8 @@ def build_argv(model: Model, source: str, host: str, port: int) -> list[str]:
         port: a free port.
     """
     ours = ["--host", host, "--port", str(port), "--served-model-name", model.id, "--middleware", GUARD]
-    return [
-        sys.executable,
-        "-m",
-        _server_module(),
-        "--model",
-        source,
-        *model.args,
-        *ours,
-        "--disable-uvicorn-access-log",
-    ]
+    ours.append("--disable-uvicorn-access-log")
+    return [sys.executable, "-m", _server_module(), "--model", source, *model.args, *ours]
 
 
 def _server_module() -> str:

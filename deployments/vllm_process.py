@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import os
 import random
 import re
@@ -30,15 +29,15 @@ from router.residency.guard import PASS_HEADER, Pass, Place, issue_pass
 
 _POLL_S = 0.25
 _OWN_PASS_S = 30.0
-_LOGS_KEPT = 20
-_log = logging.getLogger("tidegate.engine")
+_LOGS_KEPT = 50
+_IDLE_READINGS = 3
 
 
 class EnginePlan(msgspec.Struct, frozen=True):
     """What to start and as whom. `key` is the guard's key of this incarnation; it never leaves the node.
 
-    `host` is the address the server listens on, `visible_gpus` its `CUDA_VISIBLE_DEVICES` (None: all), `withhold` names of
-    environment variables that it must not inherit.
+    `host` is the address the server listens on, `visible_gpus` its `CUDA_VISIBLE_DEVICES` (None: all), `withhold` names
+    of environment variables that it must not inherit.
     """
 
     model: Model
@@ -91,7 +90,8 @@ class VllmProcess:
         """Start the server and wait until it answers `/health`.
 
         Raises:
-            EngineStartError: it exited, or did not answer within the model's `startup_timeout_s`. Nothing is left running.
+            EngineStartError: it exited, or did not answer within the model's `startup_timeout_s`. Nothing is left
+                running.
         """
         self._started_at = time.monotonic()
         try:
@@ -134,7 +134,7 @@ class VllmProcess:
                 return False  # dead or hung: there is nothing to wait for
             idle = idle + 1 if signals.running + signals.waiting == 0 else 0
             # One quiet reading may be older than the request that just came in.
-            if idle >= 2:
+            if idle >= _IDLE_READINGS:
                 return True
             await asyncio.sleep(0.5)
         return not self.alive
@@ -280,15 +280,17 @@ def log_file(model_id: str, incarnation: str) -> Path:
     configured = os.environ.get("TIDEGATE_LOG_DIR")
     folder = Path(configured) if configured else home() / ".tidegate" / "logs"
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", model_id)
-    return folder / f"{slug}-{re.sub(r'[^A-Za-z0-9]+', '', incarnation)[-12:]}.log"
+    short = re.sub(r"[^A-Za-z0-9]+", "", incarnation)[-12:]
+    return folder / f"{slug}-{short:0>12}.log"
 
 
 def prepare_log(path: Path) -> None:
-    """Make the folder, and remove all but the newest engine logs in it: every restart writes a new one."""
+    """Make the folder, and remove all but the newest logs of the same model: every restart writes a new one."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with contextlib.suppress(OSError):
-        logs = sorted(path.parent.glob("*.log"), key=lambda file: file.stat().st_mtime, reverse=True)
-        for old in logs[_LOGS_KEPT:]:
+        logs = list(path.parent.glob(path.name[:-16] + "?" * 12 + ".log"))
+        logs.sort(key=lambda file: file.stat().st_mtime)
+        for old in logs[:-_LOGS_KEPT]:
             old.unlink(missing_ok=True)
 
 

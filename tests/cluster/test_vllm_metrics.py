@@ -1,0 +1,39 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.vllm_metrics import parse_signals
+
+PAGE = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
+# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="a"} 3.0
+vllm:num_requests_running{engine="1",model_name="a} 9"} 2.0 1700000000000
+vllm:num_requests_waiting{engine="0",model_name="a"} 1.0
+vllm:num_requests_waiting{engine="1",model_name="a"} 0.0
+vllm:num_requests_waiting_by_reason{engine="0",model_name="a",reason="capacity"} 70.0
+vllm:kv_cache_usage_perc{engine="0",model_name="a"} 0.125
+vllm:kv_cache_usage_perc{engine="1",model_name="a"} 5e-1
+vllm:prefix_cache_hits_total{engine="0",model_name="a"} 10.0
+"""
+
+
+def test_engines_are_summed_and_the_fullest_cache_counts():
+    signals = parse_signals(PAGE, 12.5)
+    assert (signals.sampled_at, signals.running, signals.waiting, signals.kv_usage) == (12.5, 5, 1, 0.5)
+
+
+def test_names_that_are_missing_leave_their_default():
+    assert (parse_signals(b"", 1.0).running, parse_signals(b"", 1.0).kv_usage) == (0, -1.0)
+    only_usage = parse_signals(b"vllm:kv_cache_usage_perc 0.5", 1.0)
+    assert (only_usage.running, only_usage.kv_usage) == (0, 0.5)
+
+
+def test_values_that_are_no_numbers_are_left_out():
+    page = b"vllm:kv_cache_usage_perc NaN\nvllm:num_requests_running +Inf\nvllm:num_requests_waiting{} \n"
+    signals = parse_signals(page, 1.0)
+    assert (signals.running, signals.waiting, signals.kv_usage) == (0, 0, -1.0)
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"vllm:num_requests_running", b"vllm:kv_cache_usage_perc"]))
+def test_no_page_is_too_broken(noise, name):
+    signals = parse_signals(noise + name + noise, 1.0)
+    assert signals.running >= 0
