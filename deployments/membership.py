@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable, Sequence
 
 import msgspec
-from cluster.reports import decode_report
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from cluster.reports import decode_report
 from deployments.egress.deployment import EgressFacts
 from router.config import Config
 from router.placement.targets import Address, Report

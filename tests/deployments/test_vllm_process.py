@@ -38,9 +38,7 @@ def mark(monkeypatch, tmp_path):
 
 
 def make(*mode: str, **changes) -> VllmProcess:
-    plan = EnginePlan(
-        Model(**{**MODEL, **changes}), "127.0.0.1", "one", b"k" * 32, Place(("local",), ("local",)), stop_grace_s=1
-    )
+    plan = EnginePlan(Model(**{**MODEL, **changes}), "127.0.0.1", "one", b"k" * 32, Place(("local",), ("local",)), stop_grace_s=1)
     return VllmProcess(plan, [*FAKE, *mode])
 
 
