@@ -154,7 +154,8 @@ def test_the_openai_sdk_of_the_major_version_before_works_too(live: Deployment, 
         "client = openai.OpenAI(base_url=sys.argv[1], api_key=sys.argv[2])\n"
         "ask = dict(model='auto', messages=[{'role': 'user', 'content': 'What is the capital of France?'}], temperature=0)\n"
         "print(client.chat.completions.create(**ask, max_tokens=16).choices[0].message.content)\n"
-        "print(''.join(p.choices[0].delta.content or '' for p in client.chat.completions.create(**ask, max_tokens=16, stream=True)))\n"
+        "parts = client.chat.completions.create(**ask, max_tokens=16, stream=True)\n"
+        "print(''.join(part.choices[0].delta.content or '' for part in parts))\n"
         "print([m.id for m in client.models.list()])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

@@ -1,0 +1,115 @@
+"""The books: what is booked is unbooked exactly once, gauges only add, failures pause a target."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.placement.fleet import Fleet
+from router.placement.targets import Report, Signals
+from tests.router.builders import NOW, make_policy, make_target
+
+POLICY = make_policy()
+A, B = make_target(POLICY, "a", "eu"), make_target(POLICY, "b", "us")
+
+
+def make_fleet(*targets, budget=float("inf")):
+    fleet = Fleet(budget)
+    fleet.update([Report(target) for target in targets])
+    return fleet
+
+
+def load(fleet, index=0, now=NOW):
+    return fleet.view(now).loads[index]
+
+
+def test_a_request_is_counted_from_booking_to_end():
+    fleet = make_fleet(A)
+    booking = fleet.book(A, 100, NOW)
+    assert (load(fleet).inflight, load(fleet).unstarted, load(fleet).unstarted_tokens) == (1, 1, 100)
+    fleet.first_byte(booking, NOW + 0.5)
+    assert (load(fleet).inflight, load(fleet).unstarted, load(fleet).unstarted_tokens) == (1, 0, 0)
+    assert load(fleet).ttft_s == pytest.approx(0.5) and load(fleet).prefill_tps == pytest.approx(200)
+    for _ in range(2):
+        fleet.end(booking, NOW + 2, completed=True)
+    assert load(fleet).inflight == 0 and load(fleet).service_s == pytest.approx(2)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["book", "first", "end", "fail"])), max_size=60))
+def test_the_books_never_go_below_zero_and_empty_out(steps):
+    fleet = make_fleet(A, B)
+    bookings = {}
+    for number, step in steps:
+        if step == "book" and number not in bookings:
+            bookings[number] = fleet.book(A if number % 2 else B, 10 * number, NOW)
+        elif number in bookings and step == "first":
+            fleet.first_byte(bookings[number], NOW + 1)
+        elif number in bookings:
+            fleet.end(bookings[number], NOW + 2, completed=step == "end")
+    for booking in bookings.values():
+        fleet.end(booking, NOW + 3, completed=False)
+    for one in fleet.view(NOW).loads:
+        assert (one.inflight, one.unstarted, one.unstarted_tokens) == (0, 0, 0)
+
+
+def test_gauges_add_what_others_put_there_and_never_take_our_own_away():
+    fleet = make_fleet(A)
+    for _ in range(3):
+        fleet.book(A, 1, NOW)
+    fleet.update([Report(A, Signals(NOW + 1, running=5, waiting=2))])
+    assert load(fleet).foreign == 4
+    fleet.update([Report(A, Signals(NOW + 2, running=0, waiting=0))])
+    assert load(fleet).foreign == 0 and load(fleet).inflight == 3
+    fleet.update([Report(A, Signals(NOW + 1.5, running=50))])
+    assert load(fleet).foreign == 0, "an older reading changes nothing"
+
+
+def test_a_late_gauge_that_still_counts_our_finished_requests_is_not_foreign_work():
+    fleet = make_fleet(A)
+    bookings = [fleet.book(A, 1, NOW) for _ in range(8)]
+    for booking in bookings:
+        fleet.end(booking, NOW + 1, completed=True)
+    fleet.update([Report(A, Signals(NOW + 0.9, running=8))])
+    assert load(fleet).foreign == 0
+
+
+def test_failures_pause_a_target_longer_each_time_and_success_ends_it():
+    fleet = make_fleet(A)
+    fleet.failed(A.incarnation, NOW)
+    first = load(fleet).down_until - NOW
+    fleet.failed(A.incarnation, NOW)
+    assert load(fleet).down_until - NOW == pytest.approx(2 * first)
+    for _ in range(20):
+        fleet.failed(A.incarnation, NOW)
+    assert load(fleet).down_until - NOW <= 30
+    fleet.end(fleet.book(A, 1, NOW), NOW, completed=True)
+    assert load(fleet).down_until == 0 and load(fleet).failures == 0
+
+
+def test_membership_changes_keep_the_books_of_those_who_stay():
+    fleet = make_fleet(A, B)
+    fleet.book(B, 10, NOW)
+    gone = fleet.book(A, 10, NOW)
+    version = fleet.membership.version
+    fleet.update([Report(B)])
+    assert fleet.membership.version == version + 1 and load(fleet).inflight == 1
+    fleet.end(gone, NOW, completed=True)
+    fleet.failed(A.incarnation, NOW)
+    fleet.update([Report(B)])
+    assert fleet.membership.version == version + 1
+
+
+def test_the_budget_is_spent_by_booking_and_renewed_at_midnight_utc():
+    fleet = make_fleet(A, budget=1.0)
+    fleet.book(A, 1, NOW, cost_usd=0.75)
+    assert fleet.view(NOW).spend_left_usd == pytest.approx(0.25)
+    assert fleet.view(NOW + 86400).spend_left_usd == pytest.approx(1.0)
+
+
+def test_saturation_is_remembered_per_model():
+    fleet = make_fleet(A)
+    fleet.set_saturated(["m", "n"], True)
+    assert fleet.view(NOW).spilling == {"m", "n"}
+    fleet.set_saturated(["m", "n"], False)
+    assert fleet.view(NOW).spilling == frozenset()
