@@ -24,10 +24,8 @@ JSON_ANSWER = json.dumps(
 
 
 def event(i: int) -> bytes:
-    return (
-        b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"t%d "}}]}\n\n'
-        % i
-    )
+    head = b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":'
+    return head + b'{"content":"t%d "}}]}\n\n' % i
 
 
 def chunk(data: bytes) -> bytes:
