@@ -1,0 +1,131 @@
+"""The egress lets out only what a pass and its own policy allow, rebuilt from allow-listed fields, under its own credential."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.egress.server import EgressServer
+from router.policy import compile_policy
+from router.residency.guard import PASS_HEADER, PASS_LIFETIME_S, Pass, derive_target_key, issue_pass
+from tests.router.builders import make_config
+
+SECRET = b"s" * 32
+INCARNATION = "provider@egress-1"
+BODY = {
+    "model": "t-1",
+    "messages": [{"role": "user", "content": "hi"}],
+    "metadata": {"patient": "x"},
+    "cache_salt": "y",
+    "stream": False,
+}
+
+
+class Provider(httpx.AsyncBaseTransport):
+    """Stands in for the provider behind the egress's HTTP client."""
+
+    def __init__(self) -> None:
+        self.requests: list[httpx.Request] = []
+        self.answer = httpx.Response(200, json={"ok": True}, headers={"set-cookie": "a=b", "x-provider": "1"})
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        return self.answer
+
+
+class Setup:
+    def __init__(self, **changes: Any) -> None:
+        config = make_config(**changes)
+        self.provider = Provider()
+        client = httpx.AsyncClient(transport=self.provider, follow_redirects=False, trust_env=False)
+        self.egress = EgressServer(config, compile_policy(config, Path()), SECRET, "egress-1", {"provider": "sk-cloud"}, client)
+
+    async def post(
+        self, token: str | None, path: str = "/v1/chat/completions", target: str = "provider", body: Any = BODY
+    ) -> httpx.Response:
+        headers = {"x-tidegate-target": target, "authorization": "Bearer tg_client", "cookie": "c=d"}
+        if token is not None:
+            headers[PASS_HEADER] = token
+        transport = httpx.ASGITransport(app=self.egress.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://egress") as client:
+            return await client.post(path, content=json.dumps(body), headers=headers)
+
+
+def issue(label: str = "cloud+eu+us/cloud+eu+us/", **changes: Any) -> str:
+    secret, path = changes.pop("secret", SECRET), changes.pop("path", "/v1/chat/completions")
+    permission = Pass("r1", INCARNATION, "e1", label, time.time() + PASS_LIFETIME_S)
+    return issue_pass(derive_target_key(secret, INCARNATION), permission, "POST", path)
+
+
+async def test_what_leaves_is_rebuilt_and_carries_only_the_egresss_own_credential():
+    setup = Setup()
+    answer = await setup.post(issue())
+    assert answer.status_code == 200 and answer.json() == {"ok": True}
+    assert "set-cookie" not in answer.headers and "x-provider" not in answer.headers
+    [sent] = setup.provider.requests
+    assert str(sent.url) == "https://cloud.invalid/v1/chat/completions"
+    assert json.loads(sent.content) == {"model": "t-1", "messages": BODY["messages"], "stream": False}
+    assert sent.headers["authorization"] == "Bearer sk-cloud"
+    assert not {"cookie", PASS_HEADER, "x-tidegate-target"} & set(sent.headers)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"token": None},
+        {"token": "nonsense"},
+        {"token": issue("eu+us/eu+us/")},
+        {"token": issue("cloud/eu/")},
+        {"token": issue("cloud/cloud/baa")},
+        {"token": issue("cloud/cloud/fedramp")},
+        {"token": issue(secret=b"x" * 32)},
+        {"token": issue(), "path": "/v1/embeddings"},
+        {"token": issue(), "target": "other"},
+    ],
+)
+async def test_nothing_leaves_without_a_fitting_pass(request_):
+    setup = Setup()
+    answer = await setup.post(**request_)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "pass_refused")
+    assert setup.provider.requests == []
+
+
+async def test_the_egresss_own_policy_has_the_last_word():
+    expired = [
+        {"id": "provider", "kind": "cloud", "url": "https://x", "zone": "cloud", "models": {"tiny": "t"}, "expires": "2020-01-01"}
+    ]
+    setup = Setup(targets=expired)
+    answer = await setup.post(issue())
+    assert answer.status_code == 403 and setup.provider.requests == []
+
+
+async def test_a_redirect_and_an_unreachable_provider_are_typed_errors():
+    setup = Setup()
+    setup.provider.answer = httpx.Response(302, headers={"location": "https://elsewhere.invalid"})
+    answer = await setup.post(issue())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
+
+    async def unreachable(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("https://cloud.invalid?secret")
+
+    setup.provider.handle_async_request = unreachable
+    answer = await setup.post(issue())
+    assert answer.status_code == 502 and "secret" not in answer.text
+
+
+async def test_duplicate_keys_never_leave():
+    setup = Setup()
+    transport = httpx.ASGITransport(app=setup.egress.app)
+    headers = {"x-tidegate-target": "provider", PASS_HEADER: issue()}
+    async with httpx.AsyncClient(transport=transport, base_url="http://egress") as client:
+        answer = await client.post("/v1/chat/completions", content=b'{"model":"a","model":"b"}', headers=headers)
+    assert answer.status_code == 400 and setup.provider.requests == []
+
+
+def test_no_credential_shows_in_its_representation():
+    assert "sk-cloud" not in repr(Setup().egress)
