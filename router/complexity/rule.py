@@ -14,14 +14,17 @@ from router.decide import Complexity
 
 _HEAD_CHARS = 1500
 _TAIL_CHARS = 500
-_WORK = re.compile(
-    r"\b(prove|proof|derive|step[- ]by[- ]step|analy[sz]e|compare|critique|refactor|debug|optimi[sz]e|design|architect"
-    r"|diagnos\w*|differential|contract|clause|liabilit\w*|theorem|integral|equation|algorithm|complexity|trade-?offs?"
-    r"|beweise|analysiere|vergleiche|d[ée]montre[rz]?|analyse[rz]?|compare[rz]?)\b",
-    re.IGNORECASE,
+_WORK = frozenset(
+    """prove proof derive stepwise analyse analyze analysis compare critique refactor debug optimise optimize design architect
+    architecture diagnose diagnosis differential contract clause liability liabilities theorem integral equation algorithm
+    complexity tradeoff tradeoffs beweise beweis analysiere vergleiche entwirf démontre démontrez démontrer analysez analyser
+    comparez comparer demuestra analiza diseña""".split()  # noqa: SIM905 - read as a word list
 )
-_CODE = re.compile(r"```|\b(def|class|import|SELECT|function|public static|#include)\b")
-_MATHS = re.compile(r"[∑∫√≤≥∂∀∃]|\\frac|\\int|\\sum|\d\s*[\^*/]\s*\d")
+_PUNCTUATION = str.maketrans(dict.fromkeys(".,;:!?()[]{}<>\"'`*_/\\|=+-#~\n\t\r", " "))
+_CODE = ("```", "\ndef ", "\nclass ", "\nimport ", "#include", "SELECT ", "();", "){", ") {", "=>", "</", "public static")
+_MATHS_SYMBOLS = re.compile(r"[∑∫√≤≥≠≈∂∀∃∈π]")
+_MATHS_TERMS = re.compile(r"[0-9] ?[*^/] ?[0-9]")
+_LATEX = ("\\frac", "\\int", "\\sum", "\\begin{", "\\sqrt")
 
 
 def judge(body: dict[str, Any], prompt_tokens: int, tiers: Sequence[str], threshold: float, large_above: int) -> Complexity:
@@ -55,11 +58,11 @@ def _weigh(body: dict[str, Any], sample: str, prompt_tokens: int, large_above: i
     length = min(1.0, prompt_tokens / large_above) * 0.5
     if length >= 0.05:
         yield round(length, 4), f"about {prompt_tokens} prompt tokens"
-    if work := len({match.lower() for match in _WORK.findall(sample)}):
+    if work := len(_WORK.intersection(sample.lower().translate(_PUNCTUATION).split())):
         yield min(0.45, 0.2 * work), f"{work} words that ask for analysis"
-    if _CODE.search(sample):
+    if any(mark in sample for mark in _CODE):
         yield 0.25, "code"
-    if _MATHS.search(sample):
+    if _has_maths(sample):
         yield 0.2, "mathematics"
     if body.get("tools"):
         yield 0.2, "tools"
@@ -70,6 +73,15 @@ def _weigh(body: dict[str, Any], sample: str, prompt_tokens: int, large_above: i
         yield 0.1, "a long conversation"
     if sample.count("?") > 2:
         yield 0.1, "several questions"
+
+
+def _has_maths(sample: str) -> bool:
+    """Symbols, LaTeX, or arithmetic between numbers; each regex runs only where a cheap test says that it could match."""
+    if not sample.isascii() and _MATHS_SYMBOLS.search(sample):
+        return True
+    if "\\" in sample and any(mark in sample for mark in _LATEX):
+        return True
+    return ("*" in sample or "^" in sample or "/" in sample) and _MATHS_TERMS.search(sample) is not None
 
 
 def last_user_text(body: dict[str, Any]) -> str:
