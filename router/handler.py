@@ -87,17 +87,16 @@ class _Relay:
         self.booking = booking
         self.request_id = request_id
 
-    def on_head(self, exchange: Exchange) -> bool:
+    def on_head(self, exchange: Exchange) -> bytes | None:
         """Forward what is the client's to see; hold back what another target may do better."""
         self.attempt.status = exchange.status
         if exchange.status >= 500 or exchange.status in _HOLD_STATUS:
-            return False
+            return None
         choice = self.choice
         unchunk = exchange.chunked and not self.client.speaks_chunked
         head = response_headers(exchange.headers, unchunk=unchunk)
         head += decision_headers(self.request_id, choice.model, choice.target.id, choice.target.zone, choice.reason)
-        self.client.write_head(exchange.status, head, close=unchunk)
-        return True
+        return self.client.make_head(exchange.status, head, close=unchunk)
 
     def on_first_body(self, exchange: Exchange) -> None:
         """Book the first byte."""
@@ -145,7 +144,7 @@ class ModelHandler:
         body = await read_body(scope, receive, state.config.max_body_bytes)
         parsed = parse_object(body)
         facts = gather_facts(request_id, grant, scope["path"], parsed, label, state.policy)
-        receipt = open_receipt(facts, state.policy, tags, time.time())
+        receipt = open_receipt(facts, state.policy.epoch, state.label_text(label), tags, time.time())
         return Admitted(scope["path"], scope["headers"], body, parsed, facts, receipt)
 
     async def _serve(self, admitted: Admitted, client: Client) -> None:
@@ -204,7 +203,7 @@ class ModelHandler:
         body = replace_model(admitted.body, admitted.parsed, target.models[choice.model])
         token = None
         if target.kind is not Kind.SERVER:
-            label_text = state.policy.label_text(admitted.facts.label)
+            label_text = state.label_text(admitted.facts.label)
             permission = Pass(admitted.request_id, target.incarnation, state.policy.epoch, label_text, now + PASS_LIFETIME_S)
             path = target.address.base_path + admitted.path
             token = issue_pass(state.target_key(target.incarnation), permission, "POST", path)

@@ -12,6 +12,7 @@ from router.placement.fleet import Fleet
 from router.placement.targets import Kind
 from router.policy import Policy
 from router.residency.guard import derive_target_key
+from router.residency.label import Label
 from router.wire.upstream import Pool
 
 FindReceipt = Callable[[str], Awaitable[dict[str, Any] | None]]
@@ -44,6 +45,7 @@ class RouterState:
         self._secret = secret
         self._credentials = {target: token.encode("latin-1") for target, token in credentials.items()}
         self._keys: dict[str, bytes] = {}
+        self._label_texts: dict[Label, str] = {}
 
     def __repr__(self) -> str:
         return f"RouterState(router_id={self.router_id!r}, epoch={self.policy.epoch!r})"
@@ -65,6 +67,15 @@ class RouterState:
                 self._keys.clear()
             key = self._keys[incarnation] = derive_target_key(self._secret, incarnation)
         return key
+
+    def label_text(self, label: Label) -> str:
+        """The label in names, as passes and receipts carry it (cached: there are few labels and many requests)."""
+        text = self._label_texts.get(label)
+        if text is None:
+            if len(self._label_texts) > 4096:
+                self._label_texts.clear()
+            text = self._label_texts[label] = self.policy.label_text(label)
+        return text
 
     def credential(self, target_secret: str) -> bytes | None:
         """The bearer token of a server that already runs, if it has one."""

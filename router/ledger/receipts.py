@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from router.decide import Decision, Facts
-from router.policy import Policy
 
 _PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')
@@ -55,8 +54,8 @@ class Receipt(msgspec.Struct):
     completion_tokens: int = -1
 
 
-def open_receipt(facts: Facts, policy: Policy, tags: tuple[str, ...], now: float) -> Receipt:
-    """A receipt with everything that is known before the first decision."""
+def open_receipt(facts: Facts, epoch: str, label_text: str, tags: tuple[str, ...], now: float) -> Receipt:
+    """A receipt with everything that is known before the first decision; `label_text` is the label in names."""
     sources = {"key": "+".join(facts.key.ceiling_tags)}
     if tags:
         sources["header"] = "+".join(tags)
@@ -67,8 +66,8 @@ def open_receipt(facts: Facts, policy: Policy, tags: tuple[str, ...], now: float
         tenant=facts.key.tenant,
         endpoint=facts.endpoint,
         requested_model=facts.model,
-        epoch=policy.epoch,
-        label=policy.label_text(facts.label),
+        epoch=epoch,
+        label=label_text,
         label_sources=sources,
         complexity_tier=facts.complexity.tier,
         complexity_score=facts.complexity.score,

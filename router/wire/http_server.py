@@ -70,15 +70,22 @@ class Client:
         if listener is not None and self.gone:
             listener.client_gone()
 
-    def write_head(self, status: int, headers: bytes, *, close: bool = False) -> None:
-        """Write the status line and a ready header block (lines ending in CRLF, without the final empty line)."""
+    def make_head(self, status: int, headers: bytes, *, close: bool = False) -> bytes:
+        """The status line and a ready header block (lines ending in CRLF, without the final empty line), to be written next.
+
+        It is returned, not written, so that head and first bytes of the body go out in one system call.
+        """
         cycle = self._cycle
-        cycle.response_started = True
-        cycle.waiting_for_100_continue = False
         if close:
             cycle.keep_alive = False
         connection = b"" if cycle.keep_alive else b"connection: close\r\n"
-        self.transport.write(b"".join((STATUS_LINE[status], headers, connection, b"\r\n")))
+        return b"".join((STATUS_LINE[status], headers, connection, b"\r\n"))
+
+    def begin(self, data: bytes) -> None:
+        """Write the head, and what of the body is there already: from now on the response cannot be taken back."""
+        self._cycle.response_started = True
+        self._cycle.waiting_for_100_continue = False
+        self.transport.write(data)
 
     def finish(self) -> None:
         """The last byte of the response has been written."""

@@ -42,8 +42,8 @@ class Ending(Enum):
 class HeadHandler(Protocol):
     """Decides what to do with a response head."""
 
-    def on_head(self, exchange: Exchange) -> bool:
-        """True: the head was written to the client, forward the body. False: hold the response back."""
+    def on_head(self, exchange: Exchange) -> bytes | None:
+        """The head to write to the client, the body will follow; or None: hold the response back."""
 
     def on_first_body(self, exchange: Exchange) -> None:
         """The first byte of the body arrived."""
@@ -63,6 +63,7 @@ class Exchange:
         "first_byte_deadline",
         "forwarding",
         "handler",
+        "head",
         "headers",
         "held",
         "idle_s",
@@ -84,6 +85,7 @@ class Exchange:
         self.chunked = False
         self.content_length = -1
         self.forwarding = False
+        self.head = b""
         self.held = bytearray()
         self.tail = b""
         self.body_bytes = 0
@@ -116,10 +118,18 @@ class Exchange:
         if self.connection is not None:
             self.connection.resume_reading()
 
+    def write(self, data: bytes) -> None:
+        """Pass bytes on to the client, after the head if that still waits."""
+        if self.head:
+            self.client.begin(self.head + data)
+            self.head = b""
+        else:
+            self.client.transport.write(data)
+
     def broken(self, why: str) -> None:
-        """The target failed; `why` is for the receipt and holds no content."""
+        """The target failed; `why` is for the receipt and holds no content. A head that still waits was never sent."""
         self.failure = self.failure or why
-        self.end(Ending.BROKEN_AFTER if self.forwarding else Ending.BROKEN_BEFORE)
+        self.end(Ending.BROKEN_AFTER if self.forwarding and not self.head else Ending.BROKEN_BEFORE)
 
 
 class Connection(asyncio.Protocol):
@@ -186,9 +196,9 @@ class Connection(asyncio.Protocol):
             self._in_head = False
         if exchange.done.done():
             return
-        if exchange.forwarding and data:
+        if exchange.forwarding and (data or exchange.head):
             if exchange.client.speaks_chunked or not exchange.chunked:
-                exchange.client.transport.write(data)
+                exchange.write(data)
             exchange.tail = data if exchange.chunked else (exchange.tail + data)[-MAX_TAIL:]
         if self._complete:
             self._finish(exchange)
@@ -214,7 +224,9 @@ class Connection(asyncio.Protocol):
             self.discard()
             exchange.broken("the target's response does not say where it ends")
             return
-        exchange.forwarding = exchange.handler.on_head(exchange)
+        head = exchange.handler.on_head(exchange)
+        exchange.forwarding = head is not None
+        exchange.head = head or b""
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body, free of framing."""
@@ -228,7 +240,7 @@ class Connection(asyncio.Protocol):
             if len(exchange.held) + len(body) <= MAX_HELD_BODY:
                 exchange.held += body
         elif exchange.chunked and not exchange.client.speaks_chunked:
-            exchange.client.transport.write(body)
+            exchange.write(body)
 
     def on_message_complete(self) -> None:
         """The response is whole. A second one on the same exchange is a protocol error."""
