@@ -51,7 +51,7 @@ class Deployment:
     def chat(self, key: str, tag: str | None = None, tokens: int = 8, content: str = "Say hello.") -> httpx.Response:
         headers = {"authorization": f"Bearer {key}"} | ({"x-tidegate-residency": tag} if tag else {})
         body = {"model": MODEL, "max_tokens": tokens, "messages": [{"role": "user", "content": content}]}
-        return httpx.post(f"{self.base}/v1/chat/completions", json=body, headers=headers, timeout=180)
+        return httpx.post(f"{self.base}/v1/chat/completions", json=body, headers=headers, timeout=400)
 
     def targets(self, zone: str) -> list[dict[str, Any]]:
         cluster = httpx.get(f"{self.admin}/tidegate/v1/cluster", timeout=10).json()
@@ -177,7 +177,7 @@ def test_each_refusal_of_the_contract_reaches_the_sdk_as_its_own_exception(live:
     with pytest.raises(openai.PermissionDeniedError) as denied:
         live.openai(EU_ONLY).chat.completions.create(**ask, extra_headers={"x-tidegate-residency": "us"})
     assert denied.value.code == "residency_denied"
-    with pytest.raises(openai.BadRequestError, match="maximum context length"):
+    with pytest.raises(openai.BadRequestError, match="max_model_len"):
         live.openai().chat.completions.create(**{**ask, "max_tokens": 5000})
 
 
@@ -211,7 +211,7 @@ def test_explain_cluster_and_receipts_agree_with_what_happened(live: Deployment)
 def test_a_saturated_cluster_spills_for_those_who_may_and_for_nobody_else(live: Deployment):
     before = len(live.cloud.bodies)
     with concurrent.futures.ThreadPoolExecutor(48) as pool:
-        kept = [pool.submit(live.chat, PLAIN, None, 160, CANARY) for _ in range(40)]
+        kept = [pool.submit(live.chat, PLAIN, None, 96, CANARY) for _ in range(40)]
         time.sleep(2)
         sent = [pool.submit(live.chat, SPILL, None, 8, "may leave") for _ in range(8)]
         kept_answers = [future.result() for future in kept]
@@ -254,7 +254,7 @@ def test_requests_tagged_eu_stay_in_eu_while_its_engine_is_killed_and_replaced(l
             outcomes[answer.headers["x-tidegate-zone"]] += 1
         else:
             outcomes[answer.json()["error"]["code"]] += 1
-            time.sleep(1)
+            time.sleep(3)
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(ask, range(200)))
