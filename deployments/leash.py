@@ -197,19 +197,25 @@ def _signal_group(group: int, number: int) -> None:
 def _kill_all() -> None:
     """SIGKILL every descendant, until there is none."""
     deadline = time.monotonic() + _KILL_S
+    empty = 0
     while time.monotonic() < deadline:
         left = _descendants(os.getpid())
+        # One empty reading is not enough: /proc is not read in one moment, and an orphan may be on its way to us.
+        empty = 0 if left else empty + 1
+        if empty > 1:
+            return
         for pid in left:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         _reap(0)
-        if not left:
-            return
         time.sleep(_POLL_S)
 
 
 def _descendants(ancestor: int) -> list[int]:
-    """Living processes below `ancestor`, from /proc; zombies do not count."""
+    """Every process below `ancestor`, from /proc.
+
+    Zombies count: one that has threads left still has its children, and they would be overlooked with it.
+    """
     children: dict[int, list[int]] = {}
     try:
         names = os.listdir("/proc")  # noqa: PTH208 - pathlib would be half of this program's start
@@ -220,11 +226,10 @@ def _descendants(ancestor: int) -> list[int]:
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
                     # The command name may hold spaces and brackets, so read from behind its last bracket.
-                    state, parent = file.read().rpartition(b")")[2].split()[:2]
-            except (OSError, ValueError):
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
                 continue
-            if state != b"Z":
-                children.setdefault(int(parent), []).append(int(name))
+            children.setdefault(parent, []).append(int(name))
     found, queue = [], [ancestor]
     while queue:
         below = children.get(queue.pop(), [])
