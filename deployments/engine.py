@@ -110,10 +110,14 @@ class Engine:
         state = "does not answer" if process.alive else f"has ended with exit code {process.exit_code}"
         raise RuntimeError(f"the engine {self._id} {state}; its log: {process.log_path}")
 
-    async def describe(self) -> bytes:
-        """What this replica is and how loaded it was at the last reading (`cluster.reports.decode_report` reads it)."""
+    async def describe(self) -> bytes | None:
+        """What this replica is and how loaded it was at the last reading (`cluster.reports.decode_report` reads it).
+
+        None once the server has ended: Serve needs three failed health checks to see that, the router should not.
+        """
         process = self._process
-        assert process is not None
+        if process is None or not process.alive:
+            return None
         return encode_report(
             ReplicaFacts(
                 id=self._id,

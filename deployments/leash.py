@@ -10,6 +10,10 @@ subreaper, so a process that left the group comes back to it as an orphan and is
 The leash detaches itself first: Ray SIGKILLs the direct children of a worker that exits, and a leash that is killed
 could not do its work. So it reports over a second pipe, one JSON object a line: `{"pid": ...}` once the engine runs,
 then `{"exit": ...}` (negative: killed by that signal). It needs the standard library only, so it starts at once.
+
+It is two processes, a holder and a warden above it, because vLLM's engine core does not notice that its parent is gone:
+should somebody kill the holder, the orphans come to the warden, which kills them; should somebody kill the warden, the
+holder is told by the kernel and ends everything.
 """
 
 import argparse
@@ -33,7 +37,7 @@ def main() -> int:
     """Run the command line above.
 
     Returns:
-        0 in the process that was called (it leaves at once), the engine's exit code in the one that stays.
+        0 in the process that was called (it leaves at once), the engine's exit code in the holder.
     """
     options = _parse(sys.argv[1:])
     for fd in (options.control, options.status):
@@ -42,14 +46,39 @@ def main() -> int:
         return 0
     os.setsid()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    warden = os.getpid()
+    holder = os.fork()
+    if holder > 0:
+        return _stand_guard(holder)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     wakeup = _listen_for_signals()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != warden:
+        return _CANNOT_EXECUTE
+    return _hold(options, wakeup)
+
+
+def _stand_guard(holder: int) -> int:
+    """The warden: wait for the holder, pass signals on to it, and kill whatever it leaves."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: os.kill(holder, signal.SIGTERM))
+    _detach_standard_streams()
+    os.waitpid(holder, 0)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _kill_all()
+    return 0
+
+
+def _hold(options: argparse.Namespace, wakeup: int) -> int:
     engine = _start(options.command, options.log)
     _detach_standard_streams()
     _report(options.status, pid=engine)
     code = _wait(engine, options.control, wakeup)
     if code is None:
         code = _end(engine, options.grace)
-    _kill_all(engine)
+    _signal_group(engine, signal.SIGKILL)
+    _kill_all()
     _report(options.status, exit=code)
     return code if code >= 0 else 128 - code
 
@@ -165,23 +194,28 @@ def _signal_group(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
-def _kill_all(group: int) -> None:
-    """SIGKILL what is left of the group and every descendant, until there is none."""
+def _kill_all() -> None:
+    """SIGKILL every descendant, until there is none."""
     deadline = time.monotonic() + _KILL_S
+    empty = 0
     while time.monotonic() < deadline:
-        _signal_group(group, signal.SIGKILL)
         left = _descendants(os.getpid())
+        # One empty reading is not enough: /proc is not read in one moment, and an orphan may be on its way to us.
+        empty = 0 if left else empty + 1
+        if empty > 1:
+            return
         for pid in left:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        _reap(group)
-        if not left:
-            return
+        _reap(0)
         time.sleep(_POLL_S)
 
 
 def _descendants(ancestor: int) -> list[int]:
-    """Living processes below `ancestor`, from /proc; zombies do not count."""
+    """Every process below `ancestor`, from /proc.
+
+    Zombies count: one that has threads left still has its children, and they would be overlooked with it.
+    """
     children: dict[int, list[int]] = {}
     try:
         names = os.listdir("/proc")  # noqa: PTH208 - pathlib would be half of this program's start
@@ -192,11 +226,10 @@ def _descendants(ancestor: int) -> list[int]:
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:  # noqa: PTH123
                     # The command name may hold spaces and brackets, so read from behind its last bracket.
-                    state, parent = file.read().rpartition(b")")[2].split()[:2]
-            except (OSError, ValueError):
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
                 continue
-            if state != b"Z":
-                children.setdefault(int(parent), []).append(int(name))
+            children.setdefault(parent, []).append(int(name))
     found, queue = [], [ancestor]
     while queue:
         below = children.get(queue.pop(), [])

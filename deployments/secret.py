@@ -14,7 +14,7 @@ ACTOR_NAME = "tidegate-secret"
 NAMESPACE = "tidegate"
 MIN_BYTES = 32
 _HEAD_NODE = "node:__internal_head__"
-_WAIT_S = 60.0
+_WAIT_S = 180.0
 
 
 class SecretHolder:

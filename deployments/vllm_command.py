@@ -50,6 +50,8 @@ _OUR_ENV = {
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "answers do not belong into a log",
     "VLLM_LOGGING_CONFIG_PATH": "it could switch logs of requests on",
 }
+_KEEP_ALIVE_S = "120"
+"""vLLM closes an idle connection after 5 s, which is just when the router may be writing the next request into it."""
 _CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
@@ -193,6 +195,7 @@ def build_env(
     for name in (*withhold, *_OUR_ENV):
         env.pop(name, None)
     env |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    env.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", _KEEP_ALIVE_S)
     if Path(source).is_absolute():
         env["HF_HUB_OFFLINE"] = "1"
     if gpus == 0:

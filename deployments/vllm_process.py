@@ -145,9 +145,9 @@ class VllmProcess:
             os.close(self._control)
             self._control = -1
         if self._status is not None:
+            # It ends with the pipe, so when nothing is left of the leash either; a wait that takes too long cancels it.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._exited.wait(), self._plan.stop_grace_s + 12)
-            self._status.cancel()
+                await asyncio.wait_for(self._status, self._plan.stop_grace_s + 12)
             self._status = None
         if self._client is not None:
             await self._client.aclose()
@@ -200,6 +200,7 @@ class VllmProcess:
         line = await reader.readline()
         self.exit_code = json.loads(line)["exit"] if line else -9
         self._exited.set()
+        await reader.read()
 
     async def _wait_until_up(self) -> None:
         limit = self._plan.model.startup_timeout_s

@@ -133,12 +133,17 @@ def test_a_parent_that_dies_leaves_nothing(mark, death, mode):
     assert wait_until(lambda: marked(mark) == [], 30), marked(mark)
 
 
-def test_a_killed_leash_takes_the_server_with_it(mark):
-    options = json.dumps({"model": MODEL, "argv": FAKE})
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("which", ["holder", "warden"])
+def test_a_killed_leash_takes_the_server_and_its_orphans_with_it(mark, which):
+    options = json.dumps({"model": MODEL, "argv": [*FAKE, "stubborn"]})
     parent = subprocess.Popen([sys.executable, PARENT, options], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     server = int(parent.stdout.readline().split()[0])
-    leash_pid = int(Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[1])
+    leash_pid = parent_of(server) if which == "holder" else parent_of(parent_of(server))
     assert leash.__file__.encode() in Path(f"/proc/{leash_pid}/cmdline").read_bytes()
     os.kill(leash_pid, signal.SIGKILL)
     assert wait_until(lambda: marked(mark) in ([], [parent.pid]), 30)

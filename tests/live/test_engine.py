@@ -11,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from deployments.engine_errors import EngineStartError
@@ -158,8 +159,17 @@ async def test_a_wrong_argument_reads_as_such(model_dir, logs):
     assert len(str(caught.value).splitlines()) < 20
 
 
+def test_a_killed_leash_leaves_nothing(engine):
+    """Late, because it ends the server of this module. vLLM's engine core does not notice a dead parent by itself."""
+    tree = psutil.Process(engine.pid).children(recursive=True)
+    assert tree
+    psutil.Process(engine.pid).parent().kill()
+    assert psutil.wait_procs(tree, timeout=30)[1] == []
+    assert not engine.loop.run_until_complete(engine.is_healthy())
+
+
 def test_a_killed_parent_leaves_nothing(model_dir, logs, engine):
-    """Last, because it needs a second server; the first one is idle by now."""
+    """Last, because it needs a second server; the first one is gone by now."""
     mark = uuid.uuid4().hex
     script = Path(__file__).parent.parent / "deployments" / "parent.py"
     options = json.dumps({"model": a_model(model_dir).model_dump()})
