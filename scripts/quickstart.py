@@ -325,9 +325,7 @@ def ensure_installed(options: Options) -> Path:
         if is_satisfied(stamp, choice):
             return venv
         if stamp.get("engine") == choice.engine:  # never take away what an earlier call installed
-            choice = Choice(
-                choice.engine, choice.model or bool(stamp.get("model")), choice.dev or bool(stamp.get("dev"))
-            )
+            choice = Choice(choice.engine, choice.model or bool(stamp.get("model")), choice.dev or bool(stamp.get("dev")))
         print(f"tidegate: installing into {venv}", file=sys.stderr)
         make_environment(venv, choice)
     return venv
@@ -364,9 +362,7 @@ def main(arguments: Sequence[str]) -> int:
         print("\nquickstart: interrupted; nothing was left running. Run it again to go on.", file=sys.stderr)
         return 130
     except OSError as error:
-        print(
-            f"quickstart: {error}\n  Next step: make sure {ROOT} can be written to and has space left.", file=sys.stderr
-        )
+        print(f"quickstart: {error}\n  Next step: make sure {ROOT} can be written to and has space left.", file=sys.stderr)
         return 1
     sys.stderr.flush()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

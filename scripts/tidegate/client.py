@@ -10,6 +10,8 @@ from typing import Any
 import httpx
 
 _HEADERS = ("x-tidegate-model", "x-tidegate-target", "x-tidegate-zone", "x-tidegate-reason", "x-request-id")
+# A proxy from the environment has no business between this machine and itself.
+_CLIENT = httpx.Client(trust_env=False)
 
 
 class RouterError(Exception):
@@ -47,12 +49,8 @@ class Question:
     def body(self, stream: bool = False) -> dict[str, Any]:
         """The body of the chat request."""
         messages = [{"role": "user", "content": self.message}]
-        body: dict[str, Any] = {
-            "model": self.model,
-            "messages": messages,
-            "temperature": 0,
-            "max_tokens": self.max_tokens,
-        }
+        body: dict[str, Any] = {"model": self.model, "messages": messages, "temperature": 0}
+        body["max_tokens"] = self.max_tokens
         return {**body, "stream": True} if stream else body
 
     def headers(self, key: str) -> dict[str, str]:
@@ -72,7 +70,7 @@ class Answer:
 def is_ready(endpoint: Endpoint) -> bool:
     """Whether `/readyz` on the public port answers 200."""
     try:
-        return httpx.get(f"{endpoint.public}/readyz", timeout=5, trust_env=False).status_code == 200
+        return _CLIENT.get(f"{endpoint.public}/readyz", timeout=5).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -100,9 +98,7 @@ def stream_chat(endpoint: Endpoint, question: Question) -> Iterator[str | Answer
     """
     url, headers = f"{endpoint.public}/v1/chat/completions", question.headers(endpoint.key)
     try:
-        with httpx.stream(
-            "POST", url, json=question.body(True), headers=headers, timeout=300, trust_env=False
-        ) as response:
+        with _CLIENT.stream("POST", url, json=question.body(True), headers=headers, timeout=300) as response:
             if response.status_code != 200:
                 response.read()
                 raise RouterError(_explain(response))
@@ -137,7 +133,7 @@ def cluster(endpoint: Endpoint) -> dict[str, Any]:
     """
     url = f"{endpoint.admin}/tidegate/v1/cluster"
     try:
-        response = httpx.get(url, timeout=10, trust_env=False)
+        response = _CLIENT.get(url, timeout=10)
     except httpx.HTTPError as error:
         raise _unreachable(url, error) from None
     if response.status_code != 200:
@@ -147,7 +143,7 @@ def cluster(endpoint: Endpoint) -> dict[str, Any]:
 
 def _post(url: str, body: dict[str, Any], headers: dict[str, str]) -> httpx.Response:
     try:
-        response = httpx.post(url, json=body, headers=headers, timeout=300, trust_env=False)
+        response = _CLIENT.post(url, json=body, headers=headers, timeout=300)
     except httpx.HTTPError as error:
         raise _unreachable(url, error) from None
     # A refusal from `explain` is an answer: it carries the decision that refuses.

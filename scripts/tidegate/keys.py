@@ -94,9 +94,7 @@ def read_key(path: Path) -> str:
     except OSError as error:
         raise KeyFileError(f"cannot read the key in {path}: {error.strerror}. `tidegate up` makes one") from None
     if not is_well_formed(key):
-        raise KeyFileError(
-            f"{path} does not hold a whole key (the checksum does not fit). Remove it: `up` makes another"
-        )
+        raise KeyFileError(f"{path} does not hold a whole key (wrong checksum). Remove it and `tidegate up` makes another")
     return key
 
 

@@ -63,21 +63,18 @@ def load_run(home: Home) -> Run | None:
 
 
 def find_ours(prefix: str) -> list[Process]:
-    """All live processes whose run id begins with `prefix`, their descendants, and what shares a process group with them.
+    """All live processes whose run id begins with `prefix`, their descendants, and the rest of their process groups.
 
     The caller and its ancestors are never among them.
     """
     table = _read_table()
     protected = _ancestors(table, os.getpid())
-    own_group = os.getpgid(0)
+    protected_groups = {table[pid].group for pid in protected if pid in table}
     ours = {pid for pid, process in table.items() if process.run_id.startswith(prefix)} - protected
     while True:
-        groups = (
-            {table[pid].group for pid in ours} - {own_group} - {table[pid].group for pid in protected if pid in table}
-        )
-        more = {
-            pid for pid, process in table.items() if process.parent in ours or process.group in groups
-        } - protected - ours  # fmt: skip
+        groups = {table[pid].group for pid in ours} - protected_groups
+        more = {pid for pid, process in table.items() if process.parent in ours or process.group in groups}
+        more -= protected | ours
         if not more:
             return [table[pid] for pid in sorted(ours)]
         ours |= more
@@ -177,6 +174,5 @@ def _run_id_of(pid: int) -> str:
     except OSError:  # of another user, or gone
         return ""
     start = f"{RUN_ID}=".encode()
-    return next(
-        (item[len(start) :].decode(errors="replace") for item in environment.split(b"\0") if item.startswith(start)), ""
-    )
+    values = (item[len(start) :] for item in environment.split(b"\0") if item.startswith(start))
+    return next(values, b"").decode(errors="replace")

@@ -155,9 +155,8 @@ def read_state(applications: dict[str, Any]) -> ServeState:
             failure = failure or f"{name}: {reason_in(message)}"
         elif deployment.get("status") != "HEALTHY":
             counts = deployment.get("replicas", {})
-            waiting.append(
-                f"{name} ({', '.join(f'{n} {state.lower()}' for state, n in counts.items()) or 'scheduling'})"
-            )
+            states = ", ".join(f"{count} {state.lower()}" for state, count in counts.items())
+            waiting.append(f"{name} ({states or 'scheduling'})")
     status = application.get("status", "")
     if not failure and status in ("DEPLOY_FAILED", "UNHEALTHY"):
         failure = reason_in(application.get("message", "")) or f"Serve reports {status}"

