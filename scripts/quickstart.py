@@ -194,7 +194,7 @@ def run_step(what: str, command: Sequence[str], next_step: str) -> None:
     Raises:
         StepFailed: it ended with an error; the text holds its last lines and `next_step`.
     """
-    log = STATE / "logs" / "install.log"
+    log = STATE / "up" / "install.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     progress = Progress(what)
     with log.open("w", encoding="utf-8") as output:
@@ -274,7 +274,6 @@ def make_environment(venv: Path, choice: Choice) -> None:
         network = "check the network and pip's configuration (`pip config list`), then run scripts/quickstart again"
         run_step("installing uv", [str(python), "-m", "pip", "install", "--progress-bar", "off", "uv"], network)
     extras = [choice.engine] + ["model"] * choice.model
-    STATE.mkdir(exist_ok=True)
     command = [str(python), "-m", "uv", "pip", "install", "--python", str(python), "-e", f".[{','.join(extras)}]"]
     excluded = MODEL_OVERRIDES + CPU_OVERRIDES * (choice.engine == "cpu")
     overrides = STATE / "overrides.txt"
@@ -297,7 +296,7 @@ def make_environment(venv: Path, choice: Choice) -> None:
 @contextlib.contextmanager
 def install_lock() -> Iterator[None]:
     """One installation at a time; a second one waits and then finds the work done."""
-    STATE.mkdir(parents=True, exist_ok=True)
+    STATE.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (STATE / "install.lock").open("w") as lock:
         progress = Progress("waiting for another installation in this checkout")
         while True:

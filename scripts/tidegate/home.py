@@ -40,8 +40,13 @@ class Home:
 
     @property
     def logs(self) -> Path:
-        """Engine logs, and the output of `ray start` and `serve run`."""
+        """Engine logs."""
         return self.state / "logs"
+
+    @property
+    def step_logs(self) -> Path:
+        """The output of the steps of `up`: `ray start`, `serve run`, the conversion of the model."""
+        return self.state / "up"
 
     @property
     def models(self) -> Path:
@@ -61,15 +66,18 @@ class Home:
     @property
     def ray_token(self) -> Path:
         """The token without which nobody joins or commands this Ray."""
-        return self.state / "ray" / "token"
+        return self.state / "ray-token"
 
     @property
     def ray_directory(self) -> Path:
-        """Ray's working directory, short enough for the unix sockets in it."""
+        """Ray's working directory, short enough for the unix sockets in it.
+
+        Ray lets everybody write to it, so the directory around it must be private.
+        """
         inside = self.state / "ray"
         if len(os.fsencode(inside)) <= _LONGEST_RAY_DIRECTORY:
             return inside
-        return Path(tempfile.gettempdir()) / f"tidegate-{os.getuid()}-{self.tag}"
+        return Path(tempfile.gettempdir()) / f"tidegate-{os.getuid()}-{self.tag}" / "ray"
 
     @property
     def tag(self) -> str:

@@ -18,7 +18,7 @@ from rich.markup import escape
 from router.config import Config, ConfigError
 from tidegate import client, doctor, keys, models, processes, ray_node, render
 from tidegate.effective import Overrides, make_effective
-from tidegate.home import Home, child_environment
+from tidegate.home import Home, child_environment, make_private
 from tidegate.processes import Run
 from tidegate.waiting import Waiting, last_lines, latest_line, newest_log, waiting
 
@@ -56,7 +56,7 @@ def up(home: Home, options: UpOptions, console: Console) -> int:
             _end_leftovers(home, console)
             return _start(home, options, console)
     except (UpFailed, ConfigError, keys.KeyFileError, client.RouterError) as error:
-        console.print(f"[red bold]error[/] {escape(str(error))}", highlight=False)
+        console.print(f"[red bold]error[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
 
 
@@ -130,26 +130,26 @@ def _prepare(home: Home, config: Config, environment: Mapping[str, str], console
     if wants_default and not models.is_prepared(home.root):
         what = f"converting {models.DEFAULT_MODEL} for vLLM (once, about a minute)"
         command = [sys.executable, "-m", "tidegate.models"]
-        _run(what, command, environment, home, home.logs / "model.log", console)
+        _run(what, command, environment, home, home.step_logs / "model.log", console)
 
 
 def _start_ray(home: Home, config: Config, zone: str, environment: Mapping[str, str], console: Console) -> str:
     directory = ray_node.prepare_directory(home)
     command = ray_node.start_command(config, zone, directory)
-    _run("starting Ray", command, environment, home, home.logs / "ray.log", console)
+    _run("starting Ray", command, environment, home, home.step_logs / "ray.log", console)
     address = ray_node.read_address(directory)
     if not address:
-        raise UpFailed(f"Ray did not say where it listens. Its output:\n{last_lines(home.logs / 'ray.log', 15)}")
+        raise UpFailed(f"Ray did not say where it listens. Its output:\n{last_lines(home.step_logs / 'ray.log', 15)}")
     return address
 
 
 def _deploy(home: Home, run: Run, timeout_s: float, environment: Mapping[str, str], console: Console) -> None:
     before = newest_log(home.logs)
-    log = home.logs / "serve.log"
+    log = home.step_logs / "serve.log"
     _run("handing the configuration to Ray Serve", ray_node.serve_command(Path(run.config)), environment, home, log, console)
     if "Submitted deploy config successfully" not in last_lines(log, 200):  # it exits with 0 either way
         raise UpFailed(f"`serve run` failed: {ray_node.reason_in(last_lines(log, 200))}\n  The whole output: {log}")
-    watch = ray_node.Watch(environment, home.logs / "watch.log")
+    watch = ray_node.Watch(environment, home.step_logs / "watch.log")
     try:
         with waiting(console, "waiting for Ray Serve") as line:
             _wait_until_ready(home, run, watch, line, timeout_s, ignore=before)
@@ -211,7 +211,7 @@ def _run(what: str, command: Sequence[str], environment: Mapping[str, str], home
 
 @contextlib.contextmanager
 def _one_at_a_time(home: Home) -> Iterator[None]:
-    home.state.mkdir(parents=True, exist_ok=True)
+    make_private(home.state)
     with (home.state / "up.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

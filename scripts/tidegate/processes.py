@@ -94,24 +94,26 @@ def stop_all(prefix: str, grace_s: float = 5.0, report: Callable[[int], None] = 
     Raises:
         RuntimeError: some could not be ended (uninterruptible); the text lists them.
     """
-    seen: set[tuple[int, int]] = set()
+    seen: dict[tuple[int, int], Process] = {}
     terminated: set[tuple[int, int]] = set()
     started = time.monotonic()
-    while ours := find_ours(prefix):
+    while True:
+        seen.update({(process.pid, process.started): process for process in find_ours(prefix)})
+        # Also those found earlier: what told us that they are ours (a parent, a group) may be gone by now.
+        alive = {identity: process for identity, process in seen.items() if _is_alive(process)}
+        if not alive:
+            return len(seen)
         elapsed = time.monotonic() - started
-        for process in ours:
-            identity = (process.pid, process.started)
-            seen.add(identity)
+        for identity, process in alive.items():
             if elapsed >= grace_s:
                 _signal(process, signal.SIGKILL)
             elif identity not in terminated:
                 terminated.add(identity)
                 _signal(process, signal.SIGTERM)
-        report(len(ours))
+        report(len(alive))
         if elapsed > grace_s + 30:
-            raise RuntimeError(f"could not end the processes {', '.join(str(process.pid) for process in ours)}")
+            raise RuntimeError(f"could not end the processes {', '.join(str(process.pid) for process in alive.values())}")
         time.sleep(0.2)
-    return len(seen)
 
 
 def describe(pid: int) -> str:
@@ -120,6 +122,11 @@ def describe(pid: int) -> str:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         return " ".join(word.decode(errors="replace") for word in words if word)[:80]
     return "?"
+
+
+def _is_alive(process: Process) -> bool:
+    current = _read_process(process.pid)
+    return current is not None and current.started == process.started
 
 
 def _signal(process: Process, number: signal.Signals) -> None:
@@ -131,7 +138,7 @@ def _signal(process: Process, number: signal.Signals) -> None:
     except OSError:  # a kernel before 5.3
         handle = -1
     try:
-        if (current := _read_process(process.pid)) is None or current.started != process.started:
+        if not _is_alive(process):
             return
         with contextlib.suppress(ProcessLookupError):
             if handle < 0:

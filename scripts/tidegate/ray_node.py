@@ -36,7 +36,9 @@ def prepare_directory(home: Home) -> Path:
 
     Call it only while nothing of ours runs.
     """
-    directory = make_private(home.ray_directory)
+    make_private(home.ray_directory.parent)
+    directory = home.ray_directory
+    directory.mkdir(exist_ok=True)
     for session in directory.glob("session_*"):
         if session.is_symlink():
             session.unlink()
@@ -150,8 +152,10 @@ def read_state(applications: dict[str, Any]) -> ServeState:
     waiting, failure = [], ""
     for name, deployment in application.get("deployments", {}).items():
         message = deployment.get("message", "")
-        # Serve tries three times; the same constructor with the same arguments fails the same way.
-        if "failed to start" in message or "DEPLOY_FAILED" in deployment.get("status", ""):
+        # Serve tries again, but the same constructor with the same arguments fails the same way; only a port that
+        # another process took in that moment is worth the wait.
+        final = "DEPLOY_FAILED" in deployment.get("status", "")
+        if final or ("failed to start" in message and "took the port" not in message):
             failure = failure or f"{name}: {reason_in(message)}"
         elif deployment.get("status") != "HEALTHY":
             counts = deployment.get("replicas", {})

@@ -115,7 +115,7 @@ def print_decision(console: Console, decision: dict[str, Any]) -> None:
     for part in ("process", "store", "duties"):
         console.print(f"label {part:8} {_list(label.get(part)) or '-'}", markup=False, highlight=False)
     complexity = _dict(decision.get("complexity"))
-    facts = ", ".join(f"{name} {_list(value)}" for name, value in complexity.items() if value not in (None, "", []))
+    facts = ", ".join(f"{name} {_list(value)}" for name, value in complexity.items() if value not in (None, "", [], ()))
     console.print(f"complexity     {facts or '-'}", markup=False, highlight=False)
     table = Table("target", "model", "zone", "verdict", "reason", "first token in")
     for candidate in map(_dict, decision.get("candidates") or []):
@@ -144,4 +144,4 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _list(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value or "")
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else "" if value is None else str(value)

@@ -42,7 +42,7 @@ class Waiting:
         elif self._what != self._printed_what or elapsed - self._printed_at >= _REPEAT_S:
             self._printed_what, self._printed_at = self._what, elapsed
             line = f"{self._what} ... {elapsed:.0f} s  {detail[:160]}".rstrip()
-            self._console.print(line, markup=False, highlight=False)
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     @property
     def elapsed_s(self) -> float:
@@ -64,9 +64,8 @@ def waiting(console: Console, what: str) -> Iterator[Waiting]:
 
 
 def newest_log(directory: Path) -> Path | None:
-    """The log that was written to last, engines' first; None when there is none."""
-    logs = [path for path in directory.rglob("*.log") if path.name not in ("install.log", "watch.log")]
-    return max(logs, key=lambda path: path.stat().st_mtime, default=None)
+    """The log that was written to last; None when there is none."""
+    return max(directory.glob("*.log"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def latest_line(path: Path | None) -> str:
