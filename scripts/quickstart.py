@@ -330,8 +330,8 @@ def ensure_installed(options: Options) -> Path:
     return venv
 
 
-def stop_on_sigterm(_number: int, _frame: object) -> None:
-    """Treat SIGTERM like Ctrl-C, so that a running step is ended with us."""
+def interrupt(_number: int, _frame: object) -> None:
+    """Treat every signal that ends us like Ctrl-C, so that a running step is ended with us."""
     raise KeyboardInterrupt
 
 
@@ -340,7 +340,9 @@ def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    signal.signal(signal.SIGTERM, stop_on_sigterm)
+    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in ending:
+        signal.signal(number, interrupt)
     options = parse_arguments(arguments)
     tidegate = venv_directory() / "bin" / "tidegate"
     try:
@@ -364,7 +366,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"quickstart: {error}\n  Next step: make sure {ROOT} can be written to and has space left.", file=sys.stderr)
         return 1
     sys.stderr.flush()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in ending:
+        signal.signal(number, signal.SIG_DFL)
     environment = child_environment()
     environment.setdefault("TIDEGATE_HOME", str(ROOT))
     os.execve(command[0], command, environment)

@@ -24,6 +24,7 @@ from tidegate.waiting import Waiting, last_lines, latest_line, newest_log, waiti
 
 QUESTION = "What is the capital of France?"
 _POLL_S = 0.5
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class UpFailed(Exception):
@@ -47,7 +48,7 @@ def up(home: Home, options: UpOptions, console: Console) -> int:
         The exit status.
     """
     try:
-        with _one_at_a_time(home), _sigterm_as_interrupt():
+        with _one_at_a_time(home), _signals_as_interrupt():
             if (endpoint := running(home)) is not None:
                 console.print(f"tidegate is already up on port {endpoint.port}; asking it again.")
                 _first_answer(home, endpoint, console)
@@ -221,21 +222,24 @@ def _one_at_a_time(home: Home) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def _signals_as_interrupt() -> Iterator[None]:
+    """Have SIGTERM and a closed terminal do what Ctrl-C does; and Ctrl-C also where a shell started us to ignore it."""
+
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in _ENDING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def _patient() -> Iterator[None]:
     """Let an impatient second Ctrl-C not break off the tidying up, which takes seconds."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
     try:
         yield
     finally:

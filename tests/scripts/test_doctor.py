@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tidegate import doctor, keys
+from tidegate.doctor import Finding, Gpu, Level, Machine
+from tidegate.effective import Overrides
+from tidegate.home import Home
+
+MACHINE = Machine(cpus=8, memory_gib=64.0, shm_gib=8.0, open_files=65536, gpus=())
+
+
+def findings(home: Home, path: Path, machine: Machine = MACHINE) -> dict[str, Finding]:
+    return {finding.check: finding for finding in doctor.examine(home, path, Overrides(), machine)}
+
+
+def edit(path: Path, old: str, new: str) -> Path:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return path
+
+
+def test_a_fit_machine_and_configuration_have_nothing_to_complain_of(home: Home, config_file: Path) -> None:
+    keys.ensure_quickstart_key(home)
+    bad = [finding for finding in findings(home, config_file).values() if finding.level is Level.ERROR]
+    assert [finding for finding in bad if finding.check not in ("vllm", "gpus")] == []
+
+
+def test_a_port_in_use_is_named_with_its_holder_and_the_option(home: Home, config_file: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        edit(config_file, "port: 28701", f"port: {taken.getsockname()[1]}")
+        found = findings(home, config_file)["ports"]
+    assert found.level is Level.ERROR
+    assert "admin port" in found.text and "in use by process" in found.text
+    assert "--admin-port" in found.next_step
+
+
+def test_a_missing_model_directory_is_an_error_and_a_model_id_is_not(home: Home, config_file: Path) -> None:
+    assert findings(home, edit(config_file, "source: weights", "source: ./missing"))["model m"].level is Level.ERROR
+    assert "./missing" in config_file.read_text()
+    assert "does not exist" in findings(home, config_file)["model m"].text
+    assert findings(home, edit(config_file, "./missing", "Qwen/Qwen3-4B"))["model m"].level is Level.OK
+
+
+def test_a_misspelt_key_is_shown_with_the_nearest_one(home: Home, config_file: Path) -> None:
+    found = findings(home, edit(config_file, "zones:", "zonse:"))["configuration"]
+    assert found.level is Level.ERROR
+    assert "did you mean `zones`?" in found.text
+
+
+def test_a_missing_key_file_says_how_to_make_it_but_the_quickstart_key_is_made_by_up(home: Home, config_file: Path) -> None:
+    assert findings(home, config_file)["configuration"].level is Level.OK
+    found = findings(home, edit(config_file, "quickstart", "clinic"))["configuration"]
+    assert found.level is Level.ERROR
+    assert "tidegate keys create clinic" in found.text
+
+
+def test_too_little_memory_says_how_much_is_missing(home: Home, config_file: Path) -> None:
+    found = findings(home, config_file, replace(MACHINE, memory_gib=1.5))["memory"]
+    assert found.level is Level.ERROR
+    assert "2.5 GiB are missing" in found.text
+    assert "memory_gib" in found.next_step
+
+
+def test_too_few_gpus(home: Home, config_file: Path) -> None:
+    edit(config_file, "gpus: 0", "gpus: 2")
+    found = findings(home, config_file, replace(MACHINE, gpus=(Gpu("H100", 80.0),)))["gpus"]
+    assert found.level is Level.ERROR
+    assert "2 GPUs" in found.text and "H100 (80 GiB)" in found.text
+
+
+@pytest.mark.parametrize(
+    ("machine", "check"),
+    [
+        (replace(MACHINE, cpus=1), "cpus"),
+        (replace(MACHINE, shm_gib=0.06), "shared memory"),
+        (replace(MACHINE, open_files=1024), "open files"),
+    ],
+)
+def test_what_only_makes_it_worse_is_a_warning_with_a_next_step(
+    home: Home, config_file: Path, machine: Machine, check: str
+) -> None:
+    found = findings(home, config_file, machine)[check]
+    assert found.level is Level.WARNING
+    assert found.next_step
+
+
+def test_python_versions() -> None:
+    assert doctor.check_python((3, 10)).level is Level.ERROR
+    assert doctor.check_python((3, 11)).level is Level.OK
