@@ -51,13 +51,18 @@ def prepare_directory(home: Home) -> Path:
 def start_command(config: Config, zone: str, directory: Path) -> list[str]:
     """The `ray start` that makes this machine the head node, in `zone`.
 
-    Without a dashboard (`serve run` needs none) and on free ports instead of Ray's fixed ones.
+    Without a dashboard (`serve run` needs none), and on free ports instead of Ray's fixed ones: another Ray may hold
+    those (one part of the dashboard listens all the same), and Ray's range for workers (10002 to 19999) may hold ours.
     """
-    port, client_port = free_ports(2)
+    port, client_port, dashboard_port, agent_port = free_ports(4)
     return [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}"),
         f"--ray-client-server-port={client_port}",
         "--include-dashboard=false",
+        f"--dashboard-port={dashboard_port}",
+        f"--dashboard-agent-listen-port={agent_port}",
+        "--min-worker-port=0",
+        "--max-worker-port=0",
         f"--labels={config.residency.zone_label}={zone}",
         f"--temp-dir={directory}",
         f"--num-cpus={cpus_to_declare(config)}",
