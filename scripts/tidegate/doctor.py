@@ -19,7 +19,7 @@ import psutil
 from router.config import Config, ConfigError
 from router.policy import compile_policy
 from tidegate import keys, models, processes, ray_node
-from tidegate.effective import Overrides, make_effective
+from tidegate.effective import Overrides, read_effective
 from tidegate.home import Home
 
 GIB = 1024**3
@@ -110,7 +110,7 @@ def examine(home: Home, config_file: Path, overrides: Overrides, machine: Machin
     machine = machine or read_machine()
     findings = [check_python(), check_vllm(), check_ray(), check_leftovers(home)]
     try:
-        config = make_effective(home, config_file, overrides).config
+        config = read_effective(config_file, overrides).config
     except ConfigError as error:
         return [*findings, Finding("configuration", Level.ERROR, str(error), f"correct {config_file}")]
     findings += [

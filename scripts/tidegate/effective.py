@@ -33,36 +33,40 @@ class Overrides:
 
 @dataclass(frozen=True)
 class Effective:
-    """A validated configuration and the file `serve run` gets for it."""
+    """A validated configuration, and the Serve document to write for it (None: its own file is what is served)."""
 
-    path: Path
+    source: Path
     config: Config
+    document: dict[str, Any] | None
 
 
-def make_effective(home: Home, path: Path, overrides: Overrides) -> Effective:
-    """Read a configuration and apply the overrides.
-
-    The file itself is used when nothing is overridden and it is a Serve config already; otherwise
-    `.tidegate/effective.yaml` is written.
+def read_effective(path: Path, overrides: Overrides) -> Effective:
+    """Read a configuration and apply the overrides; nothing is written.
 
     Raises:
         ConfigError: the file, or the result of the overrides, is not a valid configuration.
     """
     args = read_args(path)
-    parse_config(args, str(path))  # report errors of the file as the file's
+    config = parse_config(args, str(path))  # reports errors of the file as the file's
     whole = yaml.safe_load(path.read_text(encoding="utf-8"))
     is_serve_config = "applications" in whole
     if is_serve_config and not overrides.any:
-        return Effective(path, parse_config(args, str(path)))
+        return Effective(path, config, None)
     changed = apply_overrides(args, overrides)
-    config = parse_config(changed, f"{path} with the options given")
     document = whole if is_serve_config else _serve_document()
     for application in document["applications"]:
         if str(application.get("import_path", "")).startswith("deployments"):
             application["args"] = changed
-    header = f"# Made by `tidegate up` from {path}; changes here are overwritten.\n"
-    write_private(home.effective_config, header + yaml.safe_dump(document, sort_keys=False))
-    return Effective(home.effective_config, config)
+    return Effective(path, parse_config(changed, f"{path} with the options given"), document)
+
+
+def write_effective(home: Home, effective: Effective) -> Path:
+    """The file `serve run` gets: the configuration itself, or `.tidegate/effective.yaml`, written now."""
+    if effective.document is None:
+        return effective.source
+    header = f"# Made by `tidegate up` from {effective.source}; changes here are overwritten.\n"
+    write_private(home.effective_config, header + yaml.safe_dump(effective.document, sort_keys=False))
+    return home.effective_config
 
 
 def apply_overrides(args: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
@@ -95,5 +99,5 @@ def _source(model: str) -> str:
 
 
 def _serve_document() -> dict[str, Any]:
-    application = {"name": "tidegate", "route_prefix": None, "import_path": IMPORT_PATH, "args": {}}
+    application: dict[str, Any] = {"name": "tidegate", "route_prefix": None, "import_path": IMPORT_PATH, "args": {}}
     return {"proxy_location": "Disabled", "applications": [application]}

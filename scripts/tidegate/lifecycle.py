@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from rich.markup import escape
 
 from router.config import Config, ConfigError
 from tidegate import client, doctor, keys, models, processes, ray_node, render
-from tidegate.effective import Overrides, make_effective
+from tidegate.effective import Overrides, read_effective, write_effective
 from tidegate.home import Home, child_environment, make_private
 from tidegate.processes import Run
 from tidegate.waiting import Waiting, last_lines, latest_line, newest_log, waiting
@@ -98,9 +99,10 @@ def _end_leftovers(home: Home, console: Console) -> None:
 
 
 def _start(home: Home, options: UpOptions, console: Console) -> int:
-    effective = make_effective(home, options.config_file, options.overrides)
+    effective = read_effective(options.config_file, options.overrides)
     config = effective.config
-    run = Run(processes.new_run_id(home), str(effective.path), config.listen.port, config.admin.port)
+    served = str(write_effective(home, effective))
+    run = Run(processes.new_run_id(home), served, config.listen.port, config.admin.port, starter=os.getpid())
     environment = child_environment(home, run.run_id)
     processes.save_run(home, run)
     try:

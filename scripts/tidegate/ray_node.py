@@ -153,7 +153,7 @@ class Watch:
 
 def read_state(applications: dict[str, Any]) -> ServeState:
     """Make sense of what `deployments.watch` printed: application -> status, message, deployments."""
-    application = next(iter(applications.values()), {})
+    application: dict[str, Any] = next(iter(applications.values()), {})
     waiting, failure = [], ""
     for name, deployment in application.get("deployments", {}).items():
         message = deployment.get("message", "")

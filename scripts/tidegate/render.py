@@ -101,11 +101,11 @@ def _target_row(target: dict[str, Any]) -> list[str]:
 
 
 def print_processes(console: Console, home: Home, ours: Iterable[Process]) -> None:
-    """The router's processes, and where the engines write."""
+    """The router's processes, and where the engines of the present run write."""
     routers = [process.pid for process in ours if "ServeReplica" in (name := describe(process.pid)) and "outer" in name]
     console.print(f"router processes: {', '.join(map(str, routers)) or 'none'}", markup=False, highlight=False)
-    logs = sorted(home.logs.glob("*.log"), key=lambda path: path.stat().st_mtime)
-    for path in logs:
+    began = home.run_file.stat().st_mtime
+    for path in sorted(path for path in home.logs.glob("*.log") if path.stat().st_mtime >= began):
         console.print(f"log: {path}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tidegate.effective import Overrides, make_effective
+from tidegate.effective import Overrides, read_effective, write_effective
 from tidegate.home import Home
 
 from router.config import ConfigError, load_file
@@ -34,14 +34,15 @@ def test_there_are_two_examples_besides_the_default() -> None:
 
 
 def test_without_overrides_the_file_itself_is_served(home: Home, config_file: Path) -> None:
-    assert make_effective(home, config_file, Overrides()).path == config_file
+    assert write_effective(home, read_effective(config_file, Overrides())) == config_file
     assert not home.effective_config.exists()
 
 
 def test_overrides_change_what_they_name_and_nothing_else(home: Home, config_file: Path) -> None:
-    effective = make_effective(home, config_file, Overrides("org/model", 9100, 9101, 1.0))
-    assert effective.path == home.effective_config
-    before, after = load_file(config_file), load_file(effective.path)
+    effective = read_effective(config_file, Overrides("org/model", 9100, 9101, 1.0))
+    assert not home.effective_config.exists(), "`doctor` reads too, and must change nothing"
+    assert write_effective(home, effective) == home.effective_config
+    before, after = load_file(config_file), load_file(home.effective_config)
     assert after == effective.config
     assert (after.models[0].source, after.listen.port, after.admin.port) == ("org/model", 9100, 9101)
     assert after.admin.host == "127.0.0.1"
@@ -53,20 +54,21 @@ def test_overrides_change_what_they_name_and_nothing_else(home: Home, config_fil
 
 def test_a_model_directory_becomes_absolute(home: Home, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home.root)
-    effective = make_effective(home, config_file, Overrides(model="weights"))
+    effective = read_effective(config_file, Overrides(model="weights"))
     assert effective.config.models[0].source == str(home.root / "weights")
 
 
 def test_a_bare_mapping_is_wrapped_into_a_serve_config(home: Home, config_file: Path) -> None:
     bare = home.root / "bare.yaml"
     bare.write_text(yaml.safe_dump(yaml.safe_load(config_file.read_text())["applications"][0]["args"]))
-    effective = make_effective(home, bare, Overrides())
-    assert effective.config == load_file(bare) == load_file(effective.path)
-    assert yaml.safe_load(effective.path.read_text())["proxy_location"] == "Disabled"
+    effective = read_effective(bare, Overrides())
+    path = write_effective(home, effective)
+    assert effective.config == load_file(bare) == load_file(path)
+    assert yaml.safe_load(path.read_text())["proxy_location"] == "Disabled"
 
 
 def test_errors_name_the_file_or_the_options(home: Home, config_file: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.yaml"):
-        make_effective(home, home.root / "missing.yaml", Overrides())
+        read_effective(home.root / "missing.yaml", Overrides())
     with pytest.raises(ConfigError, match="with the options given"):
-        make_effective(home, config_file, Overrides(port=70000))
+        read_effective(config_file, Overrides(port=70000))
