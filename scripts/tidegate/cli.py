@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from router.config import ConfigError
+from router.config import ConfigError, load_file
 from tidegate import client, doctor, keys, lifecycle, processes, render
 from tidegate.effective import Overrides
 from tidegate.home import DEFAULT_CONFIG, Home, find_home
@@ -31,6 +31,7 @@ ModelOption = Annotated[str | None, typer.Option(help="Serve this directory or m
 PortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="The public port instead of the configuration's.")]
 AdminPortOption = Annotated[int | None, typer.Option(min=1, max=65535, help="The admin port instead of the configuration's.")]
 KeyFileOption = Annotated[Path | None, typer.Option("--key-file", help="The file with the key; default: the quickstart key.")]
+ZoneOption = Annotated[str | None, typer.Option(help="The zone this machine stands in; default: the engines' one zone.")]
 RoutedModel = Annotated[str, typer.Option("--model", help="A model, a tier, or `auto`.")]
 ResidencyOption = Annotated[str, typer.Option("--residency", help="Residency tags (TAG[,TAG]) that tighten the key's.")]
 
@@ -41,7 +42,7 @@ def up(
     model: ModelOption = None,
     port: PortOption = None,
     admin_port: AdminPortOption = None,
-    zone: Annotated[str, typer.Option(help="The zone this machine stands in.")] = "local",
+    zone: ZoneOption = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds to wait for the first engine.")] = 1800,
 ) -> None:
     """Start Ray, the routers and the engines on this machine, and ask a first question."""
@@ -68,15 +69,18 @@ def status() -> None:
     home = find_home()
     ours = processes.find_ours(home.tag)
     run = processes.load_run(home)
-    if not ours or run is None:
-        console.print("nothing runs here; `tidegate up` starts it")
-        raise typer.Exit(1)
-    console.print(f"run {run.run_id}: {len(ours)} processes, port {run.port}, {run.config}", markup=False, highlight=False)
+    if ours and run is not None:
+        text = f"run {run.run_id}: {len(ours)} processes, port {run.port}, {run.config}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     try:
-        render.print_cluster(console, client.cluster(client.Endpoint(run.port, run.admin_port)))
+        render.print_cluster(console, client.cluster(_listeners(home)))
     except client.RouterError as error:
+        if not ours:  # also not one that somebody started with `serve run`
+            console.print("nothing runs here; `tidegate up` starts it")
+            raise typer.Exit(1) from None
         console.print(f"no router answers yet: {error}", markup=False, highlight=False)
-    render.print_processes(console, home, ours)
+    if ours and run is not None:
+        render.print_processes(console, home, ours)
 
 
 @app.command()
@@ -122,12 +126,16 @@ def explain(
 
 @app.command("doctor")
 def doctor_command(
-    config: ConfigOption = None, model: ModelOption = None, port: PortOption = None, admin_port: AdminPortOption = None
+    config: ConfigOption = None,
+    model: ModelOption = None,
+    port: PortOption = None,
+    admin_port: AdminPortOption = None,
+    zone: ZoneOption = None,
 ) -> None:
     """Check that `up` can work: configuration, keys, ports, memory, GPUs, packages."""
     home = find_home()
     overrides = Overrides(model, port, admin_port, default_gpus(config))
-    findings = doctor.examine(home, _config_file(home, config), overrides)
+    findings = doctor.examine(home, _config_file(home, config), overrides, zone=zone)
     for finding in findings:
         render.print_finding(console, finding)
     if any(finding.level is doctor.Level.ERROR for finding in findings):
@@ -168,11 +176,19 @@ def _config_file(home: Home, config: Path | None) -> Path:
 
 
 def _endpoint(home: Home, key_file: Path | None) -> client.Endpoint:
-    run = processes.load_run(home)
-    if run is None:
-        raise client.RouterError("nothing runs here; `tidegate up` starts it")
     key = keys.read_key(key_file or home.keys / f"{keys.QUICKSTART}.key")
-    return replace(client.Endpoint(run.port, run.admin_port), key=key)
+    return replace(_listeners(home), key=key)
+
+
+def _listeners(home: Home) -> client.Endpoint:
+    """Where the run of `up` listens; without one, where a `serve run` of the configuration in this home would."""
+    if (run := processes.load_run(home)) is not None:
+        return client.Endpoint(run.port, run.admin_port)
+    try:
+        config = load_file(home.root / DEFAULT_CONFIG)
+    except ConfigError:
+        return client.Endpoint(8000, 8001)
+    return client.Endpoint(config.listen.port, config.admin.port)
 
 
 def _fail(text: str) -> None:

@@ -19,7 +19,7 @@ import psutil
 from router.config import Config, ConfigError
 from router.policy import compile_policy
 from tidegate import keys, models, processes, ray_node
-from tidegate.effective import Overrides, read_effective
+from tidegate.effective import Overrides, only_zone, read_effective, zones_of_engines
 from tidegate.home import Home
 
 GIB = 1024**3
@@ -98,7 +98,9 @@ def read_gpus() -> tuple[Gpu, ...]:
         pynvml.nvmlShutdown()
 
 
-def examine(home: Home, config_file: Path, overrides: Overrides, machine: Machine | None = None) -> list[Finding]:
+def examine(
+    home: Home, config_file: Path, overrides: Overrides, machine: Machine | None = None, zone: str | None = None
+) -> list[Finding]:
     """Run every check.
 
     Args:
@@ -106,6 +108,7 @@ def examine(home: Home, config_file: Path, overrides: Overrides, machine: Machin
         config_file: the configuration to be served.
         overrides: what `up`'s options replace in it.
         machine: what the machine offers; default: read it.
+        zone: the zone this machine stands in: only its engines count. Default: all of them.
     """
     machine = machine or read_machine()
     findings = [check_python(), check_vllm(), check_ray(), check_leftovers(home)]
@@ -113,14 +116,16 @@ def examine(home: Home, config_file: Path, overrides: Overrides, machine: Machin
         config = read_effective(config_file, overrides).config
     except ConfigError as error:
         return [*findings, Finding("configuration", Level.ERROR, str(error), f"correct {config_file}")]
+    findings.append(check_zone(config, zone))
+    here = only_zone(config, zone) if zone else config
     findings += [
         check_keys(home, config, config_file),
         check_ports(home, config),
         *check_models(home, config),
-        check_memory(config, machine),
-        check_cpus(config, machine),
-        check_gpus(config, machine),
-        check_shm(config, machine),
+        check_memory(here, machine),
+        check_cpus(here, machine),
+        check_gpus(here, machine),
+        check_shm(here, machine),
         check_open_files(machine),
     ]
     return findings
@@ -157,6 +162,21 @@ def check_leftovers(home: Home) -> Finding:
         return Finding(LEFTOVERS, Level.OK, "nothing of ours runs")
     text = f"{len(ours)} processes of this installation run (first: {ours[0].pid})"
     return Finding(LEFTOVERS, Level.WARNING, text, "`tidegate status` shows them, `tidegate down` ends them")
+
+
+def check_zone(config: Config, zone: str | None) -> Finding:
+    """Engines of this machine's zone are configured; those of other zones wait for other machines."""
+    zones = zones_of_engines(config)
+    others = [name for name in zones if name != zone]
+    if zone is None or not zones or not others:
+        return Finding("zone", Level.OK, zone or (", ".join(zones) or "no engines"))
+    if zone not in zones:
+        text = f"no engine is configured in zone `{zone}`; engines are in: {', '.join(zones)}"
+        return Finding("zone", Level.ERROR, text, f"--zone {zones[0]}, if this machine stands there")
+    text = f"engines of {', '.join(others)} wait until a machine with that label joins"
+    return Finding(
+        "zone", Level.WARNING, text, "on it: ray start --address=... --labels=" + config.residency.zone_label + "=ZONE"
+    )
 
 
 def check_keys(home: Home, config: Config, config_file: Path) -> Finding:

@@ -60,6 +60,19 @@ def read_effective(path: Path, overrides: Overrides) -> Effective:
     return Effective(path, parse_config(changed, f"{path} with the options given"), document)
 
 
+def zones_of_engines(config: Config) -> list[str]:
+    """The zones that engines are configured in, sorted."""
+    return sorted({part.zone for model in config.models for part in model.replicas})
+
+
+def only_zone(config: Config, zone: str) -> Config:
+    """The configuration with the engines of one zone only; its other parts stay."""
+    models = [
+        model.model_copy(update={"replicas": [part for part in model.replicas if part.zone == zone]}) for model in config.models
+    ]
+    return config.model_copy(update={"models": models})
+
+
 def write_effective(home: Home, effective: Effective) -> Path:
     """The file `serve run` gets: the configuration itself, or `.tidegate/effective.yaml`, written now."""
     if effective.document is None:

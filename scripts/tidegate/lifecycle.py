@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from router.config import Config, ConfigError
 from tidegate import client, doctor, keys, models, processes, ray_node, render
-from tidegate.effective import Overrides, read_effective, write_effective
+from tidegate.effective import Overrides, read_effective, write_effective, zones_of_engines
 from tidegate.home import Home, child_environment, make_private
 from tidegate.processes import Run
 from tidegate.waiting import Waiting, last_lines, latest_line, newest_log, waiting
@@ -38,7 +38,8 @@ class UpOptions:
 
     config_file: Path
     overrides: Overrides
-    zone: str
+    zone: str | None
+    """The zone of this machine; None: the one zone that engines are configured in."""
     timeout_s: float
 
 
@@ -54,6 +55,7 @@ def up(home: Home, options: UpOptions, console: Console) -> int:
                 console.print(f"tidegate is already up on port {endpoint.port}; asking it again.")
                 _first_answer(home, endpoint, console)
                 return 0
+            options = replace(options, zone=options.zone or _the_one_zone(options))
             _refuse_if_unfit(home, options, console)
             _end_leftovers(home, console)
             return _start(home, options, console)
@@ -83,8 +85,18 @@ def running(home: Home) -> client.Endpoint | None:
     return endpoint if client.is_ready(endpoint) else None
 
 
+def _the_one_zone(options: UpOptions) -> str | None:
+    try:
+        zones = zones_of_engines(read_effective(options.config_file, options.overrides).config)
+    except ConfigError:
+        return None  # the checks report it, together with what else is wrong
+    if len(zones) > 1:
+        raise UpFailed(f"engines are configured in several zones: say with --zone in which one this machine stands: {zones}")
+    return zones[0] if zones else "local"
+
+
 def _refuse_if_unfit(home: Home, options: UpOptions, console: Console) -> None:
-    findings = doctor.examine(home, options.config_file, options.overrides)
+    findings = doctor.examine(home, options.config_file, options.overrides, zone=options.zone)
     for finding in findings:
         if finding.level is not doctor.Level.OK and finding.check != doctor.LEFTOVERS:
             render.print_finding(console, finding)
@@ -107,7 +119,7 @@ def _start(home: Home, options: UpOptions, console: Console) -> int:
     processes.save_run(home, run)
     try:
         _prepare(home, config, environment, console)
-        run = replace(run, ray_address=_start_ray(home, config, options.zone, environment, console))
+        run = replace(run, ray_address=_start_ray(home, config, options.zone or "", environment, console))
         processes.save_run(home, run)
         environment["RAY_ADDRESS"] = run.ray_address
         _deploy(home, run, options.timeout_s, environment, console)

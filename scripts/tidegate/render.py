@@ -22,9 +22,11 @@ _VERDICTS = {"chosen": "green", "eligible": "cyan", "screened": "dim"}
 def print_finding(console: Console, finding: Finding) -> None:
     """One line of `doctor`, and its next step."""
     colour = _COLOURS[finding.level]
-    console.print(f"[{colour}]{finding.level:8}[/] {escape(finding.check)}: {escape(finding.text)}", highlight=False)
+    console.print(
+        f"[{colour}]{finding.level:8}[/] {escape(finding.check)}: {escape(finding.text)}", highlight=False, soft_wrap=True
+    )
     if finding.next_step and finding.level is not Level.OK:
-        console.print(f"         next step: {escape(finding.next_step)}", highlight=False)
+        console.print(f"         next step: {escape(finding.next_step)}", highlight=False, soft_wrap=True)
 
 
 def print_answer(console: Console, question: Question, answer: Answer) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tidegate import keys
 from tidegate.cli import app
 from tidegate.home import Home
 from typer.testing import CliRunner
@@ -29,7 +30,7 @@ def test_keys_create_shows_the_key_once(home: Home) -> None:
     assert "tg_" not in again.output
 
 
-def test_down_and_status_where_nothing_runs(home: Home) -> None:
+def test_down_and_status_where_nothing_runs(home: Home, config_file: Path) -> None:
     down = runner.invoke(app, ["down"])
     assert (down.exit_code, "nothing was running" in down.output) == (0, True)
     status = runner.invoke(app, ["status"])
@@ -37,7 +38,8 @@ def test_down_and_status_where_nothing_runs(home: Home) -> None:
 
 
 @pytest.mark.parametrize("command", ["chat", "explain"])
-def test_talking_to_nobody_says_what_to_do(home: Home, command: str) -> None:
+def test_talking_to_nobody_says_what_to_do(home: Home, config_file: Path, command: str) -> None:
+    keys.ensure_quickstart_key(home)
     result = runner.invoke(app, [command, "hello"])
     assert result.exit_code == 1
     assert "tidegate up" in result.output

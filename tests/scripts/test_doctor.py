@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from tidegate import doctor, keys
 from tidegate.doctor import Finding, Gpu, Level, Machine
 from tidegate.effective import Overrides
@@ -94,3 +95,17 @@ def test_what_only_makes_it_worse_is_a_warning_with_a_next_step(
 def test_python_versions() -> None:
     assert doctor.check_python((3, 10)).level is Level.ERROR
     assert doctor.check_python((3, 11)).level is Level.OK
+
+
+def test_only_the_engines_of_this_machines_zone_count(home: Home, config_file: Path) -> None:
+    document = yaml.safe_load(config_file.read_text())
+    args = document["applications"][0]["args"]
+    args["zones"]["us"] = {}
+    args["models"][0]["replicas"].append({"zone": "us", "count": 100, "gpus": 8})
+    config_file.write_text(yaml.safe_dump(document))
+    both = {f.check: f for f in doctor.examine(home, config_file, Overrides(), MACHINE)}
+    here = {f.check: f for f in doctor.examine(home, config_file, Overrides(), MACHINE, zone="local")}
+    assert (both["memory"].level, here["memory"].level) == (Level.ERROR, Level.OK)
+    assert here["zone"].level is Level.WARNING and "engines of us wait" in here["zone"].text
+    elsewhere = {f.check: f for f in doctor.examine(home, config_file, Overrides(), MACHINE, zone="mars")}
+    assert elsewhere["zone"].level is Level.ERROR
