@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from router.decide import Decision, Facts, decide
+from router.decide import decide
+from router.decision import Decision, Facts
 from router.facts import gather_facts, judge_complexity
 from router.handler import identify
 from router.placement.targets import Endpoint

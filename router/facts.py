@@ -6,7 +6,7 @@ from typing import Any
 
 from router.complexity.rule import content_text, judge
 from router.config import AUTO
-from router.decide import Complexity, Facts
+from router.decision import Complexity, Facts
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant, Policy
 from router.residency.label import Label

@@ -13,7 +13,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from router.decide import Choice, Decision, Facts, Refusal, decide
+from router.decide import decide
+from router.decision import Choice, Decision, Facts, Refusal
 from router.facts import gather_facts
 from router.identity.keys import authenticate
 from router.ledger.receipts import Attempt, Receipt, open_receipt, read_usage

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from router.decide import Complexity
+from router.decision import Complexity
 
 _HEAD_CHARS = 1500
 _TAIL_CHARS = 500

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from router.decide import Decision, Facts
+from router.decision import Decision, Facts
 
 _PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')

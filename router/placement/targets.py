@@ -7,6 +7,7 @@ its own books beside it (`Load`), and `decide()` sees both as an immutable `View
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 
@@ -133,11 +134,15 @@ class Load(msgspec.Struct, frozen=True):
     signals: Signals | None = None
 
 
-class Membership(msgspec.Struct, frozen=True):
-    """All targets the router knows, in a fixed order, and a number that grows with every change."""
+class Membership(msgspec.Struct, frozen=True, eq=False):
+    """All targets the router knows, in a fixed order, and a number that grows with every change.
+
+    `memo` belongs to `router.screen`: results that follow from these targets and the policy alone.
+    """
 
     version: int
     targets: tuple[Target, ...]
+    memo: dict[Any, Any] = msgspec.field(default_factory=dict)
 
 
 class View(msgspec.Struct, frozen=True):

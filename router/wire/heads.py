@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from router.decide import Choice
+from router.decision import Choice
 from router.placement.targets import Address, Kind
 from router.residency.guard import PASS_HEADER
 

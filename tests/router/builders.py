@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from router.config import Config, parse_config
-from router.decide import Complexity, Facts
+from router.decision import Complexity, Facts
 from router.placement.targets import Address, Endpoint, Kind, Load, Membership, Target, View
 from router.policy import KeyGrant, Policy, compile_policy
 from router.residency.label import Evidence

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from router.decide import Complexity, Verdict, decide
+from router.decide import decide
+from router.decision import Complexity, Verdict
 from router.placement.targets import Endpoint, Kind, Load, Price, Signals
 from router.residency.label import Evidence, admits
 from router.residency.resolve import resolve_label

@@ -1,0 +1,88 @@
+"""What goes into a decision and what comes out: plain frozen data, so that any decision can be stored and replayed."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from router.placement.targets import Target
+from router.policy import KeyGrant
+from router.residency.label import Label
+
+
+class Verdict(StrEnum):
+    """What became of a candidate."""
+
+    CHOSEN = "chosen"
+    ELIGIBLE = "eligible"
+    SCREENED = "screened"
+
+
+class Complexity(msgspec.Struct, frozen=True):
+    """What the complexity rule found: the tier it asks for, a score 0..1, and the reasons in words."""
+
+    tier: str
+    score: float
+    reasons: tuple[str, ...] = ()
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What is known of a request, without its content.
+
+    `label` is the effective label; `excluded` holds incarnations that were already tried. `prompt_bytes` is the size of its
+    text, `prompt_tokens` an estimate, `max_tokens` 0 when the client set no bound.
+    """
+
+    request_id: str
+    key: KeyGrant
+    endpoint: str
+    model: str
+    label: Label
+    complexity: Complexity
+    prompt_bytes: int = 0
+    prompt_tokens: int = 0
+    max_tokens: int = 0
+    excluded: frozenset[str] = frozenset()
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One target (for one model) and what the decision thought of it; times in milliseconds."""
+
+    target: str
+    incarnation: str
+    model: str
+    zone: str
+    verdict: Verdict
+    reason: str
+    predicted_ttft_ms: float | None = None
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """The target that serves the request; `index` is its place in `view.membership.targets`."""
+
+    index: int
+    target: Target
+    model: str
+    reason: str
+    predicted_ttft_s: float
+    cost_usd: float = 0.0
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why nothing serves the request: a code of the public contract, its HTTP status, and when to try again."""
+
+    code: str
+    status: int
+    message: str
+    retry_after_s: float | None = None
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """The outcome. `saturated` names the models that count as saturated from now on (see `View.spilling`)."""
+
+    chosen: Choice | None
+    refusal: Refusal | None
+    candidates: tuple[Candidate, ...]
+    models: tuple[str, ...]
+    saturated: bool
