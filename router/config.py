@@ -201,6 +201,10 @@ class Key(_Strict):
     """Model ids and tiers this key may use. Default: all."""
     spill: bool = False
     """Whether this key's requests may leave for a cloud target when the cluster is saturated."""
+    requests_per_minute: int = Field(default=0, ge=0)
+    """0: no limit. Counted by each router replica for itself, as is `daily_tokens`."""
+    daily_tokens: int = Field(default=0, ge=0)
+    """Prompt and answer tokens per UTC day; 0: no limit."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Key:

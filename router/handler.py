@@ -17,7 +17,7 @@ from router.decide import decide
 from router.decision import Choice, Decision, Facts, Refusal
 from router.facts import gather_facts
 from router.identity.keys import authenticate
-from router.ledger.receipts import Attempt, Receipt, open_receipt, read_usage
+from router.ledger.receipts import Attempt, Receipt, open_receipt, read_usage, used_tokens
 from router.placement.fleet import Booking
 from router.placement.targets import Kind
 from router.policy import KeyGrant
@@ -119,7 +119,7 @@ class ModelHandler:
             request_id = fresh_request_id()
         try:
             admitted = await self._admit(scope, receive, request_id)
-            await self._serve(admitted, scope["extensions"][EXTENSION])
+            await self._serve_within_limits(admitted, scope["extensions"][EXTENSION])
         except ApiError as error:
             self._state.metrics.refused(error.code)
             await send_error(send, error, request_id)
@@ -147,6 +147,14 @@ class ModelHandler:
         facts = gather_facts(request_id, grant, scope["path"], parsed, label, state.policy)
         receipt = open_receipt(facts, state.policy.epoch, state.label_text(label), tags, time.time())
         return Admitted(scope["path"], scope["headers"], body, parsed, facts, receipt)
+
+    async def _serve_within_limits(self, admitted: Admitted, client: Client) -> None:
+        facts, limits = admitted.facts, self._state.limits
+        reserved = limits.reserve(facts.key, facts.prompt_tokens, facts.max_tokens, time.time())
+        try:
+            await self._serve(admitted, client)
+        finally:
+            limits.settle(facts.key, reserved, used_tokens(admitted.receipt))
 
     async def _serve(self, admitted: Admitted, client: Client) -> None:
         state, facts = self._state, admitted.facts

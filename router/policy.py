@@ -26,6 +26,8 @@ class KeyGrant(msgspec.Struct, frozen=True):
     ceiling_tags: tuple[str, ...]
     models: frozenset[str] | None
     spill: bool
+    requests_per_minute: int = 0
+    daily_tokens: int = 0
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -146,7 +148,16 @@ def _compile_keys(config: Config, tags: dict[str, Label], base: Path) -> dict[by
         if ceiling.process == 0 or ceiling.store == 0:
             raise ConfigError(f"keys[{i}].residency: no zone satisfies all of {', '.join(ceiling_tags)}")
         models = None if key.models is None or AUTO in key.models else _expand(key.models, config)
-        grants[bytes.fromhex(digest)] = KeyGrant(key.id, key.tenant, ceiling, ceiling_tags, models, key.spill)
+        grants[bytes.fromhex(digest)] = KeyGrant(
+            id=key.id,
+            tenant=key.tenant,
+            ceiling=ceiling,
+            ceiling_tags=ceiling_tags,
+            models=models,
+            spill=key.spill,
+            requests_per_minute=key.requests_per_minute,
+            daily_tokens=key.daily_tokens,
+        )
     return grants
 
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from router.config import Config
+from router.identity.limits import Limits
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
 from router.placement.fleet import Fleet
@@ -36,6 +37,7 @@ class RouterState:
         self.policy = policy
         self.router_id = router_id
         self.fleet = Fleet(policy.daily_budget_usd)
+        self.limits = Limits()
         self.receipts = ReceiptBook()
         self.metrics = Metrics(self.fleet)
         self.pool = Pool(config.timeouts.connect_s)

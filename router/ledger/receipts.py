@@ -88,6 +88,14 @@ def read_usage(receipt: Receipt, tail: bytes) -> None:
         receipt.completion_tokens = int(completion[1])
 
 
+def used_tokens(receipt: Receipt) -> int | None:
+    """Tokens a request used; 0 when nothing was answered, None when something was but nobody counted."""
+    if receipt.prompt_tokens >= 0:
+        return receipt.prompt_tokens + max(0, receipt.completion_tokens)
+    began = any(attempt.first_byte and 200 <= attempt.status < 300 for attempt in receipt.attempts)
+    return None if began else 0
+
+
 class ReceiptBook:
     """The latest receipts in memory, found by request id; the oldest goes when `capacity` is reached."""
 
