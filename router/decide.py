@@ -20,7 +20,7 @@ MIN_BYTES_PER_TOKEN = 8
 _RETRY_WHEN_DOWN_S = 5.0
 
 
-class _Scored(msgspec.Struct, frozen=True):
+class _Scored(msgspec.Struct, frozen=True, gc=False):
     index: int
     target: Target
     model: str

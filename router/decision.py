@@ -19,7 +19,7 @@ class Verdict(StrEnum):
     SCREENED = "screened"
 
 
-class Complexity(msgspec.Struct, frozen=True):
+class Complexity(msgspec.Struct, frozen=True, gc=False):
     """What the complexity rule found: the tier it asks for, a score 0..1, and the reasons in words."""
 
     tier: str
@@ -27,7 +27,7 @@ class Complexity(msgspec.Struct, frozen=True):
     reasons: tuple[str, ...] = ()
 
 
-class Facts(msgspec.Struct, frozen=True):
+class Facts(msgspec.Struct, frozen=True, gc=False):
     """What is known of a request, without its content.
 
     `label` is the effective label; `excluded` holds incarnations that were already tried. `prompt_bytes` is the size of its
@@ -46,7 +46,7 @@ class Facts(msgspec.Struct, frozen=True):
     excluded: frozenset[str] = frozenset()
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """One target (for one model) and what the decision thought of it; times in milliseconds."""
 
     target: str
@@ -58,7 +58,7 @@ class Candidate(msgspec.Struct, frozen=True):
     predicted_ttft_ms: float | None = None
 
 
-class Choice(msgspec.Struct, frozen=True):
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """The target that serves the request; `index` is its place in `view.membership.targets`."""
 
     index: int
@@ -69,7 +69,7 @@ class Choice(msgspec.Struct, frozen=True):
     cost_usd: float = 0.0
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class Refusal(msgspec.Struct, frozen=True, gc=False):
     """Why nothing serves the request: a code of the public contract, its HTTP status, and when to try again."""
 
     code: str
@@ -78,7 +78,7 @@ class Refusal(msgspec.Struct, frozen=True):
     retry_after_s: float | None = None
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """The outcome. `saturated` names the models that count as saturated from now on (see `View.spilling`)."""
 
     chosen: Choice | None

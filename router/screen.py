@@ -20,7 +20,7 @@ MEMO_LIMIT = 1024
 """Kinds of requests remembered per membership: a client can vary a label or a model name, but not without bound."""
 
 
-class Admitted(msgspec.Struct, frozen=True):
+class Admitted(msgspec.Struct, frozen=True, gc=False):
     """A target that may serve the request, by its place in the membership; a lower `rank` is a more fitting model."""
 
     index: int

@@ -14,7 +14,7 @@ _PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')
 
 
-class Attempt(msgspec.Struct):
+class Attempt(msgspec.Struct, gc=False):
     """One try at one target. Times are UNIX seconds; 0 means it did not come to that."""
 
     target: str
@@ -30,7 +30,7 @@ class Attempt(msgspec.Struct):
     failure: str = ""
 
 
-class Receipt(msgspec.Struct):
+class Receipt(msgspec.Struct, gc=False):
     """The record of one request. `usage` values are -1 while unknown."""
 
     request_id: str

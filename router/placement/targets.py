@@ -94,7 +94,7 @@ class Target(msgspec.Struct, frozen=True):
     """Name of the configured bearer credential for a `SERVER`; never the credential itself."""
 
 
-class Signals(msgspec.Struct, frozen=True):
+class Signals(msgspec.Struct, frozen=True, gc=False):
     """What the machine says of itself, with the UNIX time it was read. Fractions are 0..1, -1 means not known."""
 
     sampled_at: float
@@ -113,7 +113,7 @@ class Report(msgspec.Struct, frozen=True):
     signals: Signals | None = None
 
 
-class Load(msgspec.Struct, frozen=True):
+class Load(msgspec.Struct, frozen=True, gc=False):
     """A router's books on one target, and the signals that correct them.
 
     `inflight` counts this router's own requests there; `unstarted` those with no byte back yet and `unstarted_tokens`
@@ -145,7 +145,7 @@ class Membership(msgspec.Struct, frozen=True, eq=False):
     memo: dict[Any, Any] = msgspec.field(default_factory=dict)
 
 
-class View(msgspec.Struct, frozen=True):
+class View(msgspec.Struct, frozen=True, gc=False):
     """Everything `decide()` may know about the outside at one moment; `loads[i]` belongs to `membership.targets[i]`."""
 
     membership: Membership

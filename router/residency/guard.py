@@ -38,7 +38,7 @@ class PassRefused(Exception):
     """The pass does not open this door. The text is safe to show: it names no label and no other target."""
 
 
-class Place(msgspec.Struct, frozen=True):
+class Place(msgspec.Struct, frozen=True, gc=False):
     """Where the guarded target stands, in names: zones it processes in, zones it stores in, duties it carries."""
 
     process: tuple[str, ...]
@@ -69,7 +69,7 @@ class Place(msgspec.Struct, frozen=True):
         )
 
 
-class Pass(msgspec.Struct, frozen=True):
+class Pass(msgspec.Struct, frozen=True, gc=False):
     """One permission to enter: `label_text` as `Place.to_text` writes it, `expires` a UNIX time in seconds."""
 
     request_id: str

@@ -20,7 +20,7 @@ UNKNOWN = 1
 """The zone bit of a place nobody has vouched for. No label contains it."""
 
 
-class Label(msgspec.Struct, frozen=True):
+class Label(msgspec.Struct, frozen=True, gc=False):
     """What may be done with the bytes of a request; masks over one `Vocabulary`."""
 
     process: int
@@ -36,7 +36,7 @@ class Label(msgspec.Struct, frozen=True):
         return self.process & ~other.process == 0 and self.store & ~other.store == 0 and other.duties & ~self.duties == 0
 
 
-class Evidence(msgspec.Struct, frozen=True):
+class Evidence(msgspec.Struct, frozen=True, gc=False):
     """What is known of a target; `expires` is a UNIX time in seconds after which it counts for nothing."""
 
     process: int
