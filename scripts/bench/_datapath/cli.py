@@ -1,0 +1,111 @@
+"""The command line of `scripts/bench/datapath`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from . import bodies, mock_engine, report, run, systems
+
+ROOT = Path(__file__).resolve().parents[3]
+ABOUT = f"""\
+What a request costs on its way through a router, in CPU time, latency and throughput.
+
+Simulated vLLM engines (they answer at once and compute nothing) stand behind each system; `wrk` asks. A JSON case is
+one chat completion with a prompt of so many tokens; sse64 is a stream of {mock_engine.CHUNKS} chunks about 1 ms apart.
+Systems take turns in every round, so that whatever else the machine does meets all of them. CPU time per request is
+the figure to compare: it counts all processes of a system and hardly depends on the load of the machine, whereas
+throughput and latency do. tidegate decides in full: key, label, complexity, placement, receipt.
+
+Peers come from PyPI into .bench/ in this checkout; one that cannot be had is reported as missing.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "datapath", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="within 5 minutes: the main systems; json and sse64")
+    parser.add_argument("--systems", type=_names(systems.SYSTEMS), help=f"of {', '.join(systems.SYSTEMS)}")
+    parser.add_argument("--peers", type=_names(systems.SYSTEMS), default=[], help="systems to add, e.g. litellm")
+    parser.add_argument("--cases", type=_names(bodies.CASES), help=f"of {', '.join(bodies.CASES)}")
+    parser.add_argument("--targets", type=_positive, default=4, help="engines behind each system (up to 256)")
+    parser.add_argument("--seconds", type=_positive, help="length of one loaded run")
+    parser.add_argument("--rounds", type=_positive, help="times every system takes its turn")
+    parser.add_argument("--connections", type=_positive, default=32)
+    parser.add_argument(
+        "--prompts", type=_positive, default=bodies.POOL, help="different prompts the load cycles through"
+    )
+    parser.add_argument("--port-base", type=_positive, default=31000)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there")
+    parser.add_argument("--png", type=Path, metavar="FILE", default=ROOT / ".bench" / "datapath.png")
+    parser.add_argument("--no-png", action="store_true")
+    return parser
+
+
+def _names(known: Mapping[str, object]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        if wrong := [name for name in names if name not in known]:
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(wrong)}; known: {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return value
+
+
+def _plan(options: argparse.Namespace) -> run.Plan:
+    chosen = options.systems or (systems.QUICK if options.quick else systems.USUAL)
+    seconds = options.seconds or (4 if options.quick else 8)
+    return run.Plan(
+        systems=list(dict.fromkeys([*chosen, *options.peers])),
+        cases=options.cases or (["json", "sse64"] if options.quick else list(bodies.CASES)),
+        targets=min(options.targets, 256),
+        seconds=seconds,
+        solo_seconds=1 if options.quick else 3,
+        rounds=options.rounds or (3 if options.quick else 5),
+        connections=options.connections,
+        prompts=options.prompts,
+        port_base=options.port_base,
+    )
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the bench. Exit status: 0 measured or honestly missing, 1 a wrong answer, 2 it could not run."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    plan, work, console = _plan(options), ROOT / ".bench", report.console()
+    work.mkdir(exist_ok=True)
+    engines = [f"http://{systems.HOST}:{plan.port_base + 100 + number}" for number in range(plan.targets)]
+    bench = systems.Bench(ROOT, work, sys.executable, engines)
+    try:
+        with Console(stderr=True).status("starting") as status:
+            outcome = run.execute(plan, bench, status.update)
+    except KeyboardInterrupt:
+        console.print("stopped; everything it had started is down again")
+        return 130
+    except (run.Missing, run.verify.WrongAnswer) as error:
+        console.print(f"[red]cannot run[/]: {error}", highlight=False)
+        return 2
+    rows = run.rows(outcome)
+    report.show(console, outcome, rows)
+    if options.json:
+        report.write_json(options.json, rows)
+    if not options.no_png:
+        console.print(report.draw(options.png, rows, work), highlight=False)
+    return 1 if outcome.wrong else 0

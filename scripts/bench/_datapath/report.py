@@ -1,0 +1,108 @@
+"""The result on the terminal, as JSON, and as a picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from . import mock_engine, peers, systems
+from .run import Outcome
+
+PEER = "vllm-router/cache_aware"
+FLOOR = "haproxy"
+
+
+WIDTH = 132
+"""What the tables need; a file or a pipe is given that much, a terminal has the width it has."""
+
+
+def console() -> Console:
+    """The console for the result."""
+    made = Console()
+    return made if made.is_terminal else Console(width=WIDTH)
+
+
+def show(console: Console, outcome: Outcome, rows: list[dict[str, Any]]) -> None:
+    """One table per case, cheapest first, then what is missing or wrong."""
+    for case in outcome.plan.cases:
+        of_case = sorted((row for row in rows if row["case"] == case), key=lambda row: row["cpu_us_per_request"])
+        if of_case:
+            console.print(_table(case, of_case, outcome))
+    console.print(
+        "CPU: user + system time of all processes of the system, median (range) over the rounds; `direct` is the "
+        "engine itself. Alone: one connection."
+    )
+    for name, why in outcome.missing.items():
+        console.print(f"[yellow]missing[/] {name}: {why}", highlight=False)
+    for note in dict.fromkeys(outcome.notes):
+        console.print(f"[yellow]note[/] {note}", highlight=False)
+    for (name, case), why in outcome.wrong.items():
+        console.print(f"[red]wrong[/] {name}, {case}: {why}", highlight=False, markup=True)
+
+
+def _table(case: str, of_case: list[dict[str, Any]], outcome: Outcome) -> Table:
+    plan = outcome.plan
+    table = Table(
+        title=f"{case}: {plan.connections} connections, {plan.targets} targets, {plan.rounds} x {plan.seconds} s",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    table.add_column("system", no_wrap=True)
+    names = ["CPU us", "range", f"x {PEER}".replace("/", "/\n"), f"x {FLOOR}", "req/s", "p50 ms", "p99 ms"]
+    names += ["alone\np50 ms", "added\np50 ms", "alone\np99 ms", "RSS\nMiB"]
+    if "cpu_us_per_chunk" in of_case[0]:
+        names.insert(1, f"per chunk\n(of {mock_engine.CHUNKS})")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    cost = {row["system"]: row["cpu_us_per_request"] for row in of_case}
+    for row in of_case:
+        cells = [f"{row['cpu_us_per_request']:,.0f}"]
+        if "cpu_us_per_chunk" in row:
+            cells.append(f"{row['cpu_us_per_chunk']:.1f}")
+        cells.append(f"{row['cpu_us_min']:,.0f}..{row['cpu_us_max']:,.0f}")
+        cells += [_ratio(row, cost.get(PEER)), _ratio(row, cost.get(FLOOR))]
+        cells += [f"{row['rps']:,.0f}", f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}"]
+        cells += [f"{row['alone_p50_ms']:.2f}", _signed(row.get("added_p50_ms"))]
+        cells += [f"{row['alone_p99_ms']:.2f}", f"{row['rss_mb']:.0f}"]
+        table.add_row(row["system"], *cells, style="bold" if row["system"] == "tidegate" else None)
+    return table
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f}"
+
+
+def _ratio(row: dict[str, Any], other: float | None) -> str:
+    if other is None or row["system"] == systems.DIRECT:
+        return "-"
+    return f"{row['cpu_us_per_request'] / other:.2f}"
+
+
+def write_json(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the records as a JSON list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def draw(path: Path, rows: list[dict[str, Any]], work: Path) -> str:
+    """Draw the CPU time per request; returns a line that says where it is, or why it is not."""
+    if not rows:
+        return "no picture: nothing was measured"
+    data = work / "rows.json"
+    write_json(data, rows)
+    try:
+        python = peers.ensure(work / "venv", "matplotlib", limit_s=120)
+    except peers.Missing as error:
+        return f"no picture: {error}"
+    script = Path(__file__).with_name("plot.py")
+    done = subprocess.run([str(python), str(script), str(data), str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"no picture: {done.stderr.strip().splitlines()[-1:]}"
+    return f"picture: {path}"

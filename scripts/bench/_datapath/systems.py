@@ -1,0 +1,160 @@
+"""The systems under test: how each is started in front of the mock engines, with its own defaults wherever it has any.
+
+Departures from the defaults, the same for all: bound to the loopback address, and the peers' log level at `warn`, which
+spares them a line per request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import bodies
+from .peers import Missing, ensure
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every system may need to know."""
+
+    root: Path
+    """The checkout."""
+    work: Path
+    """Scratch space: configurations, logs, environments."""
+    python: str
+    """The Python that has tidegate's dependencies."""
+    engines: list[str]
+    """Base URLs of the mock engines."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start one system."""
+
+    argv: list[str]
+    port: int
+    env: dict[str, str] = field(default_factory=dict)
+    ready_s: float = 40.0
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://{HOST}:{self.port}"
+
+
+def haproxy(bench: Bench, port: int) -> Launch:
+    """HAProxy with one thread: a C proxy that decides nothing, the floor."""
+    program = shutil.which("haproxy") or next((p for p in ("/usr/sbin/haproxy",) if Path(p).exists()), None)
+    if program is None:
+        raise Missing("haproxy is not installed (apt-get install haproxy)")
+    servers = [f"  server e{i} {url.removeprefix('http://')}" for i, url in enumerate(bench.engines)]
+    lines = [
+        "global",
+        "  nbthread 1",
+        "  maxconn 4096",
+        "defaults",
+        "  mode http",
+        "  http-reuse always",
+        *(f"  timeout {name} 60s" for name in ("connect", "client", "server")),
+        "listen bench",
+        f"  bind {HOST}:{port}",
+        "  balance roundrobin",
+        *servers,
+        "",
+    ]
+    path = bench.work / "haproxy.cfg"
+    path.write_text("\n".join(lines))
+    return Launch([program, "-f", str(path), "-db"], port)
+
+
+def tidegate(bench: Bench, port: int) -> Launch:
+    """The router of this checkout as a plain process: key, label, complexity, decision, pass and receipt all on."""
+    targets = [
+        {
+            "id": f"engine-{i}",
+            "kind": "server",
+            "vouched": True,
+            "url": url,
+            "zone": "onprem",
+            "models": {bodies.MODEL: bodies.MODEL},
+            "tier": "small",
+        }
+        for i, url in enumerate(bench.engines)
+    ]
+    config = {
+        "listen": {"host": HOST, "port": port},
+        "admin": {"host": HOST, "port": port + 1},
+        "zones": {"onprem": {}},
+        "targets": targets,
+        "keys": [{"id": "bench", "sha256": hashlib.sha256(bodies.KEY.encode()).hexdigest(), "residency": "onprem"}],
+    }
+    path = bench.work / "tidegate.yaml"
+    path.write_text(json.dumps(config, indent=1))  # JSON is YAML
+    home = bench.work / "home"
+    home.mkdir(exist_ok=True)
+    env = {"TIDEGATE_HOME": str(home), "PYTHONPATH": f"{bench.root}:{bench.root / 'scripts'}"}
+    if not (bench.root / "deployments" / "standalone.py").exists():
+        raise Missing("this checkout has no deployments/standalone.py yet")
+    module = [bench.python, "-m", "deployments.standalone", "--config", str(path), "--port", str(port)]
+    return Launch(module, port, env)
+
+
+def _rust_peer(requirement: str, module: list[str], policy: str) -> Callable[[Bench, int], Launch]:
+    def launch(bench: Bench, port: int) -> Launch:
+        python = ensure(bench.work / "venv", requirement)
+        options = ["--host", HOST, "--port", str(port), "--policy", policy]
+        options += ["--prometheus-port", str(port + 1), "--prometheus-host", HOST]
+        level = "warning" if module[0].startswith("vllm") else "warn"
+        return Launch(
+            [str(python), "-m", *module, *options, "--log-level", level, "--worker-urls", *bench.engines], port
+        )
+
+    launch.__doc__ = f"{requirement} with its policy {policy}."
+    return launch
+
+
+def litellm(bench: Bench, port: int) -> Launch:
+    """The LiteLLM proxy, one worker, no database."""
+    python = ensure(bench.work / "venv-litellm", "litellm[proxy]==1.104.4", limit_s=600)
+    models = [
+        {
+            "model_name": bodies.MODEL,
+            "litellm_params": {"model": "openai/mock", "api_base": url + "/v1", "api_key": "-"},
+        }
+        for url in bench.engines
+    ]
+    path = bench.work / "litellm.yaml"
+    path.write_text(json.dumps({"model_list": models}))
+    argv = [str(python.parent / "litellm"), "--config", str(path), "--host", HOST, "--port", str(port)]
+    env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "LITELLM_LOG": "ERROR"}
+    return Launch([*argv, "--num_workers", "1"], port, env, ready_s=120)
+
+
+DIRECT = "direct"
+"""The mock engine itself: the floor of latency. Its CPU time is the engine's own."""
+
+SYSTEMS: dict[str, Callable[[Bench, int], Launch]] = {
+    "haproxy": haproxy,
+    "tidegate": tidegate,
+    "vllm-router/round_robin": _rust_peer("vllm-router==0.1.17", ["vllm_router.launch_router"], "round_robin"),
+    "vllm-router/cache_aware": _rust_peer("vllm-router==0.1.17", ["vllm_router.launch_router"], "cache_aware"),
+    "sglang-router/cache_aware": _rust_peer("sglang-router==0.3.2", ["sglang_router.launch_router"], "cache_aware"),
+    "smg/cache_aware": _rust_peer("smg==1.13.0", ["smg.launch_router"], "cache_aware"),
+    "litellm": litellm,
+}
+QUICK = ["haproxy", "tidegate", "vllm-router/round_robin", "vllm-router/cache_aware"]
+USUAL = [name for name in SYSTEMS if name != "litellm"]
+
+
+def describe(program: list[str]) -> str:
+    """The first line a program says of its version."""
+    done = subprocess.run(program, capture_output=True, text=True, timeout=10, check=False, env=os.environ)
+    return (done.stdout or done.stderr).strip().partition("\n")[0]

@@ -1,0 +1,236 @@
+"""The bench measures what it says: its engine answers rightly, its load is read rightly, CPU time is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
+sys.path.insert(0, str(BENCH))
+
+from _datapath import bodies, cli, client, load, mock_engine, procs, report, run, systems, verify  # noqa: E402
+
+WRK_OUTPUT = """Running 3s test @ http://127.0.0.1:31100/v1/chat/completions
+  1 threads and 32 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency   831.62us  716.46us  11.61ms   91.20%
+    Req/Sec    49.72k     6.33k   58.01k    76.67%
+  Latency Distribution
+     50%  559.00us
+     75%    0.89ms
+     90%    1.53ms
+     99%    2.45ms
+  148486 requests in 3.00s, 143.59MB read
+Requests/sec:  49458.31
+Transfer/sec:     47.83MB
+datapath: {"requests":148486,"duration_s":3.002246,"p50_ms":0.559,"p99_ms":2.453,"bytes":150564804,\
+"status_errors":0,"socket_errors":0,"timeouts":0}
+"""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[str]:
+    port = _free_port()
+    servers = await mock_engine.serve([port], "mock")
+    yield f"http://127.0.0.1:{port}"
+    for server in servers:
+        server.close()
+
+
+async def test_the_engine_answers_a_json_request(engine: str) -> None:
+    async with httpx.AsyncClient(base_url=engine) as http:
+        for _ in range(2):  # the second on the same connection
+            answer = await http.post(bodies.PATH, content=bodies.body(bodies.CASES["json"], 0))
+            assert answer.status_code == 200
+            assert int(answer.headers["content-length"]) == len(answer.content)
+            data = answer.json()
+            assert data["object"] == "chat.completion"
+            assert data["choices"][0]["message"]["content"] == mock_engine.CONTENT
+            assert data["usage"]["completion_tokens"] == mock_engine.CHUNKS - 2
+
+
+@pytest.mark.parametrize("spelling", ['"stream": true', '"stream":true'])
+async def test_the_engine_streams_64_chunks(engine: str, spelling: str) -> None:
+    body = '{"model": "mock", "messages": [], ' + spelling + "}"
+    async with httpx.AsyncClient(base_url=engine) as http:
+        begin = time.perf_counter()
+        async with http.stream("POST", bodies.PATH, content=body) as answer:
+            assert answer.headers["transfer-encoding"] == "chunked"
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            events = [line.removeprefix("data: ") async for line in answer.aiter_lines() if line]
+        assert time.perf_counter() - begin > (mock_engine.CHUNKS - 2) * mock_engine.GAP_S
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(event) for event in events[:-1]]
+    assert len(chunks) == mock_engine.CHUNKS
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == mock_engine.CONTENT
+
+
+async def test_the_engine_adds_usage_where_it_is_asked_for(engine: str) -> None:
+    body = {"model": "mock", "messages": [], "stream": True, "stream_options": {"include_usage": True}}
+    async with httpx.AsyncClient(base_url=engine) as http:
+        lines = (await http.post(bodies.PATH, json=body)).text.split("\n\n")
+    usage = json.loads(lines[mock_engine.CHUNKS].removeprefix("data: "))
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == mock_engine.CHUNKS - 2
+
+
+async def test_a_prompt_that_speaks_of_streams_is_not_one(engine: str) -> None:
+    body = {"model": "mock", "messages": [{"role": "user", "content": 'say {"stream": true}'}]}
+    async with httpx.AsyncClient(base_url=engine) as http:
+        assert (await http.post(bodies.PATH, json=body)).json()["object"] == "chat.completion"
+
+
+async def test_the_engine_is_a_worker_routers_accept(engine: str) -> None:
+    async with httpx.AsyncClient(base_url=engine) as http:
+        for path in ("/health", "/v1/models", "/get_model_info", "/server_info", "/load", "/version"):
+            assert (await http.get(path)).status_code == 200
+        assert (await http.get("/v1/models")).json()["data"][0]["id"] == "mock"
+        assert "vllm:num_requests_running" in (await http.get("/metrics")).text
+        assert (await http.get("/nothing")).status_code == 404
+
+
+@pytest.mark.parametrize("case", ["json", "sse64"])
+async def test_the_check_takes_the_engines_answer_and_no_other(engine: str, case: str) -> None:
+    await asyncio.to_thread(verify.check, engine, bodies.CASES[case])
+    other = bodies.CASES["sse64" if case == "json" else "json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bodies, "body", lambda case, seed, body=bodies.body: body(other, seed))
+        with pytest.raises(verify.WrongAnswer):
+            await asyncio.to_thread(verify.check, engine, bodies.CASES[case])
+
+
+def test_a_system_that_is_not_there_is_a_wrong_answer() -> None:
+    with pytest.raises(verify.WrongAnswer, match="no answer"):
+        verify.check(f"http://127.0.0.1:{_free_port()}", bodies.CASES["json"])
+
+
+def test_wrk_output_is_read() -> None:
+    taken = load.parse(WRK_OUTPUT)
+    assert (taken.requests, taken.p50_ms, taken.p99_ms) == (148486, 0.559, 2.453)
+    assert taken.rps == pytest.approx(49458.3, abs=0.1)
+    assert taken.faults == ""
+    bad = load.parse(WRK_OUTPUT.replace('"status_errors":0', '"status_errors":7'))
+    assert bad.faults == "7 answers that are not 2xx"
+    with pytest.raises(load.LoadError):
+        load.parse("unable to connect to 127.0.0.1:1 Connection refused")
+
+
+@pytest.mark.parametrize("case", ["json", "sse64"])
+async def test_the_python_client_loads_too(engine: str, case: str, tmp_path: Path) -> None:
+    pool = bodies.write_pool(bodies.CASES[case], tmp_path, prompts=3)
+    requests = client.render(engine + bodies.PATH, pool, bodies.KEY)
+    taken = load.Load(**await client.load(engine + bodies.PATH, requests, 4, 0.4))  # type: ignore[arg-type]
+    assert taken.requests >= 4
+    assert taken.faults == ""
+    assert 0 < taken.p50_ms <= taken.p99_ms
+
+
+def test_cpu_time_of_a_child_and_its_children_is_counted() -> None:
+    busy = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass\n"
+    parent = "import subprocess, sys\n" + busy.format(0.1) + "subprocess.run([sys.executable, '-c', {!r}])\n"
+    idle, working = "import time; time.sleep(30)", parent.format(busy.format(0.4)) + "import time; time.sleep(30)"
+    children = [subprocess.Popen([sys.executable, "-c", text]) for text in (idle, working)]
+    try:
+        deadline = time.monotonic() + 30
+        while procs.cpu_seconds(children[1].pid) < 0.5 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        seen = [procs.cpu_seconds(child.pid) for child in children]
+        assert seen[1] >= 0.5
+        assert seen[1] > seen[0]
+        assert procs.rss_mb(children[0].pid) > 1
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+    assert procs.cpu_seconds(children[1].pid) == 0
+
+
+def test_stopping_a_program_ends_its_children(tmp_path: Path) -> None:
+    text = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+    process = procs.start([sys.executable, "-c", text + "time.sleep(60)"], tmp_path / "log")
+    deadline = time.monotonic() + 20
+    while len(procs.tree(process.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pids = procs.tree(process.pid)
+    assert len(pids) == 2
+    procs.stop(process)
+    end = time.monotonic() + 5
+    while Path(f"/proc/{pids[1]}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert process.returncode is not None
+    assert not Path(f"/proc/{pids[1]}").exists() or " Z " in Path(f"/proc/{pids[1]}/stat").read_text()
+
+
+def _outcome() -> run.Outcome:
+    plan = run.Plan(systems=["haproxy", "litellm"], cases=["json", "sse64"])
+    outcome = run.Outcome(plan, missing={"litellm": "not asked for"})
+    for system, cost in (("direct", 0.02), ("haproxy", 0.03)):
+        for case in plan.cases:
+            taken = load.Load(1000, 1.0, cost * 10, cost * 20, 10, 0, 0, 0)
+            outcome.samples[system, case] = [run.Sample(taken, taken, cost * share, 10.0) for share in (1, 2, 9)]
+    return outcome
+
+
+def test_the_records_hold_what_they_promise(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "rows.json"
+    report.write_json(path, run.rows(_outcome()))
+    rows = json.loads(path.read_text())
+    assert {(row["system"], row["case"]) for row in rows} == {
+        (system, case) for system in ("direct", "haproxy") for case in ("json", "sse64")
+    }
+    for row in rows:
+        assert isinstance(row["system"], str)
+        assert all(
+            isinstance(row[name], int | float) for name in ("cpu_us_per_request", "p50_ms", "p99_ms", "rps", "rss_mb")
+        )
+        assert row["cpu_us_min"] < row["cpu_us_per_request"] < row["cpu_us_max"]
+        assert ("cpu_us_per_chunk" in row) == (row["case"] == "sse64")
+    haproxy = next(row for row in rows if row["system"] == "haproxy")
+    assert haproxy["cpu_us_per_request"] == 60
+    assert haproxy["added_p50_ms"] == pytest.approx(0.1)
+
+
+def test_what_is_missing_or_wrong_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = _outcome()
+    outcome.wrong["haproxy", "json"] = "status 500"
+    rows = run.rows(outcome)
+    assert ("haproxy", "json") not in {(row["system"], row["case"]) for row in rows}
+    report.show(report.console(), outcome, rows)
+    said = capsys.readouterr().out
+    assert "missing litellm: not asked for" in said
+    assert "wrong haproxy, json: status 500" in said
+
+
+def test_tidegates_configuration_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from router import config
+
+    (tmp_path / "deployments").mkdir()
+    (tmp_path / "deployments" / "standalone.py").touch()
+    bench = systems.Bench(tmp_path, tmp_path, sys.executable, ["http://127.0.0.1:31100", "http://127.0.0.1:31101"])
+    launch = systems.tidegate(bench, 31000)
+    parsed = config.load_file(tmp_path / "tidegate.yaml")
+    assert [target.url for target in parsed.targets] == bench.engines
+    assert parsed.listen.port == launch.port == 31000
+
+
+def test_an_unknown_system_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--systems", "haproxy,nginx"])
+    assert ended.value.code == 2
+    assert "unknown: nginx" in capsys.readouterr().err
