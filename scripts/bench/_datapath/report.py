@@ -18,7 +18,7 @@ PEER = "vllm-router/cache_aware"
 FLOOR = "haproxy"
 
 
-WIDTH = 132
+WIDTH = 150
 """What the tables need; a file or a pipe is given that much, a terminal has the width it has."""
 
 
@@ -36,7 +36,7 @@ def show(console: Console, outcome: Outcome, rows: list[dict[str, Any]]) -> None
             console.print(_table(case, of_case, outcome))
     console.print(
         "CPU: user + system time of all processes of the system, median (range) over the rounds; `direct` is the "
-        "engine itself. Alone: one connection."
+        f"engine itself. Alone: one connection. x vllm cache, x haproxy: CPU against {PEER} and {FLOOR}."
     )
     for name, why in outcome.missing.items():
         console.print(f"[yellow]missing[/] {name}: {why}", highlight=False)
@@ -55,7 +55,7 @@ def _table(case: str, of_case: list[dict[str, Any]], outcome: Outcome) -> Table:
         padding=(0, 1),
     )
     table.add_column("system", no_wrap=True)
-    names = ["CPU us", "range", f"x {PEER}".replace("/", "/\n"), f"x {FLOOR}", "req/s", "p50 ms", "p99 ms"]
+    names = ["CPU us", "range", "x vllm\ncache", "x ha-\nproxy", "req/s", "p50 ms", "p99 ms"]
     names += ["alone\np50 ms", "added\np50 ms", "alone\np99 ms", "RSS\nMiB"]
     if "cpu_us_per_chunk" in of_case[0]:
         names.insert(1, f"per chunk\n(of {mock_engine.CHUNKS})")
