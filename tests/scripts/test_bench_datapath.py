@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from router import config
+
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
 sys.path.insert(0, str(BENCH))
 
@@ -196,9 +198,7 @@ def test_the_records_hold_what_they_promise(tmp_path: Path) -> None:
     }
     for row in rows:
         assert isinstance(row["system"], str)
-        assert all(
-            isinstance(row[name], int | float) for name in ("cpu_us_per_request", "p50_ms", "p99_ms", "rps", "rss_mb")
-        )
+        assert all(isinstance(row[name], int | float) for name in ("cpu_us_per_request", "p50_ms", "p99_ms", "rps", "rss_mb"))
         assert row["cpu_us_min"] < row["cpu_us_per_request"] < row["cpu_us_max"]
         assert ("cpu_us_per_chunk" in row) == (row["case"] == "sse64")
     haproxy = next(row for row in rows if row["system"] == "haproxy")
@@ -217,11 +217,7 @@ def test_what_is_missing_or_wrong_is_said(capsys: pytest.CaptureFixture[str]) ->
     assert "wrong haproxy, json: status 500" in said
 
 
-def test_tidegates_configuration_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from router import config
-
-    (tmp_path / "deployments").mkdir()
-    (tmp_path / "deployments" / "standalone.py").touch()
+def test_tidegates_configuration_is_valid(tmp_path: Path) -> None:
     bench = systems.Bench(tmp_path, tmp_path, sys.executable, ["http://127.0.0.1:31100", "http://127.0.0.1:31101"])
     launch = systems.tidegate(bench, 31000)
     parsed = config.load_file(tmp_path / "tidegate.yaml")

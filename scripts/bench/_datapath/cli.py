@@ -27,9 +27,7 @@ Peers come from PyPI into .bench/ in this checkout; one that cannot be had is re
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "datapath", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser("datapath", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="within 5 minutes: the main systems; json and sse64")
     parser.add_argument("--systems", type=_names(systems.SYSTEMS), help=f"of {', '.join(systems.SYSTEMS)}")
     parser.add_argument("--peers", type=_names(systems.SYSTEMS), default=[], help="systems to add, e.g. litellm")
@@ -38,9 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=_positive, help="length of one loaded run")
     parser.add_argument("--rounds", type=_positive, help="times every system takes its turn")
     parser.add_argument("--connections", type=_positive, default=32)
-    parser.add_argument(
-        "--prompts", type=_positive, default=bodies.POOL, help="different prompts the load cycles through"
-    )
+    parser.add_argument("--prompts", type=_positive, default=bodies.POOL, help="different prompts the load cycles through")
     parser.add_argument("--port-base", type=_positive, default=31000)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there")
     parser.add_argument("--png", type=Path, metavar="FILE", default=ROOT / ".bench" / "datapath.png")

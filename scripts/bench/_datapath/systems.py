@@ -100,11 +100,9 @@ def tidegate(bench: Bench, port: int) -> Launch:
     path.write_text(json.dumps(config, indent=1))  # JSON is YAML
     home = bench.work / "home"
     home.mkdir(exist_ok=True)
-    env = {"TIDEGATE_HOME": str(home), "PYTHONPATH": f"{bench.root}:{bench.root / 'scripts'}"}
-    if not (bench.root / "deployments" / "standalone.py").exists():
-        raise Missing("this checkout has no deployments/standalone.py yet")
-    module = [bench.python, "-m", "deployments.standalone", "--config", str(path), "--port", str(port)]
-    return Launch(module, port, env)
+    env = {"TIDEGATE_HOME": str(home), "PYTHONPATH": str(bench.root)}
+    program = "import sys, pathlib; from deployments.standalone import run; run(pathlib.Path(sys.argv[1]))"
+    return Launch([bench.python, "-c", program, str(path)], port, env)
 
 
 def _rust_peer(requirement: str, module: list[str], policy: str) -> Callable[[Bench, int], Launch]:
@@ -113,9 +111,7 @@ def _rust_peer(requirement: str, module: list[str], policy: str) -> Callable[[Be
         options = ["--host", HOST, "--port", str(port), "--policy", policy]
         options += ["--prometheus-port", str(port + 1), "--prometheus-host", HOST]
         level = "warning" if module[0].startswith("vllm") else "warn"
-        return Launch(
-            [str(python), "-m", *module, *options, "--log-level", level, "--worker-urls", *bench.engines], port
-        )
+        return Launch([str(python), "-m", *module, *options, "--log-level", level, "--worker-urls", *bench.engines], port)
 
     launch.__doc__ = f"{requirement} with its policy {policy}."
     return launch
