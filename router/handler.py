@@ -114,12 +114,14 @@ class ModelHandler:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry of the hot paths."""
+        # Taken out of the scope: the client leads back to it, and a reference cycle per request is work for the collector.
+        client: Client = scope["extensions"].pop(EXTENSION)
         request_id = request_id_of(scope)
         if request_id in self._state.receipts:
             request_id = fresh_request_id()
         try:
             admitted = await self._admit(scope, receive, request_id)
-            await self._serve_within_limits(admitted, scope["extensions"][EXTENSION])
+            await self._serve_within_limits(admitted, client)
         except ApiError as error:
             self._state.metrics.refused(error.code)
             await send_error(send, error, request_id)
@@ -127,10 +129,9 @@ class ModelHandler:
             return
         except Exception as error:
             log_unexpected(error, request_id)
-            await self._answer_unexpected(scope, send, request_id)
+            await self._answer_unexpected(client, send, request_id)
 
-    async def _answer_unexpected(self, scope: Scope, send: Send, request_id: str) -> None:
-        client: Client = scope["extensions"][EXTENSION]
+    async def _answer_unexpected(self, client: Client, send: Send, request_id: str) -> None:
         if client.started:
             client.abort()
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 
 import httpx
@@ -276,3 +277,25 @@ async def test_prompt_text_is_in_no_receipt_metric_or_log(door, caplog):
     receipts = json.dumps([door.state.receipts.find(key) for key in list(door.state.receipts._receipts)])
     metrics = (await door.client.get("/metrics")).text
     assert canary not in receipts and canary not in metrics and canary not in caplog.text
+
+
+async def test_a_request_leaves_no_reference_cycle_behind(door):
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
+
+    async def ask() -> None:
+        writer.write(head.encode() + body)
+        await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(len(JSON_ANSWER))
+
+    await ask()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(50):
+            await ask()
+        assert gc.collect() < 50, "less than one object per request; a cycle would leave dozens"
+    finally:
+        gc.enable()
+    writer.close()
