@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from router.config import Config, ConfigError, Credential, Secret
+from router.config import Config, ConfigError, Credential, Secret, home
 
 _MIN_SECRET_BYTES = 32
 
@@ -17,16 +17,17 @@ def read_secret(source: Secret) -> bytes | None:
         ConfigError: it is named but missing, or shorter than 32 bytes.
     """
     if source.env is not None:
-        text = os.environ.get(source.env)
-        if text is None:
-            raise ConfigError(f"secret.env: the environment variable {source.env} is not set")
-        secret = text.strip().encode()
+        where, text = f"secret.env: the variable `{source.env}`", os.environ.get(source.env, "").strip()
     elif source.file is not None:
-        secret = _read_file(Path(source.file), "secret.file").encode()
+        path = home() / Path(source.file).expanduser()
+        where, text = f"secret.file: {path}", _read_file(path, "secret.file")
     else:
         return None
+    secret = text.encode()
+    if not secret:
+        raise ConfigError(f"{where} is not set on this node; every node of the cluster needs the same secret")
     if len(secret) < _MIN_SECRET_BYTES:
-        raise ConfigError(f"secret: at least {_MIN_SECRET_BYTES} bytes are needed (try `openssl rand -hex 32`)")
+        raise ConfigError(f"{where} holds {len(secret)} bytes; use {_MIN_SECRET_BYTES} or more, e.g. `openssl rand -hex 32`")
     return secret
 
 
@@ -64,4 +65,4 @@ def _read_file(path: Path, where: str) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise ConfigError(f"{where}: cannot read {path}: {error.strerror}") from None
+        raise ConfigError(f"{where}: cannot read {path} on this node: {error.strerror}") from None

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import ray
 
-from router.config import ConfigError, Secret, home
+from deployments.credentials import read_secret
+from router.config import Secret
 from router.residency.guard import new_secret
 
 ACTOR_NAME = "tidegate-secret"
 NAMESPACE = "tidegate"
-MIN_BYTES = 32
 _HEAD_NODE = "node:__internal_head__"
 _WAIT_S = 180.0
 
@@ -41,24 +38,8 @@ def cluster_secret(secret: Secret) -> bytes:
     Raises:
         ConfigError: the variable or file is missing, or holds fewer than 32 bytes.
     """
-    if secret.env is not None:
-        return _long_enough(os.environ.get(secret.env, "").strip().encode(), f"secret.env: the variable `{secret.env}`")
-    if secret.file is not None:
-        path = home() / Path(secret.file).expanduser()
-        try:
-            content = path.read_bytes().strip()
-        except OSError as error:
-            raise ConfigError(f"secret.file: cannot read {path} on this node: {error.strerror}") from None
-        return _long_enough(content, f"secret.file: {path}")
-    return _held_secret()
-
-
-def _long_enough(value: bytes, where: str) -> bytes:
-    if not value:
-        raise ConfigError(f"{where} is not set on this node; every node of the cluster needs the same secret")
-    if len(value) < MIN_BYTES:
-        raise ConfigError(f"{where} holds {len(value)} bytes; use {MIN_BYTES} or more, e.g. `openssl rand -hex 32`")
-    return value
+    given = read_secret(secret)
+    return _held_secret() if given is None else given
 
 
 def _held_secret() -> bytes:

@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from tidegate.client import Answer, Question
 from tidegate.doctor import Finding, Level
@@ -78,28 +77,24 @@ def print_cluster(console: Console, cluster: dict[str, Any]) -> None:
         f"router {cluster.get('router', '?')}: {state}, epoch {cluster.get('epoch', '?')}", markup=False, highlight=False
     )
     console.print(f"zones: {', '.join(names) or '?'}", markup=False, highlight=False)
-    table = Table("target", "kind", "zone", "models", "state", "running", "waiting", "KV cache", "in flight", "signals")
-    for target in cluster.get("targets") or []:
-        table.add_row(*_target_row(_dict(target)))
-    console.print(table)
+    for target in map(_dict, cluster.get("targets") or []):
+        _print_target(console, target)
 
 
-def _target_row(target: dict[str, Any]) -> list[str]:
-    signals = _dict(target.get("signals"))
-    usage = signals.get("kv_usage", -1)
-    age = target.get("signal_age_s")
-    return [
-        _cell(target.get("target")),
-        _cell(target.get("kind")),
-        _cell(target.get("zone")),
-        _cell(", ".join(map(str, target.get("models") or []))),
-        {True: "[green]up[/]", False: "[red]down[/]"}.get(target.get("up"), "?"),  # type: ignore[arg-type]
-        _cell(signals.get("running")),
-        _cell(signals.get("waiting")),
-        f"{usage:.0%}" if isinstance(usage, int | float) and usage >= 0 else "",
-        _cell(target.get("inflight")),
-        f"{age:.1f} s old" if isinstance(age, int | float) else "none",
-    ]
+def _print_target(console: Console, target: dict[str, Any]) -> None:
+    """Two lines: who and where, then how loaded. No table: targets have long names and terminals are narrow."""
+    state = {True: "[green]up  [/]", False: "[red]down[/]"}.get(target.get("up"), "?   ")  # type: ignore[arg-type]
+    models = ", ".join(map(str, target.get("models") or []))
+    line = f"{target.get('target')}: {target.get('kind')} in {target.get('zone')}, serves {models}"
+    console.print(f"{state} {escape(line)}", highlight=False, soft_wrap=True)
+    signals, age = _dict(target.get("signals")), target.get("signal_age_s")
+    parts = [f"in flight {target.get('inflight', '?')}"]
+    if signals:
+        usage = signals.get("kv_usage", -1)
+        parts += [f"running {signals.get('running', '?')}", f"waiting {signals.get('waiting', '?')}"]
+        parts += [f"KV cache {usage:.0%}"] if isinstance(usage, int | float) and usage >= 0 else []
+    parts.append(f"signals {age:.1f} s old" if isinstance(age, int | float) else "no signals")
+    console.print(f"     {', '.join(parts)} ({target.get('trust', '?')})", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_processes(console: Console, home: Home, ours: Iterable[Process]) -> None:
@@ -119,16 +114,8 @@ def print_decision(console: Console, decision: dict[str, Any]) -> None:
     complexity = _dict(decision.get("complexity"))
     facts = ", ".join(f"{name} {_list(value)}" for name, value in complexity.items() if value not in (None, "", [], ()))
     console.print(f"complexity     {facts or '-'}", markup=False, highlight=False)
-    table = Table("target", "model", "zone", "verdict", "reason", "first token in")
     for candidate in map(_dict, decision.get("candidates") or []):
-        verdict = str(candidate.get("verdict", "?"))
-        predicted = candidate.get("predicted_ttft_ms")
-        if predicted is None and isinstance(candidate.get("predicted_ttft_s"), int | float):
-            predicted = candidate["predicted_ttft_s"] * 1e3
-        time = f"{predicted:.0f} ms" if isinstance(predicted, int | float) and verdict != "screened" else ""
-        cells = [_cell(candidate.get(name)) for name in ("target", "model", "zone")]
-        table.add_row(*cells, f"[{_VERDICTS.get(verdict, 'white')}]{escape(verdict)}[/]", _cell(candidate.get("reason")), time)
-    console.print(table)
+        _print_candidate(console, candidate)
     chosen, refusal = _dict(decision.get("chosen")), _dict(decision.get("refusal"))
     if chosen:
         text = f"chosen: {chosen.get('target')} ({chosen.get('model')}, zone {chosen.get('zone')}): {chosen.get('reason')}"
@@ -137,8 +124,13 @@ def print_decision(console: Console, decision: dict[str, Any]) -> None:
     console.print(text, markup=False, highlight=False)
 
 
-def _cell(value: Any) -> str:
-    return "" if value is None else escape(str(value))
+def _print_candidate(console: Console, candidate: dict[str, Any]) -> None:
+    verdict, predicted = str(candidate.get("verdict", "?")), candidate.get("predicted_ttft_ms")
+    colour = _VERDICTS.get(verdict, "white")
+    where = f"{candidate.get('target')} ({candidate.get('model') or '-'}, zone {candidate.get('zone')})"
+    time = f", first token in {predicted:.0f} ms" if isinstance(predicted, int | float) else ""
+    line = f"[{colour}]{escape(f'{verdict:9}')}[/] {escape(where)}{time}: {escape(str(candidate.get('reason')))}"
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def _dict(value: Any) -> dict[str, Any]:
