@@ -19,16 +19,17 @@ from router.facts import gather_facts
 from router.identity.keys import authenticate
 from router.ledger.receipts import Attempt, Receipt, open_receipt, read_usage, used_tokens
 from router.placement.fleet import Booking
-from router.placement.targets import Kind
+from router.placement.targets import Endpoint, Kind
 from router.policy import KeyGrant
 from router.residency.guard import PASS_LIFETIME_S, Pass, issue_pass
 from router.residency.label import Label
 from router.residency.resolve import read_tags, resolve_label
 from router.state import RouterState
 from router.wire.errors import ApiError
-from router.wire.heads import decision_headers, own_request_headers, request_head, response_headers
+from router.wire.events import EventStream
+from router.wire.heads import Framing, decision_headers, is_event_stream, own_request_headers, request_head, response_headers
 from router.wire.http_server import EXTENSION, Client
-from router.wire.json_body import parse_object, replace_model
+from router.wire.json_body import ask_for_usage, parse_object, replace_model, wants_usage
 from router.wire.request import (
     ClientLeft,
     Receive,
@@ -45,15 +46,14 @@ _log = logging.getLogger("tidegate.router")
 MAX_ATTEMPTS = 3
 _HOLD_STATUS = frozenset({401, 403, 429})
 """Answers of a target that are ours to handle, not the client's to see; so is every status from 500 on."""
-_STREAM_BOUNDARY = b"\n\n\r\n"
-"""Where an SSE event, and the HTTP chunk it came in, both end: only there can an error event be added."""
-_DONE = b"data: [DONE]"
+_USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
+"""Where `stream_options.include_usage` exists; the other streams carry their usage anyway."""
 
 
 class Admitted:
     """A request that was authenticated, labelled and parsed."""
 
-    __slots__ = ("body", "facts", "headers", "parsed", "path", "receipt", "request_id")
+    __slots__ = ("asks_usage", "body", "facts", "headers", "keeps_usage", "parsed", "path", "receipt", "request_id")
 
     def __init__(
         self,
@@ -71,33 +71,40 @@ class Admitted:
         self.parsed = parsed
         self.facts = facts
         self.receipt = receipt
+        countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS
+        self.keeps_usage = not countable or wants_usage(parsed)
+        self.asks_usage = countable and not self.keeps_usage
 
 
 class _Relay:
     """The handler of one attempt's response: writes the head, keeps the books, hears of the first byte."""
 
-    __slots__ = ("attempt", "booking", "choice", "client", "request_id", "state")
+    __slots__ = ("admitted", "attempt", "booking", "choice", "client", "state")
 
     def __init__(
-        self, state: RouterState, client: Client, choice: Choice, attempt: Attempt, booking: Booking, request_id: str
+        self, state: RouterState, client: Client, choice: Choice, attempt: Attempt, booking: Booking, admitted: Admitted
     ) -> None:
         self.state = state
         self.client = client
         self.choice = choice
         self.attempt = attempt
         self.booking = booking
-        self.request_id = request_id
+        self.admitted = admitted
 
     def on_head(self, exchange: Exchange) -> bytes | None:
         """Forward what is the client's to see; hold back what another target may do better."""
         self.attempt.status = exchange.status
         if exchange.status >= 500 or exchange.status in _HOLD_STATUS:
             return None
-        choice = self.choice
-        unchunk = exchange.chunked and not self.client.speaks_chunked
-        head = response_headers(exchange.headers, unchunk=unchunk)
-        head += decision_headers(self.request_id, choice.model, choice.target.id, choice.target.zone, choice.reason)
-        return self.client.make_head(exchange.status, head, close=unchunk)
+        choice, chunks = self.choice, self.client.speaks_chunked
+        head = decision_headers(self.admitted.request_id, choice.model, choice.target.id, choice.target.zone, choice.reason)
+        if is_event_stream(exchange.headers):
+            exchange.events = EventStream(self.admitted.keeps_usage)
+            head += response_headers(exchange.headers, Framing.CHUNKED if chunks else Framing.CLOSE)
+        else:
+            unchunk = exchange.chunked and not chunks
+            head += response_headers(exchange.headers, Framing.CLOSE if unchunk else Framing.AS_IS)
+        return self.client.make_head(exchange.status, head, close=not chunks)
 
     def on_first_body(self, exchange: Exchange) -> None:
         """Book the first byte."""
@@ -192,7 +199,7 @@ class ModelHandler:
         attempt = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
         receipt.attempts.append(attempt)
         booking = state.fleet.book(target, admitted.facts.prompt_tokens, now, choice.cost_usd)
-        relay = _Relay(state, client, choice, attempt, booking, admitted.request_id)
+        relay = _Relay(state, client, choice, attempt, booking, admitted)
         timeouts = state.config.timeouts
         exchange = Exchange(client, relay, timeouts.first_byte_s, timeouts.idle_s)
         if target.kind is Kind.CLOUD:
@@ -211,6 +218,8 @@ class ModelHandler:
     def _upstream_request(self, admitted: Admitted, choice: Choice, now: float) -> bytes:
         state, target = self._state, choice.target
         body = replace_model(admitted.body, admitted.parsed, target.models[choice.model])
+        if admitted.asks_usage:
+            body = ask_for_usage(body, admitted.parsed)
         token = None
         if target.kind is not Kind.SERVER:
             label_text = state.label_text(admitted.facts.label)
@@ -241,7 +250,7 @@ class ModelHandler:
             return exchange
         receipt.status = exchange.status
         if ending is Ending.COMPLETE:
-            read_usage(receipt, exchange.tail)
+            read_usage(receipt, exchange.events.usage if exchange.events is not None else exchange.tail)
             first = receipt.attempts[-1].first_byte
             self._state.metrics.answered(
                 choice.model,
@@ -288,15 +297,14 @@ def _break_response(exchange: Exchange, client: Client, request_id: str) -> None
     """End a response whose target died: an SSE error event where one fits, and never anything that looks like success."""
     if client.gone:
         return
-    streaming = any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in exchange.headers)
-    whole_events = exchange.tail == b"" or exchange.tail.endswith(_STREAM_BOUNDARY)
-    if streaming and exchange.chunked and client.speaks_chunked and whole_events and _DONE not in exchange.tail:
-        error = ApiError(502, "upstream_error", f"The target failed in the middle of the answer ({request_id}).")
-        event = b"data: " + error.body() + b"\n\n"
-        client.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
-        client.finish()
-    else:
+    if exchange.events is None or exchange.events.done:
         client.abort()
+        return
+    error = ApiError(502, "upstream_error", f"The target failed in the middle of the answer ({request_id}).")
+    exchange.outbox = [b"data: " + error.body() + b"\n\n"]
+    exchange.events.finish()
+    exchange.write_events(complete=True)
+    client.finish()
 
 
 async def send_error(send: Send, error: ApiError, request_id: str) -> None:

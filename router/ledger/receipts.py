@@ -10,8 +10,13 @@ import msgspec
 
 from router.decision import Decision, Facts
 
-_PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,12})')
-_COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*:\s*(\d{1,12})')
+_COUNTS = {
+    "prompt_tokens": re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d{1,12})'),
+    "completion_tokens": re.compile(rb'"(?:completion_tokens|output_tokens)"\s*:\s*(\d{1,12})'),
+    "cached_tokens": re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)"\s*:\s*(\d{1,12})'),
+    "reasoning_tokens": re.compile(rb'"reasoning_tokens"\s*:\s*(\d{1,12})'),
+}
+"""Where OpenAI's three shapes and Anthropic's have the counts."""
 
 
 class Attempt(msgspec.Struct, gc=False):
@@ -52,6 +57,8 @@ class Receipt(msgspec.Struct, gc=False):
     ended: float = 0.0
     prompt_tokens: int = -1
     completion_tokens: int = -1
+    cached_tokens: int = -1
+    reasoning_tokens: int = -1
 
 
 def open_receipt(facts: Facts, epoch: str, label_text: str, tags: tuple[str, ...], now: float) -> Receipt:
@@ -80,12 +87,10 @@ def read_usage(receipt: Receipt, tail: bytes) -> None:
     start = tail.rfind(b'"usage"')
     if start < 0:
         return
-    prompt = _PROMPT_TOKENS.search(tail, start)
-    completion = _COMPLETION_TOKENS.search(tail, start)
-    if prompt is not None:
-        receipt.prompt_tokens = int(prompt[1])
-    if completion is not None:
-        receipt.completion_tokens = int(completion[1])
+    for name, pattern in _COUNTS.items():
+        found = pattern.search(tail, start)
+        if found is not None:
+            setattr(receipt, name, int(found[1]))
 
 
 def used_tokens(receipt: Receipt) -> int | None:

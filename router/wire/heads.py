@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum, auto
 
 from router.decision import Choice
 from router.placement.targets import Address, Kind
@@ -11,6 +12,7 @@ from router.residency.guard import PASS_HEADER
 TARGET_HEADER = "x-tidegate-target"
 _UPWARD = frozenset({b"accept", b"traceparent", b"tracestate"})
 _DOWNWARD = frozenset({b"content-type", b"content-length", b"transfer-encoding", b"cache-control", b"retry-after"})
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 def request_head(
@@ -58,10 +60,26 @@ def decision_headers(request_id: str, model: str, target: str, zone: str, reason
     ).encode("latin-1")
 
 
-def response_headers(upstream: Iterable[tuple[bytes, bytes]], *, unchunk: bool) -> bytes:
-    """The target's headers a client may see, as lines; without the chunked coding when `unchunk`."""
+class Framing(Enum):
+    """How the body reaches the client: as the target framed it, in chunks of ours, or ended by closing the connection."""
+
+    AS_IS = auto()
+    CHUNKED = auto()
+    CLOSE = auto()
+
+
+def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a response is a stream of server-sent events."""
+    return any(name == b"content-type" and value.lower().startswith(b"text/event-stream") for name, value in headers)
+
+
+def response_headers(upstream: Iterable[tuple[bytes, bytes]], framing: Framing) -> bytes:
+    """The target's headers a client may see, as lines, with the framing the client gets."""
+    own_framing = framing is not Framing.AS_IS
     lines: list[bytes] = []
     for name, value in upstream:
-        if name in _DOWNWARD and not (unchunk and name == b"transfer-encoding"):
+        if name in _DOWNWARD and not (own_framing and name in _FRAMING):
             lines += (name, b": ", value, b"\r\n")
+    if framing is Framing.CHUNKED:
+        lines.append(b"transfer-encoding: chunked\r\n")
     return b"".join(lines)

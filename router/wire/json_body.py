@@ -102,8 +102,31 @@ def replace_model(body: bytes, parsed: dict[str, Any], model: str) -> bytes:
     if len(found) == 1 and body.count(b'"model"') == 1:
         replacement = b'"model":' + json.dumps(model).encode()
         return body.replace(found[0], replacement, 1)
-    changed = {**parsed, "model": model}
+    return _encode({**parsed, "model": model})
+
+
+def ask_for_usage(body: bytes, parsed: dict[str, Any]) -> bytes:
+    """`body`, of a streamed request, with `stream_options.include_usage` set; unchanged where it is set already.
+
+    A `stream_options` that is no object stays as it is: the engine's own error is the better one.
+    """
+    options = parsed.get("stream_options")
+    if options is None and "stream_options" not in parsed:
+        start = body.index(b"{") + 1
+        return body[:start] + b'"stream_options":{"include_usage":true},' + body[start:]
+    if wants_usage(parsed) or not isinstance(options, dict | None):
+        return body
+    return _encode({**json.loads(body), "stream_options": {**(options or {}), "include_usage": True}})
+
+
+def wants_usage(parsed: dict[str, Any]) -> bool:
+    """Whether the client asked for the usage of a stream."""
+    options = parsed.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def _encode(value: dict[str, Any]) -> bytes:
     try:
-        return msgspec.json.encode(changed)
+        return msgspec.json.encode(value)
     except (msgspec.MsgspecError, OverflowError, ValueError):
-        return json.dumps(changed, separators=(",", ":")).encode()
+        return json.dumps(value, separators=(",", ":")).encode()

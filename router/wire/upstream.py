@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 import httptools
 
 from router.placement.targets import Address
+from router.wire.events import EventStream, EventTooLarge
 from router.wire.http_server import Client
 
 MAX_RESPONSE_HEAD = 64 * 1024
@@ -59,6 +60,7 @@ class Exchange:
         "connection",
         "content_length",
         "done",
+        "events",
         "failure",
         "first_byte_deadline",
         "forwarding",
@@ -68,6 +70,7 @@ class Exchange:
         "held",
         "idle_s",
         "last_activity",
+        "outbox",
         "reused",
         "status",
         "tail",
@@ -85,6 +88,8 @@ class Exchange:
         self.chunked = False
         self.content_length = -1
         self.forwarding = False
+        self.events: EventStream | None = None
+        self.outbox: list[bytes] = []
         self.head = b""
         self.held = bytearray()
         self.tail = b""
@@ -125,6 +130,20 @@ class Exchange:
             self.head = b""
         else:
             self.client.transport.write(data)
+
+    def write_events(self, complete: bool) -> None:
+        """Pass whole events on in a chunk of their own, so that something can always be added after the last one."""
+        assert self.events is not None
+        data = b"".join(self.outbox)
+        self.outbox.clear()
+        if complete:
+            data += self.events.finish()
+        if self.client.speaks_chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+            if complete:
+                data += b"0\r\n\r\n"
+        if data or self.head:
+            self.write(data)
 
     def broken(self, why: str) -> None:
         """The target failed; `why` is for the receipt and holds no content. A head that still waits was never sent."""
@@ -180,9 +199,10 @@ class Connection(asyncio.Protocol):
         exchange.last_activity = self._pool.now()
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except httptools.HttpParserError as error:
             self.discard()
-            exchange.broken("the target's response is not valid HTTP")
+            large = isinstance(error.__context__, EventTooLarge)
+            exchange.broken("the target sends an event without end" if large else "the target's response is not valid HTTP")
             return
         if self._in_head:
             self._head += data
@@ -196,7 +216,9 @@ class Connection(asyncio.Protocol):
             self._in_head = False
         if exchange.done.done():
             return
-        if exchange.forwarding and (data or exchange.head):
+        if exchange.events is not None:
+            exchange.write_events(self._complete)
+        elif exchange.forwarding and (data or exchange.head):
             if exchange.client.speaks_chunked or not exchange.chunked:
                 exchange.write(data)
             exchange.tail = data if exchange.chunked else (exchange.tail + data)[-MAX_TAIL:]
@@ -236,7 +258,9 @@ class Connection(asyncio.Protocol):
         if exchange.body_bytes == 0:
             exchange.handler.on_first_body(exchange)
         exchange.body_bytes += len(body)
-        if not exchange.forwarding:
+        if exchange.events is not None:
+            exchange.outbox.append(exchange.events.feed(body))
+        elif not exchange.forwarding:
             if len(exchange.held) + len(body) <= MAX_HELD_BODY:
                 exchange.held += body
         elif exchange.chunked and not exchange.client.speaks_chunked:

@@ -28,6 +28,12 @@ def event(i: int) -> bytes:
     return head + b'{"content":"t%d "}}]}\n\n' % i
 
 
+USAGE_EVENT = (
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[],"usage":{"prompt_tokens":7,'
+    b'"total_tokens":12,"completion_tokens":5,"prompt_tokens_details":{"cached_tokens":4}}}\n\n'
+)
+
+
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
@@ -89,6 +95,8 @@ class SimulatedEngine:
             writer.write(chunk(event(i)))
             await writer.drain()
             await asyncio.sleep(0.002)
+        if (self.requests[-1]["body"].get("stream_options") or {}).get("include_usage"):
+            writer.write(chunk(USAGE_EVENT))
         writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         return True
 

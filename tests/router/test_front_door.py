@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.router.conftest import KEY, OTHER_KEY, open_front_door
-from tests.router.simulated_engine import JSON_ANSWER, event
+from tests.router.simulated_engine import JSON_ANSWER, USAGE_EVENT, event
 
 CONTRACT = ("x-request-id", "x-tidegate-model", "x-tidegate-target", "x-tidegate-zone", "x-tidegate-reason")
 
@@ -94,10 +94,27 @@ async def test_a_stream_that_dies_ends_in_an_error_event_and_never_in_done(door)
     assert door.receipt(response)["code"] == "upstream_error"
 
 
-@pytest.mark.parametrize("wish", ["die-in-chunk", "cut-json"])
-async def test_an_answer_cut_where_nothing_can_be_added_breaks_the_connection(door, wish):
+async def test_an_event_cut_in_the_middle_is_not_passed_on_and_the_stream_ends_in_an_error(door):
+    response = await door.chat("die-in-chunk", stream=True)
+    assert json.loads(response.text.removeprefix("data: "))["error"]["code"] == "upstream_error"
+
+
+async def test_a_json_answer_that_is_cut_breaks_the_connection(door):
     with pytest.raises(httpx.RemoteProtocolError):
-        await door.chat(wish, stream=wish == "die-in-chunk")
+        await door.chat("cut-json")
+
+
+async def test_usage_is_asked_of_every_stream_and_shown_only_to_who_asked(door):
+    silent = await door.chat("stream", stream=True)
+    assert b"usage" not in silent.content
+    assert door.engines["a"].requests[-1]["body"]["stream_options"] == {"include_usage": True}
+    receipt = door.receipt(silent)
+    assert (receipt["prompt_tokens"], receipt["completion_tokens"], receipt["cached_tokens"]) == (7, 5, 4)
+    asked = await door.chat("stream", stream=True, stream_options={"include_usage": True})
+    assert USAGE_EVENT in asked.content
+    declined = await door.chat("stream", stream=True, stream_options={"include_usage": False, "x": 1})
+    assert b"usage" not in declined.content
+    assert door.engines["a"].requests[-1]["body"]["stream_options"] == {"include_usage": True, "x": 1}
 
 
 async def test_a_second_answer_on_one_request_never_reaches_the_client(door):

@@ -1,0 +1,96 @@
+"""Server-sent events as they pass (HTML Living Standard, 9.2): whole events only, and the usage taken from the last one.
+
+Usage is asked of every stream, so that every receipt has it; a client that did not ask never sees that event. Text is not
+looked at: an event is parsed only if it has a `"usage"` key, and a quote inside a JSON string is always escaped.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+MAX_EVENT_BYTES = 1024 * 1024
+"""An event larger than this is not held back for: the stream counts as broken."""
+_BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_ENDINGS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_DONE = b"data: [DONE]"
+
+
+class EventTooLarge(Exception):
+    """The upstream sends an event that never ends."""
+
+
+class EventStream:
+    """One stream of events on its way through.
+
+    Args:
+        keep_usage: whether the client asked for the usage event, and so gets it.
+    """
+
+    __slots__ = ("_keep_usage", "_pending", "done", "usage")
+
+    def __init__(self, keep_usage: bool) -> None:
+        self._keep_usage = keep_usage
+        self._pending = b""
+        self.usage = b""
+        """The latest event that carried usage."""
+        self.done = False
+        """True once `[DONE]` has passed."""
+
+    def feed(self, piece: bytes) -> bytes:
+        """The whole events in what has come so far; what follows the last one waits for its rest.
+
+        Raises:
+            EventTooLarge: more than `MAX_EVENT_BYTES` without an end.
+        """
+        if self._pending:
+            piece = self._pending + piece
+            self._pending = b""
+        if not piece.endswith(_ENDINGS):
+            cut = max(piece.rfind(ending) + len(ending) if ending in piece else 0 for ending in _ENDINGS)
+            self._pending = piece[cut:]
+            if len(self._pending) > MAX_EVENT_BYTES:
+                raise EventTooLarge
+            piece = piece[:cut]
+        if b'"usage"' in piece:
+            piece = self._take_usage(piece)
+        if _DONE in piece:
+            self.done = True
+        return piece
+
+    def finish(self) -> bytes:
+        """What is left when the stream has ended: an event without its final empty line."""
+        rest, self._pending = self._pending, b""
+        return rest
+
+    def _take_usage(self, piece: bytes) -> bytes:
+        kept = []
+        start = 0
+        for boundary in _BOUNDARY.finditer(piece):
+            event = piece[start : boundary.end()]
+            start = boundary.end()
+            if b'"usage"' in event and self._is_usage_only(event) and not self._keep_usage:
+                continue
+            kept.append(event)
+        return b"".join(kept)
+
+    def _is_usage_only(self, event: bytes) -> bool:
+        """Remember the event if it has usage; true when it has nothing else (`"choices": []`)."""
+        data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
+        try:
+            parsed: Any = msgspec.json.decode(data)
+        except msgspec.DecodeError:
+            return False
+        if not isinstance(parsed, dict):
+            return False
+        inner = next((part for part in (parsed, parsed.get("message"), parsed.get("response")) if _has_usage(part)), None)
+        if inner is None:
+            return False
+        self.usage = data
+        return parsed.get("choices") == []
+
+
+def _has_usage(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("usage"), dict)
