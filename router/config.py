@@ -203,6 +203,8 @@ class Key(_Strict):
     """Whether this key's requests may leave for a cloud target when the cluster is saturated."""
     requests_per_minute: int = Field(default=0, ge=0)
     """0: no limit. Counted by each router replica for itself, as is `daily_tokens`."""
+    timeout_ms: int = Field(default=0, ge=0)
+    """Bound on a whole request of this key; the header `x-request-timeout-ms` goes before it. 0: `timeouts.request_s`."""
     daily_tokens: int = Field(default=0, ge=0)
     """Prompt and answer tokens per UTC day; 0: no limit."""
 
@@ -248,6 +250,8 @@ class Timeouts(_Strict):
     connect_s: float = Field(default=2.0, gt=0)
     first_byte_s: float = Field(default=300.0, gt=0)
     idle_s: float = Field(default=120.0, gt=0)
+    request_s: float = Field(default=0.0, ge=0)
+    """The whole request, from its last byte to the answer's; 0: no limit. A key's or a request's own bound goes before it."""
 
 
 class Egress(_Strict):

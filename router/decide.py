@@ -108,7 +108,8 @@ def _pick(
     """Local within the SLO; else cloud where one is left; else local within the longest wait; else refuse."""
     slo, models = policy.slo, found.models
     was_spilling = not view.spilling.isdisjoint(models)
-    limit = slo.ttft_s * (slo.resume_ratio if was_spilling else 1.0)
+    patience = min(slo.max_wait_s, facts.timeout_s or slo.max_wait_s)
+    limit = min(slo.ttft_s * (slo.resume_ratio if was_spilling else 1.0), patience)
     best_local = min(local, key=lambda s: (s.ttft_s > limit, s.rank, s.ttft_s, s.occupancy, s.index), default=None)
     saturated = best_local is None or best_local.ttft_s > limit
     if best_local is not None and not saturated:
@@ -120,7 +121,7 @@ def _pick(
     if cheapest is not None:
         reason = _spill_reason(policy, models, best_local, limit)
         return _chose(cheapest, facts, reason, models, screened, local + cloud, saturated)
-    if best_local is not None and best_local.ttft_s <= slo.max_wait_s:
+    if best_local is not None and best_local.ttft_s <= patience:
         reason = f"predicted {_ms(best_local.ttft_s)} ms: waits, no spill ({_why_no_spill(screened)})"
         return _chose(best_local, facts, reason, models, screened, local, saturated)
     refusal = _refuse_capacity(facts, policy, view, now, best_local)

@@ -31,7 +31,8 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     """What is known of a request, without its content.
 
     `label` is the effective label; `excluded` holds incarnations that were already tried. `prompt_bytes` is the size of its
-    text, `prompt_tokens` an estimate, `max_tokens` 0 when the client set no bound.
+    text, `prompt_tokens` an estimate, `max_tokens` 0 when the client set no bound, `timeout_s` what is left of its deadline
+    (0: none).
     """
 
     request_id: str
@@ -44,6 +45,7 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     prompt_tokens: int = 0
     max_tokens: int = 0
     excluded: frozenset[str] = frozenset()
+    timeout_s: float = 0.0
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):

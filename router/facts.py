@@ -17,7 +17,15 @@ BYTES_PER_TOKEN = 4
 _NOT_ASKED = Complexity(tier="", score=0.0, reasons=("the client named a model or tier",))
 
 
-def gather_facts(request_id: str, grant: KeyGrant, endpoint: str, body: dict[str, Any], label: Label, policy: Policy) -> Facts:
+def gather_facts(
+    request_id: str,
+    grant: KeyGrant,
+    endpoint: str,
+    body: dict[str, Any],
+    label: Label,
+    policy: Policy,
+    timeout_s: float = 0.0,
+) -> Facts:
     """Facts of one request.
 
     Args:
@@ -27,6 +35,7 @@ def gather_facts(request_id: str, grant: KeyGrant, endpoint: str, body: dict[str
         body: the parsed request.
         label: the effective label.
         policy: the compiled configuration.
+        timeout_s: seconds the whole request may take, 0 for no limit.
 
     Raises:
         ApiError: 400 when `model` is missing, or `model` or `stream` is of the wrong type.
@@ -49,6 +58,7 @@ def gather_facts(request_id: str, grant: KeyGrant, endpoint: str, body: dict[str
         prompt_bytes=prompt_bytes,
         prompt_tokens=prompt_tokens,
         max_tokens=_max_tokens(body),
+        timeout_s=timeout_s,
     )
 
 

@@ -7,6 +7,7 @@ authenticate -> label -> parse -> facts -> decide -> pass -> relay -> receipt; o
 from __future__ import annotations
 
 import logging
+import math
 import time
 import traceback
 from typing import Any
@@ -38,8 +39,9 @@ from router.wire.request import (
     fresh_request_id,
     read_body,
     request_id_of,
+    timeout_of,
 )
-from router.wire.upstream import ConnectFailed, Ending, Exchange
+from router.wire.upstream import DEADLINE, ConnectFailed, Ending, Exchange
 
 _log = logging.getLogger("tidegate.router")
 
@@ -53,7 +55,7 @@ _USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
 class Admitted:
     """A request that was authenticated, labelled and parsed."""
 
-    __slots__ = ("asks_usage", "body", "facts", "headers", "keeps_usage", "parsed", "path", "receipt", "request_id")
+    __slots__ = ("asks_usage", "body", "deadline", "facts", "headers", "keeps_usage", "parsed", "path", "receipt", "request_id")
 
     def __init__(
         self,
@@ -71,6 +73,8 @@ class Admitted:
         self.parsed = parsed
         self.facts = facts
         self.receipt = receipt
+        # On the clock of the event loop, which is the monotonic one.
+        self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
         countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS
         self.keeps_usage = not countable or wants_usage(parsed)
         self.asks_usage = countable and not self.keeps_usage
@@ -152,7 +156,7 @@ class ModelHandler:
         grant, label, tags = identify(state, scope)
         body = await read_body(scope, receive, state.config.max_body_bytes)
         parsed = parse_object(body)
-        facts = gather_facts(request_id, grant, scope["path"], parsed, label, state.policy)
+        facts = gather_facts(request_id, grant, scope["path"], parsed, label, state.policy, timeout_of(scope, grant.timeout_s))
         receipt = open_receipt(facts, state.policy.epoch, state.label_text(label), tags, time.time())
         return Admitted(scope["path"], scope["headers"], body, parsed, facts, receipt)
 
@@ -166,6 +170,7 @@ class ModelHandler:
 
     async def _serve(self, admitted: Admitted, client: Client) -> None:
         state, facts = self._state, admitted.facts
+        state.retry_budget.deposit()
         decision: Decision | None = None
         held: Exchange | None = None
         try:
@@ -181,8 +186,7 @@ class ModelHandler:
                 if exchange is None:
                     return
                 held = exchange
-                state.metrics.retried(decision.chosen.target.id)
-                facts = replace(facts, excluded=facts.excluded | {decision.chosen.target.incarnation})
+                facts = self._next_try(admitted, facts, decision.chosen, exchange)
             raise ApiError(502, "upstream_error", f"{MAX_ATTEMPTS} targets failed this request.")
         except ApiError as error:
             admitted.receipt.status, admitted.receipt.code = error.status, error.code
@@ -190,6 +194,22 @@ class ModelHandler:
         finally:
             admitted.receipt.ended = time.time()
             state.receipts.add(admitted.receipt, decision)
+
+    def _next_try(self, admitted: Admitted, facts: Facts, failed: Choice, exchange: Exchange) -> Facts:
+        """The facts of another try: without the target that failed, and with what is left of the deadline.
+
+        Raises:
+            ApiError: 504 when nothing is left of it, 502 when the retry budget is used up.
+        """
+        timeout_s = 0.0
+        if facts.timeout_s:
+            timeout_s = admitted.deadline - time.monotonic()
+            if timeout_s <= 0:
+                raise ApiError(504, "upstream_error", "The request's deadline passed before the first byte.")
+        if not self._state.retry_budget.withdraw(time.monotonic()):
+            raise ApiError(502, "upstream_error", f"The target failed ({exchange.failure or exchange.status}); no retry left.")
+        self._state.metrics.retried(failed.target.id)
+        return replace(facts, excluded=facts.excluded | {failed.target.incarnation}, timeout_s=timeout_s)
 
     async def _attempt(self, admitted: Admitted, choice: Choice, client: Client) -> Exchange | None:
         """Send the request to one target. None: it is answered (or the client has left). Else the failed exchange."""
@@ -201,7 +221,7 @@ class ModelHandler:
         booking = state.fleet.book(target, admitted.facts.prompt_tokens, now, choice.cost_usd)
         relay = _Relay(state, client, choice, attempt, booking, admitted)
         timeouts = state.config.timeouts
-        exchange = Exchange(client, relay, timeouts.first_byte_s, timeouts.idle_s)
+        exchange = Exchange(client, relay, timeouts.first_byte_s, timeouts.idle_s, admitted.deadline)
         if target.kind is Kind.CLOUD:
             state.metrics.spilled(target.id)
         ending: Ending | None = None
@@ -238,7 +258,8 @@ class ModelHandler:
         if ending is None and exchange.connection is not None:
             exchange.connection.discard()
         self._state.fleet.end(booking, now, completed=ending is Ending.COMPLETE and exchange.status < 400)
-        broken = ending in (Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER)
+        # A client's short deadline says nothing about the target: it must not take it away from everybody else.
+        broken = ending in (Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER) and exchange.failure != DEADLINE
         if broken or (ending is Ending.HELD and exchange.status >= 500 and exchange.status != 503):
             self._state.fleet.failed(attempt.incarnation, now)
 

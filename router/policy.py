@@ -28,6 +28,7 @@ class KeyGrant(msgspec.Struct, frozen=True):
     spill: bool
     requests_per_minute: int = 0
     daily_tokens: int = 0
+    timeout_s: float = 0.0
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -157,6 +158,7 @@ def _compile_keys(config: Config, tags: dict[str, Label], base: Path) -> dict[by
             spill=key.spill,
             requests_per_minute=key.requests_per_minute,
             daily_tokens=key.daily_tokens,
+            timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
         )
     return grants
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from router.placement.targets import Kind
 from router.policy import Policy
 from router.residency.guard import derive_target_key
 from router.residency.label import Label
+from router.wire.retry_budget import RetryBudget
 from router.wire.upstream import Pool
 
 FindReceipt = Callable[[str], Awaitable[dict[str, Any] | None]]
@@ -41,6 +43,7 @@ class RouterState:
         self.receipts = ReceiptBook()
         self.metrics = Metrics(self.fleet)
         self.pool = Pool(config.timeouts.connect_s)
+        self.retry_budget = RetryBudget(time.monotonic())
         self.draining = False
         self.find_elsewhere: FindReceipt | None = None
         """Asks the other router replicas for a receipt; None where there are none."""

@@ -37,6 +37,20 @@ def request_id_of(scope: Scope) -> str:
     return fresh_request_id()
 
 
+def timeout_of(scope: Scope, default_s: float) -> float:
+    """Seconds the whole request may take: `x-request-timeout-ms`, else `default_s`; 0 means without limit.
+
+    Raises:
+        ApiError: 400 for a header that is no number of milliseconds from 1 to 86,400,000.
+    """
+    value = header(scope, b"x-request-timeout-ms")
+    if value is None:
+        return default_s
+    if not value.isdigit() or len(value) > 8 or not 1 <= int(value) <= 86_400_000:
+        raise invalid_request("`x-request-timeout-ms` is a whole number of milliseconds.", param="x-request-timeout-ms")
+    return int(value) / 1e3
+
+
 def fresh_request_id() -> str:
     """A random request id. It names, it does not authorise: whoever asks for a receipt needs the key it belongs to."""
     return f"req-{_random.getrandbits(96):024x}"

@@ -7,6 +7,7 @@ learns where the response ends. Nothing is allocated per chunk beyond what the p
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from collections.abc import Callable
 from enum import Enum, auto
@@ -24,7 +25,8 @@ MAX_TAIL = 4096
 """How much of a response's end is kept: the usage of a JSON answer stands there."""
 _IDLE_LIFETIME_S = 4.0
 """Shorter than uvicorn's 5 s: vLLM closes idle connections then, and a connection closed while we write costs a retry."""
-_SWEEP_S = 0.25
+_SWEEP_S = 0.1
+DEADLINE = "the request's deadline has passed"
 
 
 class Ending(Enum):
@@ -59,6 +61,7 @@ class Exchange:
         "client",
         "connection",
         "content_length",
+        "deadline",
         "done",
         "events",
         "failure",
@@ -76,7 +79,9 @@ class Exchange:
         "tail",
     )
 
-    def __init__(self, client: Client, handler: HeadHandler, first_byte_s: float, idle_s: float) -> None:
+    def __init__(
+        self, client: Client, handler: HeadHandler, first_byte_s: float, idle_s: float, deadline: float = math.inf
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.client = client
         self.handler = handler
@@ -98,6 +103,7 @@ class Exchange:
         self.last_activity = loop.time()
         self.first_byte_deadline = self.last_activity + first_byte_s
         self.idle_s = idle_s
+        self.deadline = deadline
 
     def end(self, ending: Ending) -> None:
         """Settle the exchange; later endings change nothing."""
@@ -350,7 +356,7 @@ class Pool:
             self._busy.add(connection)
             connection.start(exchange, request)
             ending = await exchange.done
-            late = self.now() > exchange.first_byte_deadline
+            late = self.now() > min(exchange.first_byte_deadline, exchange.deadline)
             if ending is not Ending.BROKEN_BEFORE or exchange.status or late:
                 return ending
             exchange.reused = False
@@ -423,7 +429,10 @@ class Pool:
             exchange = connection.exchange
             if exchange is None:
                 continue
-            if exchange.body_bytes == 0 and now > exchange.first_byte_deadline:
+            if now > exchange.deadline:
+                exchange.broken(DEADLINE)
+                connection.discard()
+            elif exchange.body_bytes == 0 and now > exchange.first_byte_deadline:
                 exchange.broken("no first byte within the limit")
                 connection.discard()
             elif exchange.body_bytes and not connection.paused and now - exchange.last_activity > exchange.idle_s:

@@ -316,3 +316,24 @@ async def test_a_request_leaves_no_reference_cycle_behind(door):
     finally:
         gc.enable()
     writer.close()
+
+
+async def test_a_deadline_ends_a_request_before_and_after_its_first_byte(door):
+    late = await door.chat("hang", headers={"x-request-timeout-ms": "300"})
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "upstream_error")
+    stalled = await door.chat("stall", stream=True, headers={"x-request-timeout-ms": "300"})
+    assert '"upstream_error"' in stalled.text and "[DONE]" not in stalled.text
+    in_time = await door.chat("hello", headers={"x-request-timeout-ms": "5000"})
+    assert in_time.status_code == 200, "another client's short deadline does not take the target away"
+    for wrong in ("0", "-1", "1.5", "soon", "999999999"):
+        assert (await door.chat("hello", headers={"x-request-timeout-ms": wrong})).status_code == 400
+
+
+async def test_retries_are_bounded_so_that_failing_targets_do_not_multiply_the_load(pair):
+    for engine in pair.engines.values():
+        engine._hello = engine._broken
+    pair.state.fleet.failed = lambda *_: None
+    for _ in range(60):
+        await pair.chat("hello")
+    tries = sum(len(engine.requests) for engine in pair.engines.values())
+    assert tries <= 60 * 1.2 + 20, "60 requests; 20 % more, and three a second"
