@@ -107,7 +107,7 @@ def _pick(
 ) -> Decision:
     """Local within the SLO; else cloud where one is left; else local within the longest wait; else refuse."""
     slo, models = policy.slo, found.models
-    was_spilling = not view.spilling.isdisjoint(models)
+    was_spilling = (facts.label, models) in view.spilling
     patience = min(slo.max_wait_s, facts.timeout_s or slo.max_wait_s)
     limit = min(slo.ttft_s * (slo.resume_ratio if was_spilling else 1.0), patience)
     best_local = min(local, key=lambda s: (s.ttft_s > limit, s.rank, s.ttft_s, s.occupancy, s.index), default=None)

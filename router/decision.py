@@ -81,7 +81,7 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
-    """The outcome. `saturated` names the models that count as saturated from now on (see `View.spilling`)."""
+    """The outcome. `saturated`: the local targets of this label and these models count as saturated from now on."""
 
     chosen: Choice | None
     refusal: Refusal | None

@@ -99,7 +99,7 @@ def describe_cluster(state: RouterState) -> dict[str, Any]:
         "router": state.router_id,
         "epoch": state.policy.epoch,
         "ready": state.ready,
-        "spilling": sorted(view.spilling),
+        "spilling": [{"label": state.label_text(label), "models": models} for label, models in view.spilling],
         "zones": {zone: {"external": spec.external} for zone, spec in state.config.zones.items()},
         "targets": targets,
     }

@@ -178,7 +178,7 @@ class ModelHandler:
                 now = time.time()
                 decision = decide(facts, state.policy, state.fleet.view(now), now)
                 if not facts.excluded:
-                    state.fleet.set_saturated(decision.models, decision.saturated)
+                    state.fleet.set_saturated(facts.label, decision.models, decision.saturated)
                 if decision.chosen is None:
                     assert decision.refusal is not None
                     raise _to_error(decision.refusal, held)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from router.placement.targets import Load, Membership, Report, Signals, Target, View
+from router.residency.label import Label
 
 _SMOOTHING = 0.2
 """Weight of a new observation in the running estimates."""
@@ -39,7 +40,7 @@ class Fleet:
         self._loads: list[Load] = []
         self._index: dict[str, int] = {}
         self._peaks: dict[str, tuple[int, int]] = {}
-        self._spilling: frozenset[str] = frozenset()
+        self._spilling: frozenset[tuple[Label, tuple[str, ...]]] = frozenset()
         self._daily_budget_usd = daily_budget_usd
         self._spent_usd = 0.0
         self._spent_on_day = -1
@@ -141,11 +142,11 @@ class Fleet:
         pause = min(_MAX_DOWN_S, _BASE_DOWN_S * 2.0**load.failures)
         self._loads[index] = replace(load, failures=min(load.failures + 1, 10), down_until=now + pause)
 
-    def set_saturated(self, models: Sequence[str], saturated: bool) -> None:
-        """Remember for the next decision whether these models' local targets were saturated (hysteresis)."""
-        if saturated != (not self._spilling.isdisjoint(models)):
-            names = frozenset(models)
-            self._spilling = self._spilling | names if saturated else self._spilling - names
+    def set_saturated(self, label: Label, models: tuple[str, ...], saturated: bool) -> None:
+        """Remember for the next decision whether the local targets of a label and models were saturated (hysteresis)."""
+        scope = (label, models)
+        if saturated != (scope in self._spilling):
+            self._spilling = self._spilling | {scope} if saturated else self._spilling - {scope}
 
     def _spend_left(self, now: float) -> float:
         self._roll_day(now)

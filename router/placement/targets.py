@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from router.residency.label import Evidence
+from router.residency.label import Evidence, Label
 
 
 class Kind(StrEnum):
@@ -150,7 +150,7 @@ class View(msgspec.Struct, frozen=True, gc=False):
 
     membership: Membership
     loads: tuple[Load, ...]
-    spilling: frozenset[str] = frozenset()
-    """Models whose last decision found the local targets saturated (hysteresis)."""
+    spilling: frozenset[tuple[Label, tuple[str, ...]]] = frozenset()
+    """Labels and models whose last decision found their local targets saturated (hysteresis)."""
     spend_left_usd: float = 0.0
     """What may still be spent outside today; infinite when no budget is set."""

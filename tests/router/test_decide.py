@@ -102,8 +102,10 @@ def test_hysteresis_keeps_spilling_until_the_wait_is_well_below_the_limit():
     between = Load(inflight=4, service_s=slo * 0.85 * 4)
     facts = make_facts(POLICY, SPILL_KEY)
     assert decide(facts, POLICY, make_view((EU, between), (CLOUD, FREE)), NOW).chosen.target.id == EU.id
-    spilling = make_view((EU, between), (CLOUD, FREE), spilling=frozenset({"tiny"}))
+    spilling = make_view((EU, between), (CLOUD, FREE), spilling=frozenset({(facts.label, ("tiny",))}))
     assert decide(facts, POLICY, spilling, NOW).chosen.target.id == CLOUD.id
+    another = make_view((EU, between), (CLOUD, FREE), spilling=frozenset({(POLICY.tags["us"], ("tiny",))}))
+    assert decide(facts, POLICY, another, NOW).chosen.target.id == EU.id, "another label's saturation is not ours"
 
 
 def test_waiting_within_the_longest_wait_is_allowed_and_says_why_it_did_not_spill():

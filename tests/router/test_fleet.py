@@ -107,9 +107,12 @@ def test_the_budget_is_spent_by_booking_and_renewed_at_midnight_utc():
     assert fleet.view(NOW + 86400).spend_left_usd == pytest.approx(1.0)
 
 
-def test_saturation_is_remembered_per_model():
+def test_saturation_is_remembered_per_label_and_models():
     fleet = make_fleet(A)
-    fleet.set_saturated(["m", "n"], True)
-    assert fleet.view(NOW).spilling == {"m", "n"}
-    fleet.set_saturated(["m", "n"], False)
+    label = POLICY.default_label
+    fleet.set_saturated(label, ("m", "n"), True)
+    assert fleet.view(NOW).spilling == {(label, ("m", "n"))}
+    fleet.set_saturated(label, ("m",), False)
+    assert fleet.view(NOW).spilling == {(label, ("m", "n"))}
+    fleet.set_saturated(label, ("m", "n"), False)
     assert fleet.view(NOW).spilling == frozenset()
