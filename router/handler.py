@@ -174,7 +174,7 @@ class ModelHandler:
         decision: Decision | None = None
         held: Exchange | None = None
         try:
-            for _ in range(MAX_ATTEMPTS):
+            for attempt in range(MAX_ATTEMPTS):
                 now = time.time()
                 decision = decide(facts, state.policy, state.fleet.view(now), now)
                 if not facts.excluded:
@@ -182,11 +182,13 @@ class ModelHandler:
                 if decision.chosen is None:
                     assert decision.refusal is not None
                     raise _to_error(decision.refusal, held)
+                if attempt and not state.retry_budget.withdraw(time.monotonic()):
+                    raise ApiError(502, "upstream_error", "A target failed, and the router's retry budget is used up.")
                 exchange = await self._attempt(admitted, decision.chosen, client)
                 if exchange is None:
                     return
                 held = exchange
-                facts = self._next_try(admitted, facts, decision.chosen, exchange)
+                facts = self._next_try(admitted, facts, decision.chosen)
             raise ApiError(502, "upstream_error", f"{MAX_ATTEMPTS} targets failed this request.")
         except ApiError as error:
             admitted.receipt.status, admitted.receipt.code = error.status, error.code
@@ -195,19 +197,17 @@ class ModelHandler:
             admitted.receipt.ended = time.time()
             state.receipts.add(admitted.receipt, decision)
 
-    def _next_try(self, admitted: Admitted, facts: Facts, failed: Choice, exchange: Exchange) -> Facts:
+    def _next_try(self, admitted: Admitted, facts: Facts, failed: Choice) -> Facts:
         """The facts of another try: without the target that failed, and with what is left of the deadline.
 
         Raises:
-            ApiError: 504 when nothing is left of it, 502 when the retry budget is used up.
+            ApiError: 504 when nothing is left of it.
         """
         timeout_s = 0.0
         if facts.timeout_s:
             timeout_s = admitted.deadline - time.monotonic()
             if timeout_s <= 0:
                 raise ApiError(504, "upstream_error", "The request's deadline passed before the first byte.")
-        if not self._state.retry_budget.withdraw(time.monotonic()):
-            raise ApiError(502, "upstream_error", f"The target failed ({exchange.failure or exchange.status}); no retry left.")
         self._state.metrics.retried(failed.target.id)
         return replace(facts, excluded=facts.excluded | {failed.target.incarnation}, timeout_s=timeout_s)
 

@@ -134,13 +134,17 @@ class Fleet:
         )
 
     def failed(self, incarnation: str, now: float) -> None:
-        """A target broke a connection or refused one: no work for a while, doubling with each failure in a row."""
+        """A target broke a connection or refused one. From the second time in a row on: no work for a while, doubling.
+
+        Once is chance (a connection that timed out in the middle), and pausing the only target for it would refuse everybody.
+        """
         index = self._index.get(incarnation)
         if index is None:
             return
         load = self._loads[index]
-        pause = min(_MAX_DOWN_S, _BASE_DOWN_S * 2.0**load.failures)
-        self._loads[index] = replace(load, failures=min(load.failures + 1, 10), down_until=now + pause)
+        failures = min(load.failures + 1, 10)
+        pause = min(_MAX_DOWN_S, _BASE_DOWN_S * 2.0 ** (failures - 2)) if failures > 1 else 0.0
+        self._loads[index] = replace(load, failures=failures, down_until=now + pause)
 
     def set_saturated(self, label: Label, models: tuple[str, ...], saturated: bool) -> None:
         """Remember for the next decision whether the local targets of a label and models were saturated (hysteresis)."""

@@ -77,6 +77,8 @@ def test_a_late_gauge_that_still_counts_our_finished_requests_is_not_foreign_wor
 def test_failures_pause_a_target_longer_each_time_and_success_ends_it():
     fleet = make_fleet(A)
     fleet.failed(A.incarnation, NOW)
+    assert load(fleet).down_until <= NOW, "once is chance"
+    fleet.failed(A.incarnation, NOW)
     first = load(fleet).down_until - NOW
     fleet.failed(A.incarnation, NOW)
     assert load(fleet).down_until - NOW == pytest.approx(2 * first)

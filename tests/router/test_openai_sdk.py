@@ -37,7 +37,8 @@ async def test_each_code_becomes_the_exception_a_user_expects():
         for code, (error, expected) in seen.items():
             assert isinstance(error, expected), code
             assert error.code == code
-        door.state.fleet.failed("a@" + door.state.config.targets[0].url, 4e9)
+        for _ in range(2):
+            door.state.fleet.failed("a@" + door.state.config.targets[0].url, 4e9)
         overloaded = await fail(client)
         assert (overloaded.status_code, overloaded.code) == (503, "overloaded")
         held_back = await fail(client, extra_headers={"x-tidegate-residency": "eu"})
