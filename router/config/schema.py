@@ -1,30 +1,17 @@
-"""What the YAML may say: validated, immutable, and hashed into a policy epoch.
-
-`load_file` reads either a Ray Serve config (`applications[].args` of the one that imports `deployments`) or the bare
-mapping those `args` hold. Pydantic lives here, at the edge, and nowhere else: `router.policy.compile_policy` turns a
-`Config` into the frozen structs the hot path uses.
-"""
+"""The shape of the configuration, in pydantic: what each key is called, what it may hold, and what it means."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import os
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from router.config.check import LOCAL, check_references
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,127}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-AUTO = "auto"
-LOCAL = "local"
-"""The built-in tag: every zone that is not external. It is also the default label."""
-ANY = "any"
-"""The built-in tag: every zone of the configuration."""
 
 
 class ConfigError(ValueError):
@@ -296,185 +283,5 @@ class Config(_Strict):
 
     @model_validator(mode="after")
     def _cross_check(self) -> Config:
-        _check_references(self)
+        check_references(self)
         return self
-
-
-def _check_references(config: Config) -> None:
-    zones, duties = set(config.zones), set(config.duties)
-    tags = set(config.residency.tags) | zones | {LOCAL, ANY}
-
-    def known(kind: str, name: str, allowed: set[str], where: str) -> None:
-        if name not in allowed:
-            raise ValueError(f"{where}: unknown {kind} `{name}`{_nearest(name, allowed)}")
-
-    if len(config.zones) > 62 or len(config.duties) > 62:
-        raise ValueError("at most 62 zones and 62 duties")
-    for reserved in {LOCAL, ANY} & set(config.residency.tags):
-        raise ValueError(f"residency.tags.{reserved}: this tag is built in")
-    for name, tag in config.residency.tags.items():
-        for zone in (*tag.process, *(tag.store or ())):
-            known("zone", zone, zones, f"residency.tags.{name}")
-        for duty in tag.require:
-            known("duty", duty, duties, f"residency.tags.{name}.require")
-    known("tag", config.residency.default, tags, "residency.default")
-    for i, model in enumerate(config.models):
-        for j, replicas in enumerate(model.replicas):
-            known("zone", replicas.zone, zones, f"models[{i}].replicas[{j}].zone")
-            for duty in replicas.duties:
-                known("duty", duty, duties, f"models[{i}].replicas[{j}].duties")
-            if config.zones[replicas.zone].external:
-                raise ValueError(f"models[{i}].replicas[{j}].zone: `{replicas.zone}` is external; engines run inside")
-    for i, target in enumerate(config.targets):
-        for zone in (target.zone, *(target.store or ())):
-            known("zone", zone, zones, f"targets[{i}].zone")
-        for duty in target.duties:
-            known("duty", duty, duties, f"targets[{i}].duties")
-        if target.kind == "cloud" and not config.zones[target.zone].external:
-            raise ValueError(
-                f"targets[{i}].zone: `{target.zone}` is not external, but a cloud target is outside the cluster: "
-                f"declare the zone with `external: true`"
-            )
-    _check_identities(config, tags)
-
-
-def _check_identities(config: Config, tags: set[str]) -> None:
-    for where, ids in (
-        ("models", [model.id for model in config.models]),
-        ("targets", [target.id for target in config.targets]),
-        ("keys", [key.id for key in config.keys]),
-    ):
-        for name in {name for name in ids if ids.count(name) > 1}:
-            raise ValueError(f"{where}: `{name}` is there twice")
-    tiers = set(config.complexity.tiers)
-    served = {model.id for model in config.models} | {name for target in config.targets for name in target.models}
-    for name in served & (tiers | {AUTO}):
-        raise ValueError(f"models: `{name}` is the name of a tier; a model needs another id")
-    for where, tier in (
-        *((f"models[{i}].tier", model.tier) for i, model in enumerate(config.models)),
-        *((f"targets[{i}].tier", target.tier) for i, target in enumerate(config.targets) if target.tier),
-    ):
-        if tier not in tiers:
-            raise ValueError(f"{where}: unknown tier `{tier}`{_nearest(tier, tiers)} (complexity.tiers lists them)")
-    for i, key in enumerate(config.keys):
-        ceiling = [key.residency] if isinstance(key.residency, str) else key.residency or []
-        for tag in ceiling:
-            if tag not in tags:
-                raise ValueError(f"keys[{i}].residency: unknown tag `{tag}`{_nearest(tag, tags)}")
-        for name in key.models or []:
-            if name not in served | tiers | {AUTO}:
-                raise ValueError(f"keys[{i}].models: unknown model `{name}`{_nearest(name, served | tiers)}")
-    if not config.models and not config.targets:
-        raise ValueError("there is nothing to route to: give `models` or `targets`")
-
-
-def _nearest(name: str, allowed: set[str]) -> str:
-    close = difflib.get_close_matches(str(name), sorted(allowed), n=1, cutoff=0.5)
-    return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(sorted(allowed))}"
-
-
-def parse_config(data: Any, origin: str = "config") -> Config:
-    """Validate a mapping.
-
-    Args:
-        data: the mapping, as YAML gives it.
-        origin: the file's name, for messages.
-
-    Raises:
-        ConfigError: names every offending key, the nearest valid one for a typo, and what is expected.
-    """
-    if not isinstance(data, dict):
-        raise ConfigError(f"{origin}: expected a mapping, got {type(data).__name__}")
-    try:
-        return Config.model_validate(data)
-    except ValidationError as error:
-        lines = [f"{origin}: {_explain(problem)}" for problem in error.errors(include_url=False, include_input=False)]
-        raise ConfigError("\n".join(lines)) from None
-
-
-def _explain(problem: Any) -> str:
-    place = ""
-    for part in problem["loc"]:
-        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
-    if problem["type"] == "extra_forbidden":
-        *parents, wrong = problem["loc"]
-        valid = _valid_keys(parents)
-        return f"unknown key `{place}`{_nearest(str(wrong), valid)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
-
-
-def _valid_keys(path: list[Any]) -> set[str]:
-    model: Any = Config
-    for part in path:
-        if isinstance(part, int) or model is None:
-            continue
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is not None:
-            model = _model_inside(field.annotation)
-    return set(getattr(model, "model_fields", {}))
-
-
-def _model_inside(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _model_inside(argument)
-        if found is not None:
-            return found
-    return None
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as it is meant: a key given twice is an error, not a silent last-wins."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"`{key}` is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def load_file(path: Path) -> Config:
-    """Read a configuration file.
-
-    Raises:
-        ConfigError: missing, not YAML, a key given twice, or not a valid configuration.
-    """
-    return parse_config(read_args(path), str(path))
-
-
-def read_args(path: Path) -> Any:
-    """The mapping a configuration file holds: the `args` of the tidegate application, or the bare mapping.
-
-    Raises:
-        ConfigError: the file is missing or not YAML.
-    """
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if isinstance(data, dict) and isinstance(data.get("applications"), list):
-        for application in data["applications"]:
-            if isinstance(application, dict) and str(application.get("import_path", "")).startswith("deployments"):
-                return application.get("args") or {}
-        raise ConfigError(f"{path}: no application imports `deployments.app:build`")
-    return data
-
-
-def home() -> Path:
-    """The directory relative paths start from: `TIDEGATE_HOME`, else the checkout this package lies in, else `~/.tidegate`."""
-    if configured := os.environ.get("TIDEGATE_HOME"):
-        return Path(configured).resolve()
-    checkout = Path(__file__).resolve().parent.parent
-    return checkout if (checkout / "pyproject.toml").is_file() else Path.home() / ".tidegate"
-
-
-def epoch_of(config: Config) -> str:
-    """The policy epoch: the first 16 hex digits of the SHA-256 of the configuration in canonical JSON."""
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]

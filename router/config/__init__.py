@@ -1,0 +1,40 @@
+"""What the YAML may say: validated, immutable, and hashed into a policy epoch.
+
+Pydantic lives here, at the edge, and nowhere else: `router.policy.compile_policy` turns a `Config` into the frozen structs the
+hot path uses. `load_file` reads either a Ray Serve config (`applications[].args` of the one that imports `deployments`) or the
+bare mapping those `args` hold.
+"""
+
+from router.config.check import ANY, AUTO, LOCAL
+from router.config.read import epoch_of, home, load_file, parse_config, read_args
+from router.config.schema import (
+    Config,
+    ConfigError,
+    Credential,
+    ExternalTarget,
+    Key,
+    Listen,
+    Model,
+    Replicas,
+    Secret,
+)
+
+__all__ = [
+    "ANY",
+    "AUTO",
+    "LOCAL",
+    "Config",
+    "ConfigError",
+    "Credential",
+    "ExternalTarget",
+    "Key",
+    "Listen",
+    "Model",
+    "Replicas",
+    "Secret",
+    "epoch_of",
+    "home",
+    "load_file",
+    "parse_config",
+    "read_args",
+]

@@ -1,0 +1,121 @@
+"""Reading a configuration: from a file or a mapping to a valid `Config`, or to an error that says which key is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from router.config.check import nearest
+from router.config.schema import Config, ConfigError
+
+
+def parse_config(data: Any, origin: str = "config") -> Config:
+    """Validate a mapping.
+
+    Args:
+        data: the mapping, as YAML gives it.
+        origin: the file's name, for messages.
+
+    Raises:
+        ConfigError: names every offending key, the nearest valid one for a typo, and what is expected.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{origin}: expected a mapping, got {type(data).__name__}")
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{origin}: {_explain(problem)}" for problem in error.errors(include_url=False, include_input=False)]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _explain(problem: Any) -> str:
+    place = ""
+    for part in problem["loc"]:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    if problem["type"] == "extra_forbidden":
+        *parents, wrong = problem["loc"]
+        valid = _valid_keys(parents)
+        return f"unknown key `{place}`{nearest(str(wrong), valid)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+def _valid_keys(path: list[Any]) -> set[str]:
+    model: Any = Config
+    for part in path:
+        if isinstance(part, int) or model is None:
+            continue
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is not None:
+            model = _model_inside(field.annotation)
+    return set(getattr(model, "model_fields", {}))
+
+
+def _model_inside(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _model_inside(argument)
+        if found is not None:
+            return found
+    return None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML as it is meant: a key given twice is an error, not a silent last-wins."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"`{key}` is given twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def load_file(path: Path) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: missing, not YAML, a key given twice, or not a valid configuration.
+    """
+    return parse_config(read_args(path), str(path))
+
+
+def read_args(path: Path) -> Any:
+    """The mapping a configuration file holds: the `args` of the tidegate application, or the bare mapping.
+
+    Raises:
+        ConfigError: the file is missing or not YAML.
+    """
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if isinstance(data, dict) and isinstance(data.get("applications"), list):
+        for application in data["applications"]:
+            if isinstance(application, dict) and str(application.get("import_path", "")).startswith("deployments"):
+                return application.get("args") or {}
+        raise ConfigError(f"{path}: no application imports `deployments.app:build`")
+    return data
+
+
+def home() -> Path:
+    """The directory relative paths start from: `TIDEGATE_HOME`, else the checkout this package lies in, else `~/.tidegate`."""
+    if configured := os.environ.get("TIDEGATE_HOME"):
+        return Path(configured).resolve()
+    checkout = Path(__file__).resolve().parent.parent.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.home() / ".tidegate"
+
+
+def epoch_of(config: Config) -> str:
+    """The policy epoch: the first 16 hex digits of the SHA-256 of the configuration in canonical JSON."""
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
