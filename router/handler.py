@@ -289,7 +289,9 @@ def _break_response(exchange: Exchange, client: Client, request_id: str) -> None
     if client.gone:
         return
     streaming = any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in exchange.headers)
-    whole_events = exchange.tail == b"" or exchange.tail.endswith(_STREAM_BOUNDARY)
+    # The content of a chunk can look like the end of one: only the parser knows what is content.
+    at_chunk_end = exchange.tail.endswith(_STREAM_BOUNDARY) and exchange.tail_body.endswith(b"\n\n")
+    whole_events = exchange.tail == b"" or at_chunk_end
     if streaming and exchange.chunked and client.speaks_chunked and whole_events and _DONE not in exchange.tail:
         error = ApiError(502, "upstream_error", f"The target failed in the middle of the answer ({request_id}).")
         event = b"data: " + error.body() + b"\n\n"
