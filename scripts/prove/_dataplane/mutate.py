@@ -235,6 +235,6 @@ def make_case(index: int, seed: int) -> Case:
     if kind in ("false_boundary", "done_then_cut", "two_responses") and rng.random() < 0.5:
         cuts = [max(0, len(data) - rng.randint(0, 20))]
     ending = rng.choice(["close", "close", "close", "close", "reset"]) if kind != "valid" or rng.random() < 0.1 else "open"
-    if kind not in ("valid", "cut") and rng.random() < 0.02:
+    if kind not in ("valid", "cut") and rng.random() < 0.005:
         ending = "open"
     return Case(kind, data, cuts, ending)

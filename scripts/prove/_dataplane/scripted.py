@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import socket
 import struct
@@ -15,11 +16,16 @@ _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.I)
 _ID = re.compile(rb"\r\nx-request-id: ([^\r\n]+)\r\n", re.I)
 
 
+DEFAULT = Case("valid", base_json(random.Random(0)), [])
+
+
 class ScriptedEngine:
     """Listens on a port of its own; `cases` maps request ids to what they get."""
 
     def __init__(self) -> None:
         self.cases: dict[str, Case] = {}
+        self.again: dict[str, Case] = {}
+        """What a request gets when it comes a second time; without an entry, the same again."""
         self.seen: Counter[str] = Counter()
         self.bodies: dict[str, bytes] = {}
         self.odd: list[bytes] = []
@@ -81,7 +87,9 @@ class _Served(asyncio.Protocol):
         self._current = name[1].decode()
         self._engine.seen[self._current] += 1
         self._engine.bodies[self._current] = rest[:size]
-        case = self._engine.cases.get(self._current) or Case("valid", base_json(_RNG), [])
+        again = self._engine.seen[self._current] > 1 and self._current in self._engine.again
+        cases = self._engine.again if again else self._engine.cases
+        case = cases.get(self._current) or DEFAULT
         self._task = asyncio.get_running_loop().create_task(self._play(case))
 
     async def _play(self, case: Case) -> None:
@@ -99,12 +107,3 @@ class _Served(asyncio.Protocol):
             self.transport.abort()
         elif case.ending == "close":
             self.transport.close()
-
-
-def _make_rng():  # type: ignore[no-untyped-def]
-    import random
-
-    return random.Random(0)
-
-
-_RNG = _make_rng()
