@@ -120,7 +120,7 @@ async def outside(data: dict[str, Any]) -> AsyncIterator[Router]:
     """A router process of its own, as `tidegate router` runs it."""
     with tempfile.TemporaryDirectory(prefix="tidegate-prove-") as folder:
         path = Path(folder) / "config.yaml"
-        path.write_text(json.dumps({"applications": [{"name": "tidegate", "import_path": "x:y", "args": data}]}))
+        path.write_text(json.dumps({"applications": [{"name": "tidegate", "import_path": "deployments.app:build", "args": data}]}))
         code = f"from pathlib import Path; from deployments.standalone import run; run(Path({str(path)!r}))"
         env = {**os.environ, "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'scripts'}", "TIDEGATE_HOME": folder}
         with (Path(folder) / "log").open("wb") as log:
