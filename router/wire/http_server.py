@@ -12,6 +12,7 @@ import contextlib
 import logging
 import re
 import socket
+import struct
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -98,12 +99,20 @@ class Client:
         cycle.on_response()
 
     def abort(self) -> None:
-        """Break the connection, so that a cut answer cannot be taken for a whole one."""
+        """Break the connection, so that a cut answer cannot be taken for a whole one.
+
+        To an HTTP/1.0 client the end of the connection can be the end of the answer: it gets a reset instead.
+        """
         self._protocol.listener = None
         self._cycle.response_complete = True
         self._cycle.keep_alive = False
         self._cycle.message_event.set()
-        self.transport.close()
+        if self.speaks_chunked:
+            self.transport.close()
+        else:
+            raw = self.transport.get_extra_info("socket")
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
 
 
 class RelayProtocol(HttpToolsProtocol):

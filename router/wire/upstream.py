@@ -23,6 +23,8 @@ MAX_RESPONSE_HEAD = 64 * 1024
 MAX_HELD_BODY = 64 * 1024
 MAX_TAIL = 4096
 """How much of a response's end is kept: the usage of a JSON answer stands there."""
+_SMALL = 64
+_FRAMING = (b"content-length", b"transfer-encoding")
 _IDLE_LIFETIME_S = 4.0
 """Shorter than uvicorn's 5 s: vLLM closes idle connections then, and a connection closed while we write costs a retry."""
 _SWEEP_S = 0.1
@@ -105,6 +107,14 @@ class Exchange:
         self.idle_s = idle_s
         self.deadline = deadline
 
+    def reset(self) -> None:
+        """Forget what a kept-alive connection brought before it broke: the request goes out again."""
+        self.reused = False
+        self.headers.clear()
+        self.chunked = False
+        self.content_length = -1
+        self.failure = ""
+
     def end(self, ending: Ending) -> None:
         """Settle the exchange; later endings change nothing."""
         if not self.done.done():
@@ -172,6 +182,7 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._keep = True
         self._paused = False
+        self._after_head = 0
 
     @property
     def usable(self) -> bool:
@@ -192,6 +203,7 @@ class Connection(asyncio.Protocol):
         self._head.clear()
         self._in_head = True
         self._complete = False
+        self._after_head = 0
         exchange.client.listen(exchange)
         if not exchange.done.done():
             self._transport.write(request)
@@ -203,43 +215,79 @@ class Connection(asyncio.Protocol):
             self.discard()
             return
         exchange.last_activity = self._pool.now()
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self.discard()
-            large = isinstance(error.__context__, EventTooLarge)
-            exchange.broken("the target sends an event without end" if large else "the target's response is not valid HTTP")
-            return
         if self._in_head:
             self._head += data
+        try:
+            if self._in_head and not self._head.startswith(b"HTTP/1."[: len(self._head)]):
+                raise httptools.HttpParserError("the parser would skip line ends")
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            large = isinstance(error.__context__, EventTooLarge)
+            self._refuse(
+                exchange, "the target sends an event without end" if large else "the target's response is not valid HTTP"
+            )
+            return
+        if self._in_head:
             split = self._head.find(b"\r\n\r\n")
             if split < 0:
                 if len(self._head) > MAX_RESPONSE_HEAD:
-                    self.discard()
-                    exchange.broken("the target's response head is too large")
+                    self._refuse(exchange, "the target's response head is too large")
                 return
             data = bytes(self._head[split + 4 :])
             self._in_head = False
         if exchange.done.done():
             return
+        self._after_head += len(data)
+        small = len(data) < _SMALL or not exchange.chunked
+        tail = (exchange.tail + data)[-MAX_TAIL:] if small else data
+        if self._complete and not self._ends_here(exchange, tail):
+            self._refuse(exchange, "the target sent more than one response")
+            return
+        exchange.tail = tail
         if exchange.events is not None:
             exchange.write_events(self._complete)
-        elif exchange.forwarding and (data or exchange.head):
-            if exchange.client.speaks_chunked or not exchange.chunked:
-                exchange.write(data)
-            exchange.tail = data if exchange.chunked else (exchange.tail + data)[-MAX_TAIL:]
+        elif exchange.forwarding and (data or exchange.head) and (exchange.client.speaks_chunked or not exchange.chunked):
+            exchange.write(data)
         if self._complete:
             self._finish(exchange)
 
+    def _refuse(self, exchange: Exchange, why: str) -> None:
+        """What the target sent cannot be passed on."""
+        self.discard()
+        exchange.broken(why)
+        self.exchange = None
+
+    def _ends_here(self, exchange: Exchange, tail: bytes) -> bool:
+        """True when the whole response ends with the last byte that came: the parser also swallows line ends after it."""
+        if exchange.status in (204, 304):
+            return self._after_head == 0
+        if exchange.chunked:
+            return tail.endswith(b"\r\n\r\n") and tail[-5] not in b"\r\n"
+        return self._after_head == exchange.content_length
+
+    def on_message_begin(self) -> None:
+        """A response begins; after the end of another it is a protocol error."""
+        if self._complete and self.exchange is not None:
+            self._refuse(self.exchange, "the target sent more than one response")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """A response header."""
-        if self.exchange is not None and not self._complete:
-            lower = name.lower()
-            self.exchange.headers.append((lower, value))
-            if lower == b"content-length":
-                self.exchange.content_length = int(value) if value.isdigit() else -1
-            elif lower == b"transfer-encoding":
-                self.exchange.chunked = value.strip().lower() == b"chunked"
+        exchange = self.exchange
+        if exchange is None or self._complete:
+            return
+        lower = name.lower()
+        if lower in _FRAMING and (exchange.status or exchange.chunked or exchange.content_length >= 0):
+            self._refuse(exchange, "the target's response has more than one length")
+            return
+        if exchange.status:
+            return  # A trailer: it travels inside the chunked coding.
+        exchange.headers.append((lower, value))
+        if lower == b"content-length":
+            exchange.content_length = int(value) if value.isdigit() else -1
+        elif lower == b"transfer-encoding":
+            exchange.chunked = value.strip().lower() == b"chunked"
+            if not exchange.chunked:
+                self._refuse(exchange, "the target's response has an unknown transfer encoding")
 
     def on_headers_complete(self) -> None:
         """The head is whole: ask the handler what to do with it."""
@@ -248,9 +296,12 @@ class Connection(asyncio.Protocol):
             return
         exchange.status = self._parser.get_status_code()
         self._keep = self._parser.should_keep_alive()
+        version = self._parser.get_http_version()
+        if exchange.status < 200 or version not in ("1.0", "1.1") or (exchange.chunked and version == "1.0"):
+            self._refuse(exchange, "the target's response is not one that was asked for")
+            return
         if not exchange.chunked and exchange.content_length < 0 and exchange.status not in (204, 304):
-            self.discard()
-            exchange.broken("the target's response does not say where it ends")
+            self._refuse(exchange, "the target's response does not say where it ends")
             return
         head = exchange.handler.on_head(exchange)
         exchange.forwarding = head is not None
@@ -273,15 +324,14 @@ class Connection(asyncio.Protocol):
             exchange.write(body)
 
     def on_message_complete(self) -> None:
-        """The response is whole. A second one on the same exchange is a protocol error."""
-        if self._complete and self.exchange is not None:
-            self.exchange.broken("the target sent more than one response")
-            self.discard()
+        """The response is whole."""
         self._complete = True
 
     def _finish(self, exchange: Exchange) -> None:
         self.exchange = None
         if exchange.forwarding:
+            if exchange.head:
+                exchange.write(b"")
             exchange.client.finish()
         exchange.end(Ending.COMPLETE if exchange.forwarding else Ending.HELD)
         if self._keep and self.usable:
@@ -359,8 +409,7 @@ class Pool:
             late = self.now() > min(exchange.first_byte_deadline, exchange.deadline)
             if ending is not Ending.BROKEN_BEFORE or exchange.status or late:
                 return ending
-            exchange.reused = False
-            exchange.failure = ""
+            exchange.reset()
             exchange.done = self._loop.create_future()
             if exchange.client.gone:
                 return Ending.CLIENT_GONE

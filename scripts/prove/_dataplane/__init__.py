@@ -1,0 +1,1 @@
+"""Proofs that the data plane stays honest under faults. Simulated engines throughout."""
