@@ -24,6 +24,7 @@ MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADERS = 100
 MAX_TARGET_BYTES = 4 * 1024
 _WRITE_HIGH_WATER = 64 * 1024
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _LINE_ENDINGS = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 
 
@@ -123,7 +124,10 @@ class RelayProtocol(HttpToolsProtocol):
         self.listener: ClientListener | None = None
         self._header_bytes = 0
         self._in_headers = True
-        self._ends_with_cr = False
+        self._before = b""
+        """The last bytes of the unfinished header block: an empty line, or a line's end, may begin there."""
+        self._refusal: bytes | None = None
+        """A 400 that waits until the requests before it are answered. Whatever else arrives is thrown away."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Bound the write buffer, then as uvicorn does."""
@@ -151,17 +155,25 @@ class RelayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser; refuse bare CR or LF in a header block, and header blocks over the limits."""
+        if self._refusal is not None:
+            return
         if self._in_headers:
-            head = data.partition(b"\r\n\r\n")[0]
-            self._header_bytes += len(head)
-            lines = b"\r" + head if self._ends_with_cr else head
-            self._ends_with_cr = data.endswith(b"\r")
-            if self._header_bytes > MAX_HEADER_BYTES + MAX_TARGET_BYTES or _LINE_ENDINGS.search(lines, 0, len(lines) - 1):
+            before = len(self._before)
+            head = (self._before + data).partition(b"\r\n\r\n")[0]
+            self._header_bytes += len(data)
+            start = before - self._before.endswith(b"\r")
+            if self._header_bytes - len(data) + len(head) > MAX_HEADER_BYTES + MAX_TARGET_BYTES or _LINE_ENDINGS.search(
+                head.removesuffix(b"\r"), start
+            ):
                 self.send_400_response("The header block is malformed or too large.")
                 return
+            if len(head) > before and _UPGRADE.search(head):
+                # An offer we ignore (Java's client makes it): the parser would take it for accepted and drop the body.
+                data = _UPGRADE.sub(b"\r\nx-offer:", head)[before:] + data[len(head) - before :]
         if self.transport.is_closing():
             return
         super().data_received(data)
+        self._before = (self._before + data)[-3:] if self._in_headers else b""
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -172,7 +184,9 @@ class RelayProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Check the block, let uvicorn start the ASGI task, and hand the request its way back."""
         self._in_headers = False
-        problem = _framing_problem(self.headers, self.url)
+        if self._refused:
+            return
+        problem = _framing_problem(self.headers, self.url, self.parser.get_http_version())
         if problem is not None:
             self.send_400_response(problem)
             return
@@ -182,29 +196,64 @@ class RelayProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Drop the body of a request that was refused on its headers."""
-        if self.cycle is not None and not self.transport.is_closing():
+        if self.cycle is not None and not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
         self._in_headers = True
         self._header_bytes = 0
-        if self.cycle is not None and not self.transport.is_closing():
+        if self.cycle is not None and not self._refused:
             super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """As uvicorn does; after the last answer that was due, the refusal of what came behind its request."""
+        last = not self.pipeline
+        super().on_response_complete()
+        if last and self._refusal is not None and not self.transport.is_closing():
+            self.transport.write(self._refusal)
+            self.transport.close()
+
     def send_400_response(self, msg: str) -> None:
-        """Refuse in OpenAI's envelope and close: after a framing error nothing on this connection can be trusted."""
-        if self.transport.is_closing():
+        """Refuse in OpenAI's envelope and close: after a framing error nothing on this connection can be trusted.
+
+        Requests before the refused one are answered first: their answers are neither cut nor mixed up with the refusal.
+        """
+        if self._refused:
             return
         body = b'{"error":{"message":"%s","type":"invalid_request_error","param":null,"code":"invalid_request"}}'
         body %= msg.encode()
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        self.transport.write(STATUS_LINE[400] + head + body)
-        self.transport.close()
+        refusal = STATUS_LINE[400] + head + body
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            self.transport.write(refusal)
+            self.transport.close()
+        elif self.pipeline or not cycle.more_body:
+            if self.pipeline and cycle.more_body:
+                self.pipeline.popleft()  # The refused request itself, which waited for its turn.
+            self._refusal = refusal
+        else:
+            if not cycle.response_started:
+                self.transport.write(refusal)
+            self.transport.close()
+
+    @property
+    def _refused(self) -> bool:
+        """True once nothing more on this connection counts."""
+        return self._refusal is not None or self.transport.is_closing()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """CONNECT, or an upgrade we did not see in time: the parser has stopped, so the connection ends with this answer."""
+        self.cycle.keep_alive = False
+        if self.cycle.response_complete:
+            self.transport.close()
 
 
-def _framing_problem(headers: list[tuple[bytes, bytes]], target: bytes) -> str | None:
+def _framing_problem(headers: list[tuple[bytes, bytes]], target: bytes, version: str) -> str | None:
     """Why a header block is ambiguous (RFC 9112, sections 3.2, 6.1 and 6.3) or over a limit; None when it is fine."""
+    if version not in ("1.1", "1.0"):
+        return "Only HTTP/1.1 and HTTP/1.0 are spoken here."
     if len(headers) > MAX_HEADERS or len(target) > MAX_TARGET_BYTES:
         return "Too many headers, or the request target is too long."
     names = [name for name, _ in headers]
@@ -213,7 +262,7 @@ def _framing_problem(headers: list[tuple[bytes, bytes]], target: bytes) -> str |
     if names.count(b"host") > 1:
         return "More than one Host header."
     for name, value in headers:
-        if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+        if name == b"transfer-encoding" and (value.strip().lower() != b"chunked" or version == "1.0"):
             return "Only chunked is understood as a transfer encoding."
     return None
 

@@ -97,6 +97,8 @@ class _Served(asyncio.Protocol):
             if i:
                 for _ in range(3):
                     await asyncio.sleep(0)
+            if self.transport.is_closing():
+                return
             self.transport.write(piece)
         for _ in range(2):
             await asyncio.sleep(0)

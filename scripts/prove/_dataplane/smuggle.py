@@ -89,7 +89,7 @@ def _lengths() -> list[Item]:
         "two hosts": (b"host: y", size),
         "high byte name": (b"x-\xff: a", size),
     }  # fmt: skip
-    return [Item(name, _head(*lines) + (chunks if b"te" in name.encode() else BODY) + _second()) for name, lines in pairs.items()]
+    return [Item(name, _head(*lines) + (chunks if "te" in name else BODY) + _second()) for name, lines in pairs.items()]
 
 
 def _chunks() -> list[Item]:
@@ -139,7 +139,13 @@ def _lines() -> list[Item]:
         "long target": b"POST /" + b"a" * 9000 + b" HTTP/1.1",
         "source": b"SOURCE /v1/chat/completions ICE/1.0",
     }  # fmt: skip
-    return [Item(f"line {name}", _head(size, line=line) + BODY + _second()) for name, line in lines.items()]
+    refused = [Item(f"line {name}", _head(size, line=line) + BODY + _second()) for name, line in lines.items()]
+    for item in refused:
+        if item.name in ("line connect path", "line source"):
+            item.statuses = ((400, 405),)
+        elif item.name == "line two spaces":  # A liberty RFC 9112, section 3, allows: the framing stays unambiguous.
+            item.statuses, item.engine = ((200, 400), (200, 400)), 2
+    return refused
 
 
 def _pipelines() -> list[Item]:
@@ -161,7 +167,7 @@ def _pipelines() -> list[Item]:
         Item("head flood", _head(*[b"x-%d: y" % i for i in range(3000)], b"content-length: 0")),
         Item("leading line ends, bare lf", b"\r\n\r\nPOST /v1/chat/completions HTTP/1.1\nhost: x\n\n" + _second()),
         Item("upgrade", _head(b"connection: upgrade", b"upgrade: h2c", b"content-length: %d" % len(BODY)) + BODY + _second(),
-             ((200, 400), (200, 400)), 1),
+             ((200, 400), (200,)), 2),
         Item("close then second", _head(b"connection: close", b"content-length: %d" % len(BODY)) + BODY + _second(), ((200,),), 1),
     ]  # fmt: skip
     return items
@@ -176,18 +182,26 @@ async def _exchange(port: int, data: bytes, step: int) -> bytes:
     """Send, in pieces of `step` bytes (0: at once), and read until the router closes or stays silent."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     seen = b""
+    sender = asyncio.create_task(_send(writer, data, step))
     with contextlib.suppress(ConnectionError, TimeoutError):
-        pieces = [data] if not step else [data[i : i + step] for i in range(0, len(data), step)]
-        for piece in pieces:
+        while more := await asyncio.wait_for(reader.read(1 << 16), 2.0 if not seen else 0.5):
+            seen += more
+        seen += b"<closed>"
+    await sender
+    writer.transport.abort()
+    return seen
+
+
+async def _send(writer: asyncio.StreamWriter, data: bytes, step: int) -> None:
+    """A router that refuses stops reading: what could not be sent then does not matter."""
+    with contextlib.suppress(ConnectionError):
+        for piece in [data] if not step else [data[i : i + step] for i in range(0, len(data), step)]:
+            if writer.transport.is_closing():
+                return
             writer.write(piece)
             await writer.drain()
             if step:
                 await asyncio.sleep(0.002)
-        while more := await asyncio.wait_for(reader.read(1 << 16), 1.0):
-            seen += more
-        seen += b"<closed>"
-    writer.transport.abort()
-    return seen
 
 
 def _judge(item: Item, seen: bytes, reached: dict[str, int], how: str, result: Result) -> None:
@@ -208,7 +222,7 @@ def _judge(item: Item, seen: bytes, reached: dict[str, int], how: str, result: R
         result.violations.append(f"{item.name} ({how}): refused and left open")
     if sum(reached.values()) > item.engine or any(count > 1 for count in reached.values()):
         result.violations.append(f"{item.name} ({how}): the engine got {reached}")
-    if item.engine == 0 and SMUGGLED.decode() in reached:
+    if item.engine < 2 and item.name != "upgrade" and SMUGGLED.decode() in reached:
         result.violations.append(f"{item.name} ({how}): the smuggled request reached the engine")
 
 
