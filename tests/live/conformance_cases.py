@@ -123,13 +123,13 @@ PROMPTS: list[Any] = [
     [[504, 3575], [282, 260]],
     LONG,
 ]
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": []}),
     (CHAT, {}),
     (CHAT, {"messages": "hello"}),
-    (CHAT, {"messages": [{"role": "user"}]}),
     (CHAT, {"messages": [{"content": "no role"}]}),
-    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}]}),
+    (CHAT, {"messages": [{"role": "user", "content": [IMAGE]}]}),
     (CHAT, {"messages": [{"role": "user", "content": [{"type": "hologram"}]}]}),
     (CHAT, {"messages": [{"role": "user", "content": "x"}], "max_tokens": 100_000}),
     (CHAT, {"messages": [{"role": "user", "content": "x"}], "max_tokens": "many"}),
@@ -150,6 +150,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": [{"role": "user", "content": "x"}], "logit_bias": {"99999999": 1}}),
     (CHAT, {"messages": [{"role": "user", "content": LONG * 3}], "max_tokens": 4}),
     (CHAT, {"messages": [{"role": "user", "content": "x"}], "stream": True, "max_tokens": 100_000}),
+    (CHAT, {"messages": [{"role": "user", "content": "x"}], "temperature": 0, "n": 2, "stream": True}),
     (COMPLETIONS, {}),
     (COMPLETIONS, {"prompt": ""}),
     (COMPLETIONS, {"prompt": []}),
@@ -197,7 +198,11 @@ def _tool_conversation() -> list[dict[str, Any]]:
 
 def _streaming(rng: random.Random) -> dict[str, Any]:
     usage = rng.choice(
-        [{}, {"stream_options": {"include_usage": True}}, {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}]
+        [
+            {},
+            {"stream_options": {"include_usage": True}},
+            {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        ]
     )
     return {"stream": True, **usage}
 
