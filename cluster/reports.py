@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
-from router.placement.targets import GENERATION, POOLING, Address, Kind, Report, Signals, Target
+from router.placement.targets import GENERATION, OFFERED, Address, Kind, Report, Signals, Target
 from router.residency.guard import Place
 from router.residency.label import Evidence, Vocabulary
 
@@ -24,7 +24,7 @@ class ReplicaFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     host: str
     port: int
     model: str
-    pooling: bool = False
+    task: str = "generate"
     context_tokens: int = 0
     slots: int = 0
     signals: Signals | None = None
@@ -67,7 +67,7 @@ def build_report(facts: ReplicaFacts, vocabulary: Vocabulary) -> Report:
         evidence=evidence,
         address=Address(facts.host, facts.port),
         models={facts.model: facts.model},
-        endpoints=POOLING if facts.pooling else GENERATION,
+        endpoints=OFFERED.get(facts.task, GENERATION),
         context_tokens=facts.context_tokens,
         slots=facts.slots,
     )

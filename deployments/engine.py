@@ -127,7 +127,7 @@ class Engine:
                 host=self._host,
                 port=process.port,
                 model=self._settings.model.id,
-                pooling=self._settings.model.task == "pooling",
+                task=self._settings.model.task,
                 context_tokens=process.context_tokens,
                 slots=process.slots,
                 signals=self._signals,

@@ -67,7 +67,7 @@ async def _as_response(request: Request, error: ApiError) -> Response:
     async def collect(message: Any) -> None:
         sent.append(message)
 
-    await send_error(collect, error, request_id_of(request.scope))
+    await send_error(collect, error, request_id_of(request.scope), request.url.path)
     response = Response(sent[1]["body"], error.status)
     response.raw_headers = sent[0]["headers"]
     return response
@@ -126,6 +126,11 @@ def _public_rest(state: RouterState) -> FastAPI:
         if model not in visible_models(state.policy, grant):
             raise ApiError(404, "model_not_found", "This model does not exist or this key may not use it.")
         return _json(_model_card(model, started))
+
+    @app.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"])
+    async def stored_response(request: Request, rest: str) -> Response:
+        identify(state, request.scope)
+        raise ApiError(404, "invalid_request", "Responses are not stored here: none can be read, cancelled or deleted.")
 
     @app.get("/tidegate/v1/receipts/{request_id}")
     async def receipt(request: Request, request_id: str) -> Response:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from router.complexity.rule import content_text, judge
+from router.complexity.rule import judge
 from router.config import AUTO
 from router.decision import Complexity, Facts
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant, Policy
+from router.prompt_size import BYTES_PER_TOKEN, prompt_bytes
 from router.residency.label import Label
 from router.wire.errors import invalid_request
 
-BYTES_PER_TOKEN = 4
-"""A usual ratio for English text; only an estimate, the engine counts."""
 _NOT_ASKED = Complexity(tier="", score=0.0, reasons=("the client named a model or tier",))
 
 
@@ -38,15 +37,17 @@ def gather_facts(
         timeout_s: seconds the whole request may take, 0 for no limit.
 
     Raises:
-        ApiError: 400 when `model` is missing, or `model` or `stream` is of the wrong type.
+        ApiError: 400 when `model` is missing, `model` or `stream` is of the wrong type, or a stored response is asked for.
     """
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise invalid_request("`model` is missing: name a model, a tier, or `auto`.", param="model")
     if not isinstance(body.get("stream", False), bool | None):
         raise invalid_request("`stream` must be true or false.", param="stream")
-    prompt_bytes = _prompt_bytes(endpoint, body)
-    prompt_tokens = prompt_bytes // BYTES_PER_TOKEN + 1
+    if endpoint == Endpoint.RESPONSES:
+        _refuse_stored(body)
+    size = prompt_bytes(endpoint, body)
+    prompt_tokens = size // BYTES_PER_TOKEN + 1
     complexity = judge_complexity(body, prompt_tokens, policy) if model == AUTO else _NOT_ASKED
     return Facts(
         request_id=request_id,
@@ -55,7 +56,7 @@ def gather_facts(
         model=model,
         label=label,
         complexity=complexity,
-        prompt_bytes=prompt_bytes,
+        prompt_bytes=size,
         prompt_tokens=prompt_tokens,
         max_tokens=_max_tokens(body),
         timeout_s=timeout_s,
@@ -67,11 +68,11 @@ def judge_complexity(body: dict[str, Any], prompt_tokens: int, policy: Policy) -
     return judge(body, prompt_tokens, policy.tiers, policy.score_threshold, policy.large_above_tokens)
 
 
-def _prompt_bytes(endpoint: str, body: dict[str, Any]) -> int:
-    messages = body.get("messages")
-    if endpoint in (Endpoint.CHAT, Endpoint.MESSAGES) and isinstance(messages, list):
-        return sum(len(content_text(m.get("content"))) for m in messages if isinstance(m, dict))
-    return len(content_text(body.get("prompt", body.get("input", ""))))
+def _refuse_stored(body: dict[str, Any]) -> None:
+    """An engine keeps responses for whoever knows an id, on one replica, under nobody's label: so none is ever asked for."""
+    for name in ("previous_response_id", "conversation", "background"):
+        if body.get(name):
+            raise invalid_request(f"`{name}` needs a stored response, and none is kept: send the whole `input`.", param=name)
 
 
 def _max_tokens(body: dict[str, Any]) -> int:

@@ -28,15 +28,25 @@ from router.residency.resolve import read_tags, resolve_label
 from router.state import RouterState
 from router.wire.errors import ApiError
 from router.wire.events import EventStream
-from router.wire.heads import Framing, decision_headers, is_event_stream, own_request_headers, request_head, response_headers
+from router.wire.heads import (
+    JSON,
+    Framing,
+    decision_headers,
+    is_event_stream,
+    own_request_headers,
+    request_head,
+    response_headers,
+)
 from router.wire.http_server import EXTENSION, Client
 from router.wire.json_body import ask_for_usage, parse_object, replace_model, wants_usage
+from router.wire.multipart import Form, parse_form
 from router.wire.request import (
     ClientLeft,
     Receive,
     Scope,
     Send,
     fresh_request_id,
+    header,
     read_body,
     request_id_of,
     timeout_of,
@@ -55,7 +65,19 @@ _USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
 class Admitted:
     """A request that was authenticated, labelled and parsed."""
 
-    __slots__ = ("asks_usage", "body", "deadline", "facts", "headers", "keeps_usage", "parsed", "path", "receipt", "request_id")
+    __slots__ = (
+        "asks_usage",
+        "body",
+        "deadline",
+        "facts",
+        "form",
+        "headers",
+        "keeps_usage",
+        "parsed",
+        "path",
+        "receipt",
+        "request_id",
+    )
 
     def __init__(
         self,
@@ -65,6 +87,7 @@ class Admitted:
         parsed: dict[str, Any],
         facts: Facts,
         receipt: Receipt,
+        form: Form | None = None,
     ) -> None:
         self.request_id = facts.request_id
         self.path = path
@@ -73,6 +96,7 @@ class Admitted:
         self.parsed = parsed
         self.facts = facts
         self.receipt = receipt
+        self.form = form
         # On the clock of the event loop, which is the monotonic one.
         self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
         countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS
@@ -135,19 +159,19 @@ class ModelHandler:
             await self._serve_within_limits(admitted, client)
         except ApiError as error:
             self._state.metrics.refused(error.code)
-            await send_error(send, error, request_id)
+            await send_error(send, error, request_id, scope["path"])
         except ClientLeft:
             return
         except Exception as error:
             log_unexpected(error, request_id)
-            await self._answer_unexpected(client, send, request_id)
+            await self._answer_unexpected(client, send, request_id, scope["path"])
 
-    async def _answer_unexpected(self, client: Client, send: Send, request_id: str) -> None:
+    async def _answer_unexpected(self, client: Client, send: Send, request_id: str, path: str) -> None:
         if client.started:
             client.abort()
         else:
             error = ApiError(500, "internal_error", f"The router failed; its log names request {request_id}.")
-            await send_error(send, error, request_id)
+            await send_error(send, error, request_id, path)
 
     async def _admit(self, scope: Scope, receive: Receive, request_id: str) -> Admitted:
         state = self._state
@@ -155,10 +179,11 @@ class ModelHandler:
             raise ApiError(405, "invalid_request", f"Use POST for {scope['path']}.")
         grant, label, tags = identify(state, scope)
         body = await read_body(scope, receive, state.config.max_body_bytes)
-        parsed = parse_object(body)
+        form = parse_form(body, header(scope, b"content-type")) if scope["path"] == Endpoint.TRANSCRIPTIONS else None
+        parsed = form.fields if form is not None else parse_object(body)
         facts = gather_facts(request_id, grant, scope["path"], parsed, label, state.policy, timeout_of(scope, grant.timeout_s))
         receipt = open_receipt(facts, state.policy.epoch, state.label_text(label), tags, time.time())
-        return Admitted(scope["path"], scope["headers"], body, parsed, facts, receipt)
+        return Admitted(scope["path"], scope["headers"], body, parsed, facts, receipt, form)
 
     async def _serve_within_limits(self, admitted: Admitted, client: Client) -> None:
         facts, limits = admitted.facts, self._state.limits
@@ -237,7 +262,10 @@ class ModelHandler:
 
     def _upstream_request(self, admitted: Admitted, choice: Choice, now: float) -> bytes:
         state, target = self._state, choice.target
-        body = replace_model(admitted.body, admitted.parsed, target.models[choice.model])
+        if admitted.form is not None:
+            body, content_type = admitted.form.with_model(target.models[choice.model]), admitted.form.content_type
+        else:
+            body, content_type = replace_model(admitted.body, admitted.parsed, target.models[choice.model]), JSON
         if admitted.asks_usage:
             body = ask_for_usage(body, admitted.parsed)
         token = None
@@ -248,7 +276,7 @@ class ModelHandler:
             token = issue_pass(state.target_key(target.incarnation), permission, "POST", path)
         credential = state.credential(target.secret) if target.secret else None
         own = own_request_headers(admitted.request_id, choice, token, credential)
-        return request_head("POST", target.address, admitted.path, admitted.headers, own, len(body)) + body
+        return request_head("POST", target.address, admitted.path, admitted.headers, own, content_type, len(body)) + body
 
     def _close_attempt(self, attempt: Attempt, booking: Booking, exchange: Exchange, ending: Ending | None) -> None:
         now = time.time()
@@ -284,7 +312,7 @@ class ModelHandler:
         elif ending is Ending.BROKEN_AFTER:
             receipt.code = "upstream_error"
             self._state.metrics.refused("upstream_error")
-            _break_response(exchange, client, admitted.request_id)
+            _break_response(exchange, client, admitted)
         else:
             receipt.code = "client_gone"
         return None
@@ -314,23 +342,23 @@ def _to_error(refusal: Refusal, held: Exchange | None) -> ApiError:
     return ApiError(refusal.status, refusal.code, refusal.message, retry_after_s=refusal.retry_after_s)
 
 
-def _break_response(exchange: Exchange, client: Client, request_id: str) -> None:
+def _break_response(exchange: Exchange, client: Client, admitted: Admitted) -> None:
     """End a response whose target died: an SSE error event where one fits, and never anything that looks like success."""
     if client.gone:
         return
     if exchange.events is None or exchange.events.done:
         client.abort()
         return
-    error = ApiError(502, "upstream_error", f"The target failed in the middle of the answer ({request_id}).")
-    exchange.outbox = [b"data: " + error.body() + b"\n\n"]
+    error = ApiError(502, "upstream_error", f"The target failed in the middle of the answer ({admitted.request_id}).")
+    exchange.outbox = [error.event(admitted.path)]
     exchange.events.finish()
     exchange.write_events(complete=True)
     client.finish()
 
 
-async def send_error(send: Send, error: ApiError, request_id: str) -> None:
+async def send_error(send: Send, error: ApiError, request_id: str, path: str = "") -> None:
     """Answer with an error in OpenAI's envelope and the headers every response carries."""
-    body = error.body()
+    body = error.body(path)
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from router.config import ANY, AUTO, LOCAL, Config, ConfigError, ExternalTarget, epoch_of
-from router.placement.targets import GENERATION, POOLING, Address, Endpoint, Kind, Price, Target
+from router.placement.targets import OFFERED, Address, Endpoint, Kind, Price, Target
 from router.residency.guard import Place
 from router.residency.label import Evidence, Label, Vocabulary
 
@@ -186,7 +186,7 @@ def _read_digest(path: Path, where: str, key_id: str) -> str:
 
 def _sites(config: Config, words: Vocabulary) -> Iterable[Site]:
     for model in config.models:
-        endpoints = GENERATION if model.task == "generate" else POOLING
+        endpoints = OFFERED[model.task]
         for replicas in model.replicas:
             zone = words.zone_mask([replicas.zone])
             yield Site(model.id, Evidence(zone, zone, words.duty_mask(replicas.duties)), False, endpoints)
@@ -198,7 +198,7 @@ def _sites(config: Config, words: Vocabulary) -> Iterable[Site]:
 def _endpoints(target: ExternalTarget) -> frozenset[str]:
     if target.kind == "cloud":
         return frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS} if target.task == "generate" else {Endpoint.EMBEDDINGS})
-    return GENERATION if target.task == "generate" else POOLING
+    return OFFERED[target.task]
 
 
 def _declared(target: ExternalTarget, words: Vocabulary) -> Evidence:

@@ -86,13 +86,16 @@ def _has_maths(sample: str) -> bool:
 
 def last_user_text(body: dict[str, Any]) -> str:
     """The text of the last user turn of a chat, or the prompt or input of the other endpoints; "" where there is none."""
-    messages = body.get("messages")
-    if isinstance(messages, list):
-        for message in reversed(messages):
-            if isinstance(message, dict) and message.get("role") == "user":
-                return content_text(message.get("content"))
+    turns = body.get("messages")
+    given = body.get("prompt", body.get("input", ""))
+    if turns is None and isinstance(given, list) and any(isinstance(turn, dict) and "role" in turn for turn in given):
+        turns = given  # the `input` of /v1/responses may be a conversation
+    if isinstance(turns, list):
+        for turn in reversed(turns):
+            if isinstance(turn, dict) and turn.get("role") == "user":
+                return content_text(turn.get("content"))
         return ""
-    return content_text(body.get("prompt", body.get("input", "")))
+    return content_text(given)
 
 
 def content_text(content: Any) -> str:

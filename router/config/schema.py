@@ -94,7 +94,7 @@ class Model(_Strict):
     source: str
     """A directory (relative to TIDEGATE_HOME) or a model id that vLLM can load."""
     tier: Name = "small"
-    task: Literal["generate", "pooling"] = "generate"
+    task: Literal["generate", "pooling", "transcription"] = "generate"
     args: list[str] = []
     env: dict[str, str] = {}
     replicas: list[Replicas] = Field(min_length=1)
@@ -142,7 +142,7 @@ class ExternalTarget(_Strict):
     """Model ids clients use -> the name this server knows."""
     tier: Name | None = None
     """Makes the models of this target members of a tier."""
-    task: Literal["generate", "pooling"] = "generate"
+    task: Literal["generate", "pooling", "transcription"] = "generate"
     credential: Credential | None = None
     vouched: bool = False
     """`server` only: the operator states that nobody but the router can reach its port (there is no guard inside)."""
@@ -170,6 +170,8 @@ class ExternalTarget(_Strict):
             )
         if not self.models:
             raise ValueError("name at least one model")
+        if self.kind == "cloud" and self.task == "transcription":
+            raise ValueError("the egress passes JSON only: a cloud target cannot have the task `transcription`")
         for model in self.models:
             _check_model(model)
         return self

@@ -38,6 +38,7 @@ class Endpoint(StrEnum):
     SCORE = "/v1/score"
     TOKENIZE = "/tokenize"
     DETOKENIZE = "/detokenize"
+    TRANSCRIPTIONS = "/v1/audio/transcriptions"
 
 
 GENERATION = frozenset(
@@ -52,6 +53,12 @@ GENERATION = frozenset(
     }
 )
 POOLING = frozenset({Endpoint.EMBEDDINGS, Endpoint.RERANK, Endpoint.SCORE, Endpoint.TOKENIZE, Endpoint.DETOKENIZE})
+OFFERED: dict[str, frozenset[str]] = {
+    "generate": GENERATION,
+    "pooling": POOLING,
+    "transcription": frozenset({Endpoint.TRANSCRIPTIONS}),
+}
+"""What a model offers, by its `task` in the configuration."""
 
 
 class Address(msgspec.Struct, frozen=True):

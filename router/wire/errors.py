@@ -6,6 +6,7 @@ No message ever contains prompt text: messages are built from names of the confi
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
@@ -38,9 +39,14 @@ class ApiError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
 
-    def body(self) -> bytes:
-        """The JSON envelope."""
-        return msgspec.json.encode({"error": self.fields()})
+    def body(self, path: str = "") -> bytes:
+        """The JSON envelope, as the clients of this path expect it: Anthropic's has a type of its own around the same."""
+        envelope: dict[str, Any] = {"error": self.fields()}
+        return msgspec.json.encode({"type": "error", **envelope} if _is_anthropic(path) else envelope)
+
+    def event(self, path: str = "") -> bytes:
+        """The envelope as a server-sent event. Anthropic's clients read it only if it is named: others must not see a name."""
+        return (b"event: error\ndata: " if _is_anthropic(path) else b"data: ") + self.body(path) + b"\n\n"
 
     def fields(self) -> dict[str, str | None]:
         """What stands inside `error`."""
@@ -52,6 +58,10 @@ class ApiError(Exception):
         if self.retry_after_s is None:
             return []
         return [(b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode())]
+
+
+def _is_anthropic(path: str) -> bool:
+    return path == "/v1/messages" or path.startswith("/v1/messages/")
 
 
 def invalid_request(message: str, param: str | None = None, status: int = 400) -> ApiError:

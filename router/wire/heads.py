@@ -10,6 +10,7 @@ from router.placement.targets import Address, Kind
 from router.residency.guard import PASS_HEADER
 
 TARGET_HEADER = "x-tidegate-target"
+JSON = b"application/json"
 _UPWARD = frozenset({b"accept", b"traceparent", b"tracestate"})
 _DOWNWARD = frozenset({b"content-type", b"content-length", b"transfer-encoding", b"cache-control", b"retry-after"})
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
@@ -21,11 +22,12 @@ def request_head(
     path: str,
     client_headers: Iterable[tuple[bytes, bytes]],
     own: Iterable[tuple[str, str]],
+    content_type: bytes,
     body_length: int,
 ) -> bytes:
     """The head of a request to a target: a few of the client's headers, then our own.
 
-    The content type is ours: the body was parsed as JSON, whatever the client called it.
+    The content type says how the body was parsed here, whatever the client called it.
     """
     host = address.host or "localhost"
     lines = [f"{method} {address.base_path}{path} HTTP/1.1\r\nhost: {host}:{address.port}\r\n".encode("latin-1")]
@@ -33,7 +35,7 @@ def request_head(
         if name in _UPWARD:
             lines += (name, b": ", value, b"\r\n")
     lines += [f"{name}: {value}\r\n".encode("latin-1") for name, value in own]
-    lines.append(b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % body_length)
+    lines.append(b"content-type: %b\r\ncontent-length: %d\r\n\r\n" % (content_type, body_length))
     return b"".join(lines)
 
 

@@ -30,7 +30,7 @@ def test_there_and_back():
     assert (target.context_tokens, target.slots) == (2048, 16)
     assert (target.evidence.process, target.evidence.store, target.evidence.duties) == (0b10, 0b10, 1)
     assert report.signals == FACTS.signals
-    pooling = decode_report(encode_report(msgspec.structs.replace(FACTS, pooling=True, signals=None)), words)
+    pooling = decode_report(encode_report(msgspec.structs.replace(FACTS, task="pooling", signals=None)), words)
     assert pooling.target.endpoints == POOLING and pooling.signals is None
 
 

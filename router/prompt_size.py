@@ -1,0 +1,63 @@
+"""How much text a request brings, for every endpoint: the one measure that load prediction and limits start from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from router.complexity.rule import content_text
+from router.placement.targets import Endpoint
+
+BYTES_PER_TOKEN = 4
+"""A usual ratio for English text; only an estimate, the engine counts."""
+_PAIRS = ("query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2")
+"""Where rerank and score requests have their texts; each is a string, an object with text, or a list of these."""
+
+
+def prompt_bytes(endpoint: str, body: dict[str, Any]) -> int:
+    """UTF-8 bytes of a request's prompt; a token id counts as `BYTES_PER_TOKEN`. Images and audio count nothing.
+
+    Args:
+        endpoint: one of `Endpoint`.
+        body: the parsed request; values of the wrong type count nothing, the engine refuses them.
+    """
+    messages = body.get("messages")
+    if isinstance(messages, list):
+        # `system` stands beside the messages in Anthropic's dialect only.
+        system = body.get("system") if endpoint in (Endpoint.MESSAGES, Endpoint.COUNT_TOKENS) else None
+        return _turns(messages) + _text(system)
+    if endpoint == Endpoint.RESPONSES:
+        given = body.get("input")
+        return _text(body.get("instructions")) + (_turns(given) if isinstance(given, list) else _text(given))
+    if endpoint in (Endpoint.RERANK, Endpoint.SCORE):
+        return sum(_pair_side(body.get(name)) for name in _PAIRS)
+    return _prompt(body.get("prompt", body.get("input", body.get("tokens"))))
+
+
+def _turns(turns: list[Any]) -> int:
+    """A conversation; a tool's result in the dialect of `/v1/responses` stands in `output`."""
+    return sum(_text(turn.get("content", turn.get("output"))) for turn in turns if isinstance(turn, dict))
+
+
+def _text(content: Any) -> int:
+    text = content_text(content)
+    # `isascii` is a flag of the string, so the usual prompt is not encoded. A lone surrogate is legal JSON.
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _prompt(prompt: Any) -> int:
+    """A string, strings, token ids, or lists of token ids."""
+    if not isinstance(prompt, list) or not prompt:
+        return _text(prompt)
+    if isinstance(prompt[0], int):
+        return len(prompt) * BYTES_PER_TOKEN
+    if isinstance(prompt[0], list):
+        return sum(len(ids) for ids in prompt if isinstance(ids, list)) * BYTES_PER_TOKEN
+    return _text(prompt)
+
+
+def _pair_side(side: Any) -> int:
+    if isinstance(side, dict):
+        return _text(side.get("text", side.get("content")))
+    if isinstance(side, list):
+        return sum(_pair_side(item) if isinstance(item, dict) else _text(item) for item in side)
+    return _text(side)
