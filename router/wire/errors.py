@@ -39,8 +39,12 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
 
     def body(self) -> bytes:
-        """The JSON envelope."""
-        return msgspec.json.encode({"error": self.fields()})
+        """The JSON envelope. What a client sent may stand in it, and JSON can name half of a character: that becomes `?`."""
+        try:
+            return msgspec.json.encode({"error": self.fields()})
+        except UnicodeEncodeError:
+            fields = {name: value and value.encode("utf-8", "replace").decode() for name, value in self.fields().items()}
+            return msgspec.json.encode({"error": fields})
 
     def fields(self) -> dict[str, str | None]:
         """What stands inside `error`."""
