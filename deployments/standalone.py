@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import typer
 import uvloop
 
 from deployments.credentials import read_credentials, read_secret
@@ -56,5 +57,9 @@ async def _serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     router.start()
+    listen, admin = config.listen, config.admin
+    typer.echo(
+        f"tidegate router: {len(config.targets)} targets, port {listen.port}, admin on {admin.host}:{admin.port}", err=True
+    )
     await stop.wait()
     await router.drain()

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from router.config import AUTO
 from router.explain import describe_cluster, explain_request
-from router.handler import ModelHandler, identify, send_error
+from router.handler import ModelHandler, identify, log_unexpected, send_error
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant, Policy
 from router.state import RouterState
@@ -41,6 +41,21 @@ class PublicApp:
         await self._rest(scope, receive, send)
 
 
+class Discreet:
+    """An application whose unexpected errors are logged without their text, which the server would print and which could
+    quote a request."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run it; an error that reaches this place has been answered, or breaks the connection."""
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            log_unexpected(error, request_id_of(scope))
+
+
 def _json(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(data), status, headers, "application/json")
 
@@ -58,6 +73,11 @@ def _new_fastapi(title: str) -> FastAPI:
     async def _api_error(request: Request, error: ApiError) -> Response:
         return await _as_response(request, error)
 
+    @app.exception_handler(Exception)
+    async def _unexpected(request: Request, _error: Exception) -> Response:
+        message = "The router failed; its log says where."
+        return await _as_response(request, ApiError(500, "internal_error", message))
+
     return app
 
 
@@ -74,11 +94,11 @@ async def _as_response(request: Request, error: ApiError) -> Response:
 
 
 def _add_health(app: FastAPI, state: RouterState) -> None:
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=["GET", "HEAD"])  # load balancers ask with either
     async def healthz() -> Response:
         return _json({"status": "ok", "router": state.router_id})
 
-    @app.get("/readyz")
+    @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:
         status = "draining" if state.draining else "ready" if state.ready else "no target is up yet"
         return _json({"status": status, "router": state.router_id}, 200 if state.ready else 503)

@@ -11,8 +11,9 @@ from router.placement.targets import Endpoint
 from router.policy import KeyGrant, Policy
 from router.prompt_size import BYTES_PER_TOKEN, prompt_bytes
 from router.residency.label import Label
-from router.wire.errors import invalid_request
+from router.wire.errors import ApiError, invalid_request
 
+LONGEST_MODEL = 256
 _NOT_ASKED = Complexity(tier="", score=0.0, reasons=("the client named a model or tier",))
 
 
@@ -37,11 +38,14 @@ def gather_facts(
         timeout_s: seconds the whole request may take, 0 for no limit.
 
     Raises:
-        ApiError: 400 when `model` is missing, `model` or `stream` is of the wrong type, or a stored response is asked for.
+        ApiError: 400 when `model` is missing, `model` or `stream` is of the wrong type, or a stored response is asked for; 404
+            for a `model` that can be no name: receipts and the memory of screening would keep it.
     """
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise invalid_request("`model` is missing: name a model, a tier, or `auto`.", param="model")
+    if len(model) > LONGEST_MODEL or not model.isprintable():
+        raise ApiError(404, "model_not_found", "No model has such a name.", param="model")
     if not isinstance(body.get("stream", False), bool | None):
         raise invalid_request("`stream` must be true or false.", param="stream")
     if endpoint == Endpoint.RESPONSES:

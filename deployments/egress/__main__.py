@@ -40,7 +40,9 @@ async def serve_egress(config: Config, host: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
-    await server.serve(sockets=[open_socket(host, port)])
+    listener = open_socket(host, port)
+    typer.echo(f"tidegate egress: listening on {host}:{port}", err=True)
+    await server.serve(sockets=[listener])
 
 
 def main(

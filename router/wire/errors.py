@@ -6,7 +6,6 @@ No message ever contains prompt text: messages are built from names of the confi
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import msgspec
 
@@ -40,9 +39,15 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
 
     def body(self, path: str = "") -> bytes:
-        """The JSON envelope, as the clients of this path expect it: Anthropic's has a type of its own around the same."""
-        envelope: dict[str, Any] = {"error": self.fields()}
-        return msgspec.json.encode({"type": "error", **envelope} if _is_anthropic(path) else envelope)
+        """The JSON envelope, as the clients of this path expect it: Anthropic's has a type of its own around the same.
+
+        What a client sent may stand in it, and JSON can name half of a character: that becomes `?`.
+        """
+        fields = self.fields()
+        try:
+            return _envelope(fields, path)
+        except UnicodeEncodeError:
+            return _envelope({name: value and value.encode("utf-8", "replace").decode() for name, value in fields.items()}, path)
 
     def event(self, path: str = "") -> bytes:
         """The envelope as a server-sent event. Anthropic's clients read it only if it is named: others must not see a name."""
@@ -62,6 +67,10 @@ class ApiError(Exception):
 
 def _is_anthropic(path: str) -> bool:
     return path == "/v1/messages" or path.startswith("/v1/messages/")
+
+
+def _envelope(fields: dict[str, str | None], path: str) -> bytes:
+    return msgspec.json.encode({"type": "error", "error": fields} if _is_anthropic(path) else {"error": fields})
 
 
 def invalid_request(message: str, param: str | None = None, status: int = 400) -> ApiError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -19,13 +18,12 @@ from typing import Any, Protocol
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from router.wire.client_head import MAX_HEADER_BYTES, BadHead, HeadCollector, framing_problem
+from router.wire.errors import ApiError
+from router.wire.patience import Patience, Verdict
+
 EXTENSION = "tidegate.client"
-MAX_HEADER_BYTES = 16 * 1024
-MAX_HEADERS = 100
-MAX_TARGET_BYTES = 4 * 1024
 _WRITE_HIGH_WATER = 64 * 1024
-_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
-_LINE_ENDINGS = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 
 
 class ClientListener(Protocol):
@@ -117,17 +115,19 @@ class Client:
 
 
 class RelayProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 protocol with the relay seam and stricter limits on the header block."""
+    """uvicorn's HTTP/1.1 protocol with the relay seam, and stricter about what a client sends and how slowly."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.listener: ClientListener | None = None
-        self._header_bytes = 0
-        self._in_headers = True
-        self._before = b""
-        """The last bytes of the unfinished header block: an empty line, or a line's end, may begin there."""
+        self._collector = HeadCollector()
+        self._in_body = False
+        self._parser_in_head = False
+        self._unproductive = 0
+        """Bytes since the last piece of a body: framing and trailers."""
+        self._patience = Patience(self.loop.time())
         self._refusal: bytes | None = None
-        """A 400 that waits until the requests before it are answered. Whatever else arrives is thrown away."""
+        """An error that waits until the requests before it are answered. Whatever else arrives is thrown away."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Bound the write buffer, then as uvicorn does."""
@@ -154,57 +154,89 @@ class RelayProtocol(HttpToolsProtocol):
             self.listener.client_resumed()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser; refuse bare CR or LF in a header block, and header blocks over the limits."""
-        if self._refusal is not None:
+        """Feed the parser with whole header blocks, and with bodies that make progress."""
+        if self._refused:
             return
-        if self._in_headers:
-            before = len(self._before)
-            head = (self._before + data).partition(b"\r\n\r\n")[0]
-            self._header_bytes += len(data)
-            start = before - self._before.endswith(b"\r")
-            if self._header_bytes - len(data) + len(head) > MAX_HEADER_BYTES + MAX_TARGET_BYTES or _LINE_ENDINGS.search(
-                head.removesuffix(b"\r"), start
-            ):
-                self.send_400_response("The header block is malformed or too large.")
+        if self._in_body or self._parser_in_head:  # the latter: a pipelined block that came with the body before it
+            if self._unproductive > MAX_HEADER_BYTES:
+                self.send_400_response("The header block, or the framing of the body, is too large.")
                 return
-            if len(head) > before and _UPGRADE.search(head):
-                # An offer we ignore (Java's client makes it): the parser would take it for accepted and drop the body.
-                data = _UPGRADE.sub(b"\r\nx-offer:", head)[before:] + data[len(head) - before :]
-        if self.transport.is_closing():
-            return
+            self._unproductive += len(data)
+        else:
+            self._unset_keepalive_if_required()
+            self._patience.expect_head(self.loop.time())
+            try:
+                whole = self._collector.collect(data)
+            except BadHead as error:
+                self.send_400_response(str(error))
+                return
+            if whole is None:
+                return
+            data = whole
         super().data_received(data)
-        self._before = (self._before + data)[-3:] if self._in_headers else b""
 
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._in_headers = True
-        self._header_bytes = 0
+        self._parser_in_head = True
+        self._unproductive = 0
+        self._patience.expect_head(self.loop.time())
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; trailers after a chunked body are dropped, or they would pass for headers that nobody checked."""
+        if self._parser_in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Check the block, let uvicorn start the ASGI task, and hand the request its way back."""
-        self._in_headers = False
+        self._parser_in_head = False
+        self._in_body = True
+        self._patience.expect_body(self.loop.time())
         if self._refused:
             return
-        problem = _framing_problem(self.headers, self.url, self.parser.get_http_version())
+        problem = framing_problem(self.parser.get_http_version(), self.headers, self.url)
+        if problem is None and self.parser.should_upgrade():
+            problem = "CONNECT is not understood here, and no other protocol either."
         if problem is not None:
             self.send_400_response(problem)
             return
         super().on_headers_complete()
+        if self.expect_100_continue:  # whether the body follows a final answer is the client's choice: do not guess
+            self.cycle.keep_alive = False
         extensions: dict[str, Any] = {EXTENSION: Client(self, self.cycle)}
         self.cycle.scope["extensions"] = extensions
 
     def on_body(self, body: bytes) -> None:
         """Drop the body of a request that was refused on its headers."""
+        self._unproductive = 0
+        self._patience.got_body(len(body))
         if self.cycle is not None and not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        self._in_headers = True
-        self._header_bytes = 0
+        self._in_body = False
+        self._patience.settle()
         if self.cycle is not None and not self._refused:
             super().on_message_complete()
+
+    def judge(self, now: float) -> None:
+        """Called once a second: give up on a client that does not send, or does not read."""
+        answering = self.cycle is not None and not self.cycle.response_complete
+        unsent = self.transport.get_write_buffer_size()
+        verdict = self._patience.judge(now, unsent, held_back=self.flow.read_paused, answering=answering)
+        if verdict is Verdict.UNREAD or (verdict is Verdict.TOO_SLOW and self.transport.is_closing()):
+            self.transport.abort()
+        elif verdict is Verdict.TOO_SLOW:
+            started = answering and self.cycle.response_started
+            if started or not (self._in_body or self._parser_in_head or self._collector.waiting):
+                self.transport.close()  # nothing was asked, or the answer has begun
+            else:
+                self._refuse(408, "The request did not arrive in time.")
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse in OpenAI's envelope and close: after a framing error nothing on this connection can be trusted."""
+        self._refuse(400, msg)
 
     def on_response_complete(self) -> None:
         """As uvicorn does; after the last answer that was due, the refusal of what came behind its request."""
@@ -214,17 +246,18 @@ class RelayProtocol(HttpToolsProtocol):
             self.transport.write(self._refusal)
             self.transport.close()
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse in OpenAI's envelope and close: after a framing error nothing on this connection can be trusted.
+    @property
+    def _refused(self) -> bool:
+        """True once nothing more on this connection counts."""
+        return self._refusal is not None or self.transport.is_closing()
 
-        Requests before the refused one are answered first: their answers are neither cut nor mixed up with the refusal.
-        """
+    def _refuse(self, status: int, message: str) -> None:
+        """End the connection with an error. Requests before the refused one are whole and are answered first."""
         if self._refused:
             return
-        body = b'{"error":{"message":"%s","type":"invalid_request_error","param":null,"code":"invalid_request"}}'
-        body %= msg.encode()
+        body = ApiError(status, "invalid_request", message).body()
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
-        refusal = STATUS_LINE[400] + head + body
+        refusal = STATUS_LINE[status] + head + body
         cycle = self.cycle
         if cycle is None or cycle.response_complete:
             self.transport.write(refusal)
@@ -233,38 +266,12 @@ class RelayProtocol(HttpToolsProtocol):
             if self.pipeline and cycle.more_body:
                 self.pipeline.popleft()  # The refused request itself, which waited for its turn.
             self._refusal = refusal
-        else:
+        else:  # The request that runs is the refused one: it is given up.
+            cycle.disconnected = True
+            cycle.message_event.set()
             if not cycle.response_started:
                 self.transport.write(refusal)
             self.transport.close()
-
-    @property
-    def _refused(self) -> bool:
-        """True once nothing more on this connection counts."""
-        return self._refusal is not None or self.transport.is_closing()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """CONNECT, or an upgrade we did not see in time: the parser has stopped, so the connection ends with this answer."""
-        self.cycle.keep_alive = False
-        if self.cycle.response_complete:
-            self.transport.close()
-
-
-def _framing_problem(headers: list[tuple[bytes, bytes]], target: bytes, version: str) -> str | None:
-    """Why a header block is ambiguous (RFC 9112, sections 3.2, 6.1 and 6.3) or over a limit; None when it is fine."""
-    if version not in ("1.1", "1.0"):
-        return "Only HTTP/1.1 and HTTP/1.0 are spoken here."
-    if len(headers) > MAX_HEADERS or len(target) > MAX_TARGET_BYTES:
-        return "Too many headers, or the request target is too long."
-    names = [name for name, _ in headers]
-    if names.count(b"content-length") + names.count(b"transfer-encoding") > 1:
-        return "The length of the body is ambiguous."
-    if names.count(b"host") > 1:
-        return "More than one Host header."
-    for name, value in headers:
-        if name == b"transfer-encoding" and (value.strip().lower() != b"chunked" or version == "1.0"):
-            return "Only chunked is understood as a transfer encoding."
-    return None
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -288,12 +295,21 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 
 class _QuietServer(uvicorn.Server):
-    """A uvicorn server that leaves signals to whoever runs the loop."""
+    """A uvicorn server that leaves signals to whoever runs the loop, and waits for no client without an end."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Nothing: the owner of the process decides."""
         yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second: every tenth time, look for clients that take too long."""
+        if counter % 10 == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, RelayProtocol):
+                    connection.judge(now)
+        return await super().on_tick(counter)
 
 
 def make_server(app: Any, *, grace_s: float = 30.0) -> uvicorn.Server:

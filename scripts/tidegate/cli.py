@@ -78,7 +78,7 @@ def status() -> None:
         if not ours:  # also not one that somebody started with `serve run`
             console.print("nothing runs here; `tidegate up` starts it")
             raise typer.Exit(1) from None
-        console.print(f"no router answers yet: {error}", markup=False, highlight=False)
+        console.print(f"no router answers yet: {error}", markup=False, highlight=False, soft_wrap=True)
     if ours and run is not None:
         render.print_processes(console, home, ours)
 

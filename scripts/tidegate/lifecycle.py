@@ -25,6 +25,7 @@ from tidegate.waiting import Waiting, last_lines, latest_line, newest_log, waiti
 
 QUESTION = "What is the capital of France?"
 _POLL_S = 0.5
+_END_UP_S = 45.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -65,15 +66,42 @@ def up(home: Home, options: UpOptions, console: Console) -> int:
 
 
 def down(home: Home, console: Console) -> int:
-    """End everything `up` started, also when that `up` was killed.
+    """End everything `up` started, also when that `up` was killed or is still at work.
 
     Returns:
         How many processes were ended.
     """
     with waiting(console, "stopping") as line:
-        count = processes.stop_all(home.tag, report=lambda left: line.update(f"stopping, {left} processes left"))
+        count = _end_the_other_up(home)
+        count += processes.stop_all(home.tag, report=lambda left: line.update(f"stopping, {left} processes left"))
     home.run_file.unlink(missing_ok=True)
     return count
+
+
+def _end_the_other_up(home: Home) -> int:
+    """End an `up` that is at work, as Ctrl-C would: else it might start the next thing after all had been ended.
+
+    Returns:
+        How many were ended: 0 or 1.
+    """
+    lock = home.state / "up.lock"
+    told = ""
+    deadline = time.monotonic() + _END_UP_S
+    while lock.exists() and time.monotonic() < deadline:
+        with lock.open() as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                holder = held.read().strip()
+        if holder == str(os.getpid()):
+            return 0
+        if holder and not told:
+            told = holder
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(int(holder), signal.SIGTERM)
+        time.sleep(_POLL_S)
+    return int(bool(told))
 
 
 def running(home: Home) -> client.Endpoint | None:
@@ -114,7 +142,7 @@ def _start(home: Home, options: UpOptions, console: Console) -> int:
     effective = read_effective(options.config_file, options.overrides)
     config = effective.config
     served = str(write_effective(home, effective))
-    run = Run(processes.new_run_id(home), served, config.listen.port, config.admin.port, starter=os.getpid())
+    run = Run(processes.new_run_id(home), served, config.listen.port, config.admin.port)
     environment = child_environment(home, run.run_id)
     processes.save_run(home, run)
     try:
@@ -227,11 +255,14 @@ def _run(what: str, command: Sequence[str], environment: Mapping[str, str], home
 @contextlib.contextmanager
 def _one_at_a_time(home: Home) -> Iterator[None]:
     make_private(home.state)
-    with (home.state / "up.lock").open("w") as lock:
+    with (home.state / "up.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UpFailed("another `tidegate up` is at work here; wait for it, or end it with `tidegate down`") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
 
 

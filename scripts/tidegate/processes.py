@@ -28,8 +28,6 @@ class Run:
     port: int
     admin_port: int
     ray_address: str = ""
-    starter: int = 0
-    """Process id of the `up` that made it."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from tidegate import processes
+from rich.console import Console
+from tidegate import lifecycle, processes
 from tidegate.home import RUN_ID, Home
 
 # A parent with a child in a session of its own, an orphan that was forked off twice, and one that ignores SIGTERM.
@@ -100,3 +102,20 @@ def test_the_run_file_survives_a_round_trip_and_rubbish_is_no_run(home: Home) ->
     for rubbish in ("", "{", "[]", '{"run_id": 1, "unknown": 2}'):
         home.run_file.write_text(rubbish)
         assert processes.load_run(home) is None
+
+
+def test_down_ends_an_up_that_is_at_work_and_waits_for_it(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    (tmp_path / ".tidegate").mkdir()
+    program = (
+        "import fcntl, os, signal, sys, time\n"
+        f"lock = open({str(tmp_path / '.tidegate' / 'up.lock')!r}, 'a+')\n"
+        "fcntl.flock(lock, fcntl.LOCK_EX); lock.write(str(os.getpid())); lock.flush()\n"
+        "def end(*_): time.sleep(1); sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, end); print('held', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        assert lifecycle.down(home, Console(quiet=True)) == 1
+        assert other.wait(1) == 130
+    assert lifecycle.down(home, Console(quiet=True)) == 0

@@ -60,3 +60,14 @@ def test_an_old_python_is_refused_in_words(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Python 3.11, 3.12 or 3.13; found: Python 3.9.2" in done.stderr
     assert sys.version_info >= (3, 11)
+
+
+def test_a_signal_while_a_step_is_started_waits_until_it_can_be_ended() -> None:
+    interruptions = quickstart.Interruptions()
+    done = []
+    with pytest.raises(KeyboardInterrupt), interruptions.held():
+        interruptions.receive(2, None)
+        done.append("started")
+    assert done == ["started"]
+    with pytest.raises(KeyboardInterrupt):
+        interruptions.receive(2, None)

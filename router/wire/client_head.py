@@ -1,0 +1,84 @@
+"""A client's header block: collected until it is whole, and refused unless it is sound.
+
+The parser behind it only ever sees whole blocks. So it cannot be led to read one half in another way than the checks did,
+and a client may send its header lines one by one.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_HEADER_BYTES = 16 * 1024
+MAX_HEADERS = 100
+MAX_TARGET_BYTES = 4 * 1024
+_END = b"\r\n\r\n"
+_BARE_LINE_ENDING = re.compile(rb"(?<!\r)\n|\r(?!\n)")
+_UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
+
+
+class BadHead(Exception):
+    """The header block is refused; the text is for the client."""
+
+
+class HeadCollector:
+    """Collects the pieces of header blocks, one block after the other."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+
+    @property
+    def waiting(self) -> bool:
+        """True while a block has begun and is not whole."""
+        return bool(self._kept)
+
+    def collect(self, data: bytes) -> bytes | None:
+        """The whole block with whatever followed it; None while more of it is to come.
+
+        An offer to upgrade the protocol is renamed, which declines it (RFC 9110, section 7.8): to the parser it would mean
+        that no body follows, and then the body would be read as a second request.
+
+        Raises:
+            BadHead: it is too large, no HTTP, or has a bare CR or LF.
+        """
+        kept = self._kept
+        searched = max(0, len(kept) - len(_END) + 1)
+        kept += data
+        if kept.startswith((b"\r", b"\n")):  # RFC 9112, section 2.2: empty lines before a request are ignored
+            kept[:] = kept.lstrip(b"\r\n")
+            searched = 0
+        if not kept:
+            return None
+        end = kept.find(_END, searched)
+        if not kept[:1].isalpha():
+            raise BadHead("This is not HTTP.")
+        if (end if end >= 0 else len(kept)) > MAX_HEADER_BYTES + MAX_TARGET_BYTES:
+            raise BadHead("The header block is too large.")
+        stop = end if end >= 0 else len(kept) - kept.endswith(b"\r")
+        if _BARE_LINE_ENDING.search(kept, max(0, searched - 1), stop):
+            raise BadHead("The header block has a bare CR or LF.")
+        if end < 0:
+            return None
+        whole = bytes(kept)
+        kept.clear()
+        if _UPGRADE.search(whole, 0, end):
+            whole = _UPGRADE.sub(b"\r\nx-declined-upgrade", whole[:end]) + whole[end:]
+        return whole
+
+
+def framing_problem(version: str, headers: list[tuple[bytes, bytes]], target: bytes) -> str | None:
+    """Why a header block is ambiguous (RFC 9112, sections 3.2, 6.1 and 6.3) or over a limit; None when it is fine."""
+    if version not in ("1.1", "1.0"):
+        return "Only HTTP/1.1 and HTTP/1.0 are understood here."
+    if len(headers) > MAX_HEADERS or len(target) > MAX_TARGET_BYTES:
+        return "Too many headers, or the request target is too long."
+    names = [name for name, _ in headers]
+    if names.count(b"content-length") + names.count(b"transfer-encoding") > 1:
+        return "The length of the body is ambiguous."
+    if names.count(b"host") > 1:
+        return "More than one Host header."
+    for name, value in headers:
+        if name == b"transfer-encoding" and (value.strip().lower() != b"chunked" or version == "1.0"):
+            return "Only chunked is understood as a transfer encoding."
+    return None
