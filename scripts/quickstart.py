@@ -173,8 +173,9 @@ class Progress:
         if not self._terminal and elapsed - self._printed < (15 if self._printed else 5):
             return
         self._printed = elapsed
-        width = shutil.get_terminal_size((120, 20)).columns - 1
-        line = f"  {self._what} ... {elapsed:.0f} s{f'  {detail}' if detail else ''}"[:width]
+        line = f"  {self._what} ... {elapsed:.0f} s{f'  {detail}' if detail else ''}"[
+            : shutil.get_terminal_size((120, 20)).columns - 1
+        ]
         sys.stderr.write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
         sys.stderr.flush()
 
@@ -190,7 +191,7 @@ class Interruptions:
 
     _held = _pending = False
 
-    def receive(self, _number: int, _frame: object) -> None:
+    def receive(self, *_: object) -> None:
         """The signal handler."""
         self._pending = True
         if not self._held:
@@ -231,8 +232,10 @@ def run_step(what: str, command: Sequence[str], next_step: str) -> None:
         process = None
         try:
             with interruptions.held():
-                streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
-                process = subprocess.Popen(command, cwd=ROOT, env=child_environment(), start_new_session=True, **streams)
+                process = subprocess.Popen(
+                    command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT,
+                    env=child_environment(), start_new_session=True,
+                )  # fmt: skip
             while process.poll() is None:
                 progress.show(last_line(log))
                 time.sleep(0.2)
@@ -260,11 +263,10 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 def pip_setting(python: Path, name: str) -> str:
     """A setting of pip (from its files or environment) that uv does not read by itself; empty when not set."""
-    names = (f":env:.{name}", f"install.{name}", f"global.{name}")
     command = [str(python), "-m", "pip", "config", "list"]
     listing = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False).stdout
     values = dict(line.split("=", 1) for line in listing.splitlines() if "=" in line)
-    return next((values[key].strip("'\"") for key in names if key in values), "")
+    return next((values[key].strip("'\"") for key in (f":env:.{name}", f"install.{name}", f"global.{name}") if key in values), "")
 
 
 def index_options(python: Path, engine: str) -> list[str]:
@@ -389,12 +391,9 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         print(f"quickstart: {error}\n  Next step: make sure {ROOT} can be written to and has space left.", file=sys.stderr)
         return 1
-    sys.stderr.flush()
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
-    environment = child_environment()
-    environment.setdefault("TIDEGATE_HOME", str(ROOT))
-    os.execve(command[0], command, environment)
+    os.execve(command[0], command, {"TIDEGATE_HOME": str(ROOT), **child_environment()})
     return 0
 
 
