@@ -15,9 +15,8 @@ SOUND = b"RIFF\x00\r\n--x\r\n\r\n--xy\xff" * 50
 
 
 def part(disposition: bytes, content: bytes, *headers: bytes) -> bytes:
-    return b"".join(
-        (b"--xx\r\n", b"\r\n".join((b"Content-Disposition: " + disposition, *headers)), b"\r\n\r\n", content, b"\r\n")
-    )
+    head = b"\r\n".join((b"Content-Disposition: " + disposition, *headers))
+    return b"--xx\r\n" + head + b"\r\n\r\n" + content + b"\r\n"
 
 
 MODEL = part(b'form-data; name="model"', b"m")
