@@ -1,4 +1,4 @@
-"""One real vLLM, asked directly and through the router: the same answers; and the client libraries people use, at their strictest."""
+"""One real vLLM, asked directly and through the router: the same answers. And the client libraries people use."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from tests.live.answers import folded, normalise
 from tests.live.conformance_cases import ENGINE_MODEL, FAMILIES, Case, cases
 from tests.live.cut_model import cut_model
-from tests.live.plain_stack import KEY, Stack, normalise, open_engine, open_router
+from tests.live.plain_stack import KEY, Stack, open_engine, open_router
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 HERE = Path(__file__).parent
 JSON = {"content-type": "application/json"}
 CONTRACT = ("x-request-id", "x-tidegate-model", "x-tidegate-target", "x-tidegate-zone", "x-tidegate-reason")
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 5}
+# The helpers that collect a stream refuse one that ended for length, so this one ends by itself.
+FINISHED: dict[str, Any] = {**ASK, "max_tokens": 16, "extra_body": {"structured_outputs": {"choice": ["Paris"]}}}
 LONG = pytest.mark.skipif(os.environ.get("TIDEGATE_LONG_TESTS") != "1", reason="TIDEGATE_LONG_TESTS=1 runs it (minutes)")
 
 
@@ -56,19 +59,16 @@ def test_there_are_enough_of_them():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_answer_through_the_router_is_the_engines_own(stack: Stack, family: str):
     different: list[str] = []
-    asked_again = 0
     with stack.client(stack.engine) as direct, stack.client(stack.router) as routed:
         for case in cases(family):
             own, through = ask_both(direct, routed, case)
-            if own != through and case.body.get("stream"):
-                # An engine that is behind puts two tokens into one event, on either way; so once more, and few of these.
-                asked_again += 1
-                own, through = ask_both(direct, routed, case)
-            if own != through:
-                different.append(f"{case.path} {case.body}\n  direct: {own}\n  routed: {through}")
             assert (own[0] == 200) == (family != "refused"), f"{case.path} {case.body}: {own}"
+            if own == through:
+                continue
+            streamed = own[:2] == through[:2] and own[1].startswith("text/event-stream")
+            if not streamed or folded(own[2]) != folded(through[2]):
+                different.append(f"{case.path} {case.body}\n  direct: {own}\n  routed: {through}")
     assert not different, "\n".join(different)
-    assert asked_again <= 3
 
 
 def test_what_the_router_decides_itself_comes_in_the_same_envelope(stack: Stack):
@@ -112,9 +112,9 @@ def test_the_openai_sdk_at_its_strictest(stack: Stack):
     assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == text
     assert parts[-1].usage == answer.usage.model_copy(update=parts[-1].usage.model_dump(exclude_unset=True))
     assert all(part.choices for part in chat.create(model="auto", **ASK, stream=True))
-    with chat.stream(model="small", **ASK) as stream:
+    with chat.stream(model="small", **FINISHED) as stream:
         kinds = [event.type for event in stream]
-        assert stream.get_final_completion().choices[0].message.content == text
+        assert stream.get_final_completion().choices[0].message.content == "Paris"
     assert kinds[-1] == "content.done" and "content.delta" in kinds
     raw = chat.with_raw_response.create(model=ENGINE_MODEL, **ASK)
     assert raw.headers["x-tidegate-target"] == "plain" and raw.parse().choices[0].message.content == text
@@ -139,8 +139,8 @@ async def test_the_async_openai_sdk_at_its_strictest(stack: Stack):
         assert all(answer.choices[0].finish_reason == "length" for answer in answers)
         async with await chat.create(model="auto", **ASK, stream=True) as parts:
             assert len([part async for part in parts]) >= 5
-        async with chat.stream(model="auto", **ASK) as stream:
-            assert (await stream.get_final_completion()).choices[0].message.content
+        async with chat.stream(model="auto", **FINISHED) as stream:
+            assert (await stream.get_final_completion()).choices[0].message.content == "Paris"
         async with client.responses.stream(model="auto", input="Hello", max_output_tokens=5) as events:
             assert [event.type async for event in events][-1] in ("response.completed", "response.incomplete")
         with pytest.raises(openai.LengthFinishReasonError):
@@ -149,7 +149,13 @@ async def test_the_async_openai_sdk_at_its_strictest(stack: Stack):
 
 def test_the_anthropic_sdk(stack: Stack):
     client = anthropic.Anthropic(base_url=stack.router, api_key=KEY, max_retries=0, _strict_response_validation=True)
-    ask: Any = {**ASK, "model": "auto", "system": "Be brief."}
+    ask: Any = {
+        "model": "auto",
+        "system": "Be brief.",
+        "messages": ASK["messages"],
+        "max_tokens": 5,
+        "extra_body": {"temperature": 0},
+    }
     answer = client.messages.create(**ask)
     assert answer.stop_reason == "max_tokens" and answer.usage.output_tokens == 5
     with client.messages.stream(**ask) as stream:
@@ -158,7 +164,7 @@ def test_the_anthropic_sdk(stack: Stack):
     counted = client.messages.count_tokens(model="auto", messages=ASK["messages"], system="Be brief.")
     assert counted.input_tokens == answer.usage.input_tokens
     with pytest.raises(anthropic.BadRequestError):
-        client.messages.create(**{**ask, "max_tokens": 100_000})
+        client.messages.create(**{**ask, "max_tokens": 5000})
     with pytest.raises(anthropic.NotFoundError):
         client.messages.create(**{**ask, "model": "gpt-9"})
     with pytest.raises(anthropic.AuthenticationError):

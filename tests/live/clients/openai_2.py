@@ -6,6 +6,7 @@ import os
 import openai
 
 ASK = {"model": "auto", "messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 5}
+FINISHED = {**ASK, "max_tokens": 16, "extra_body": {"structured_outputs": {"choice": ["Paris"]}}}
 OPTIONS = {"base_url": os.environ["TIDEGATE_URL"], "api_key": os.environ["TIDEGATE_KEY"], "max_retries": 0}
 
 
@@ -16,8 +17,8 @@ def main() -> None:
     text = client.chat.completions.create(**ASK).choices[0].message.content
     parts = client.chat.completions.create(**ASK, stream=True)
     assert "".join(part.choices[0].delta.content or "" for part in parts) == text
-    with client.chat.completions.stream(**ASK) as stream:
-        assert stream.get_final_completion().choices[0].message.content == text
+    with client.chat.completions.stream(**FINISHED) as stream:
+        assert stream.get_final_completion().choices[0].message.content == "Paris"
     assert client.chat.completions.with_raw_response.create(**ASK).headers["x-tidegate-target"] == "plain"
     assert "auto" in [model.id for model in client.models.list()]
     assert client.responses.create(model="auto", input="Hello", max_output_tokens=5).usage.output_tokens == 5
