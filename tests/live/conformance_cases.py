@@ -197,14 +197,9 @@ def _tool_conversation() -> list[dict[str, Any]]:
 
 
 def _streaming(rng: random.Random) -> dict[str, Any]:
-    usage = rng.choice(
-        [
-            {},
-            {"stream_options": {"include_usage": True}},
-            {"stream_options": {"include_usage": True, "continuous_usage_stats": True}},
-        ]
-    )
-    return {"stream": True, **usage}
+    every_event = {"include_usage": True, "continuous_usage_stats": True}
+    usage = rng.choice([None, {"include_usage": True}, every_event, {"include_usage": False}])
+    return {"stream": True} if usage is None else {"stream": True, "stream_options": usage}
 
 
 def _chat(rng: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:

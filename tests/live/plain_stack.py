@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -105,27 +104,3 @@ def _ready(base: str) -> bool:
     with contextlib.suppress(httpx.HTTPError):
         return httpx.get(f"{base}/readyz", timeout=5, trust_env=False).status_code == 200
     return False
-
-
-_NAMED = re.compile(r'"((?:id|item_id|response_id|call_id|request_id|tool_call_id|tool_use_id))":\s?"([^"]+)"')
-_TIMES = re.compile(r'"(created|created_at|completed_at)":\s?\d+(\.\d+)?')
-_CHOICE = re.compile(r'"choices":\[\{"index":(\d+)')
-
-
-def normalise(text: str) -> str:
-    """An answer with every generated id as a number in order of appearance and without clock times; nothing else changes.
-
-    The choices of one stream (`n`, several prompts) come in whatever order the engine's tasks were woken, so the events are
-    put in the order of the choices; those of one choice keep theirs.
-    """
-    seen: dict[str, int] = {}
-    text = _NAMED.sub(lambda m: f'"{m[1]}":"#{seen.setdefault(m[2], len(seen))}"', text)
-    text = _TIMES.sub(r'"\1":0', text)
-    if not text.startswith("data: "):
-        return text
-    events = text.split("\n\n")
-    places = [i for i, event in enumerate(events) if _CHOICE.search(event)]
-    ordered = sorted((events[i] for i in places), key=lambda event: int(_CHOICE.search(event)[1]))  # type: ignore[index]
-    for place, event in zip(places, ordered, strict=True):
-        events[place] = event
-    return "\n\n".join(events)

@@ -70,8 +70,9 @@ class SimulatedEngine:
                 head = await reader.readuntil(b"\r\n\r\n")
                 lines = head.decode("latin-1").split("\r\n")
                 headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
-                body = json.loads(await reader.readexactly(int(headers["content-length"])))
-                self.requests.append({"line": lines[0], "headers": headers, "body": body})
+                raw = await reader.readexactly(int(headers["content-length"]))
+                body = json.loads(raw) if headers["content-type"] == "application/json" else {}
+                self.requests.append({"line": lines[0], "headers": headers, "body": body, "raw": raw})
                 if not await self._behave(self._wish(body), reader, writer):
                     break
         writer.close()

@@ -1,0 +1,216 @@
+"""One real vLLM, asked directly and through the router: the same answers. And the client libraries people use."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+from pydantic import BaseModel
+
+from tests.live.answers import folded, normalise
+from tests.live.conformance_cases import ENGINE_MODEL, FAMILIES, Case, cases
+from tests.live.cut_model import cut_model
+from tests.live.plain_stack import KEY, Stack, open_engine, open_router
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
+HERE = Path(__file__).parent
+JSON = {"content-type": "application/json"}
+CONTRACT = ("x-request-id", "x-tidegate-model", "x-tidegate-target", "x-tidegate-zone", "x-tidegate-reason")
+ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 5}
+# The helpers that collect a stream refuse one that ended for length, so this one ends by itself.
+FINISHED: dict[str, Any] = {**ASK, "max_tokens": 16, "extra_body": {"structured_outputs": {"choice": ["Paris"]}}}
+LONG = pytest.mark.skipif(os.environ.get("TIDEGATE_LONG_TESTS") != "1", reason="TIDEGATE_LONG_TESTS=1 runs it (minutes)")
+
+
+@pytest.fixture(scope="module")
+def stack(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The engine serves a few layers of the model: what is tested is the surface, and it answers several times faster."""
+    folder = tmp_path_factory.mktemp("conformance")
+    with open_engine(cut_model(model_dir, folder / ENGINE_MODEL), folder) as engine, open_router(engine, folder) as stack:
+        yield stack
+
+
+# --- the same answers ------------------------------------------------------------------------------------------------
+
+
+def ask_both(direct: httpx.Client, routed: httpx.Client, case: Case) -> list[tuple[int, str, str]]:
+    """Status, content type and normalised body: of the engine itself, and through the router."""
+    answers = [
+        direct.post(case.path, content=case.encode(ENGINE_MODEL), headers=JSON),
+        routed.post(case.path, content=case.encode(case.routed_model), headers=JSON),
+    ]
+    assert all(name in answers[1].headers for name in CONTRACT)
+    return [(answer.status_code, answer.headers["content-type"], normalise(answer.text)) for answer in answers]
+
+
+def test_there_are_enough_of_them():
+    assert sum(len(cases(family)) for family in FAMILIES) >= 200
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_through_the_router_is_the_engines_own(stack: Stack, family: str):
+    different: list[str] = []
+    with stack.client(stack.engine) as direct, stack.client(stack.router) as routed:
+        for case in cases(family):
+            own, through = ask_both(direct, routed, case)
+            assert (own[0] == 200) == (family != "refused"), f"{case.path} {case.body}: {own}"
+            if own == through:
+                continue
+            streamed = own[:2] == through[:2] and own[1].startswith("text/event-stream")
+            if not streamed or folded(own[2]) != folded(through[2]):
+                different.append(f"{case.path} {case.body}\n  direct: {own}\n  routed: {through}")
+    assert not different, "\n".join(different)
+
+
+def test_what_the_router_decides_itself_comes_in_the_same_envelope(stack: Stack):
+    chat = "/v1/chat/completions"
+    twice = b'{"model": "smollm2", "model": "x", "messages": []}'
+    deep = b'{"model": "smollm2", "messages": ' + b"[" * 100 + b"]" * 100 + b"}"
+    with stack.client(stack.router) as routed:
+        refused = [
+            (routed.post(chat, json={**ASK, "model": "gpt-9"}), 404, "model_not_found"),
+            (routed.post(chat, json=ASK), 400, "invalid_request"),
+            (routed.post(chat, content=b"{", headers=JSON), 400, "invalid_request"),
+            (routed.post(chat, content=twice, headers=JSON), 400, "invalid_request"),
+            (routed.post(chat, content=deep, headers=JSON), 400, "invalid_request"),
+            (routed.post(chat, content=b'{"model": "smollm2", "top_p": NaN}', headers=JSON), 400, "invalid_request"),
+            (routed.get(chat), 405, "invalid_request"),
+            (routed.post("/v1/embeddings", json={"model": ENGINE_MODEL, "input": "x"}), 404, "model_not_found"),
+            (routed.post("/v1/no-such-thing", json={}), 404, "invalid_request"),
+            (
+                routed.post(chat, json={**ASK, "model": ENGINE_MODEL}, headers={"authorization": "Bearer x"}),
+                401,
+                "invalid_api_key",
+            ),
+        ]
+        for response, status, code in refused:
+            error = response.json()["error"]
+            assert (response.status_code, error["code"]) == (status, code)
+            assert set(error) == {"message", "type", "param", "code"} and all(name in response.headers for name in CONTRACT)
+        assert {"auto", "small", ENGINE_MODEL} <= {card["id"] for card in routed.get("/v1/models").json()["data"]}
+
+
+# --- client libraries ------------------------------------------------------------------------------------------------
+
+
+def test_the_openai_sdk_at_its_strictest(stack: Stack):
+    client = openai.OpenAI(base_url=f"{stack.router}/v1", api_key=KEY, max_retries=0, _strict_response_validation=True)
+    chat = client.chat.completions
+    answer = chat.create(model="auto", **ASK, logprobs=True, top_logprobs=2)
+    text = answer.choices[0].message.content
+    assert answer.usage and answer.usage.completion_tokens == 5 and answer.choices[0].logprobs
+    parts = list(chat.create(model="auto", **ASK, stream=True, stream_options={"include_usage": True}))
+    assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == text
+    assert parts[-1].usage == answer.usage.model_copy(update=parts[-1].usage.model_dump(exclude_unset=True))
+    assert all(part.choices for part in chat.create(model="auto", **ASK, stream=True))
+    with chat.stream(model="small", **FINISHED) as stream:
+        kinds = [event.type for event in stream]
+        assert stream.get_final_completion().choices[0].message.content == "Paris"
+    assert kinds[-1] == "content.done" and "content.delta" in kinds
+    raw = chat.with_raw_response.create(model=ENGINE_MODEL, **ASK)
+    assert raw.headers["x-tidegate-target"] == "plain" and raw.parse().choices[0].message.content == text
+    assert raw.request_id == raw.headers["x-request-id"]
+    completion = client.completions.create(model=ENGINE_MODEL, prompt=["a", "b"], temperature=0, max_tokens=3, logprobs=1)
+    assert len(completion.choices) == 2
+    response = client.responses.create(model="auto", input="Hello", instructions="Be brief.", max_output_tokens=5)
+    assert response.usage and response.usage.output_tokens == 5
+    assert ENGINE_MODEL in [model.id for model in client.models.list()]
+    assert client.models.retrieve("auto").id == "auto"
+
+
+class _Person(BaseModel):
+    name: str
+
+
+async def test_the_async_openai_sdk_at_its_strictest(stack: Stack):
+    options: Any = {"base_url": f"{stack.router}/v1", "api_key": KEY, "max_retries": 0, "_strict_response_validation": True}
+    async with openai.AsyncOpenAI(**options) as client:
+        chat = client.chat.completions
+        answers = await asyncio.gather(*(chat.create(model="auto", **ASK) for _ in range(4)))
+        assert all(answer.choices[0].finish_reason == "length" for answer in answers)
+        async with await chat.create(model="auto", **ASK, stream=True) as parts:
+            assert len([part async for part in parts]) >= 5
+        async with chat.stream(model="auto", **FINISHED) as stream:
+            assert (await stream.get_final_completion()).choices[0].message.content == "Paris"
+        async with client.responses.stream(model="auto", input="Hello", max_output_tokens=5) as events:
+            assert [event.type async for event in events][-1] in ("response.completed", "response.incomplete")
+        with pytest.raises(openai.LengthFinishReasonError):
+            await chat.parse(model="auto", **ASK, response_format=_Person)
+
+
+def test_the_anthropic_sdk(stack: Stack):
+    client = anthropic.Anthropic(base_url=stack.router, api_key=KEY, max_retries=0, _strict_response_validation=True)
+    ask: Any = {
+        "model": "auto",
+        "system": "Be brief.",
+        "messages": ASK["messages"],
+        "max_tokens": 5,
+        "extra_body": {"temperature": 0},
+    }
+    answer = client.messages.create(**ask)
+    assert answer.stop_reason == "max_tokens" and answer.usage.output_tokens == 5
+    with client.messages.stream(**ask) as stream:
+        assert "".join(stream.text_stream) == answer.content[0].text
+        assert stream.get_final_message().usage.output_tokens == 5
+    counted = client.messages.count_tokens(model="auto", messages=ASK["messages"], system="Be brief.")
+    assert counted.input_tokens == answer.usage.input_tokens
+    with pytest.raises(anthropic.BadRequestError):
+        client.messages.create(**{**ask, "max_tokens": 5000})
+    with pytest.raises(anthropic.NotFoundError):
+        client.messages.create(**{**ask, "model": "gpt-9"})
+    with pytest.raises(anthropic.AuthenticationError):
+        client.with_options(api_key="nobody").messages.create(**ask)
+
+
+def install(folder: Path, *packages: str) -> Path:
+    """Packages in a virtual environment of their own; skips the test where they cannot be had.
+
+    Returns:
+        The environment's Python.
+    """
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    done = subprocess.run([python, "-m", "pip", "install", "-q", *packages], capture_output=True, text=True, timeout=600)
+    if done.returncode:
+        pytest.skip(f"{', '.join(packages)} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    return python
+
+
+def run_with(python: Path, stack: Stack, *arguments: str) -> str:
+    """Run a program of this folder against the router; its output, once it ended with 0."""
+    names = {"TIDEGATE_URL": f"{stack.router}/v1", "TIDEGATE_KEY": KEY}
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | names
+    done = subprocess.run(
+        [python, *arguments], env=environment, cwd=HERE / "clients", capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_openai_sdk_of_the_major_version_before(stack: Stack, tmp_path: Path):
+    output = run_with(install(tmp_path / "venv", "openai>=2.54,<3"), stack, "openai_2.py")
+    assert output.startswith("openai 2.")
+
+
+def test_llama_index(stack: Stack, tmp_path: Path):
+    assert "llama-index ok" in run_with(install(tmp_path / "venv", "llama-index-llms-openai-like"), stack, "llama_index_smoke.py")
+
+
+@LONG
+def test_the_standard_tests_of_langchain(stack: Stack, tmp_path: Path):
+    python = install(tmp_path / "venv", "langchain-tests", "langchain-openai", "pytest-asyncio")
+    options = ["-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", "--rootdir", ".", "-rxXs"]
+    print(run_with(python, stack, "-m", "pytest", *options, "langchain_suite.py"))
+
+
+def test_last_nothing_of_the_prompts_is_in_the_routers_log(stack: Stack):
+    assert "capital" not in stack.log.read_text(encoding="utf-8")
