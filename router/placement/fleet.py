@@ -133,11 +133,16 @@ class Fleet:
         )
 
     def failed(self, incarnation: str, now: float) -> None:
-        """A target broke a connection or refused one: no work for a while, doubling with each failure in a row."""
+        """A target broke a connection or refused one: no work for a while, doubling with each failure in a row.
+
+        One crash breaks everything in flight: failures while the target is down are that same failure, not a row of them.
+        """
         index = self._index.get(incarnation)
         if index is None:
             return
         load = self._loads[index]
+        if now < load.down_until:
+            return
         pause = min(_MAX_DOWN_S, _BASE_DOWN_S * 2.0**load.failures)
         self._loads[index] = replace(load, failures=min(load.failures + 1, 10), down_until=now + pause)
 
