@@ -20,4 +20,4 @@ def model_dir() -> Path:
         from tidegate.models import prepare_default_model
     except ImportError:
         pytest.skip("no model: set TIDEGATE_TEST_MODEL to a directory with one")
-    return Path(prepare_default_model())
+    return Path(prepare_default_model(home()))
