@@ -190,7 +190,7 @@ class Interruptions:
 
     _held = _pending = False
 
-    def receive(self, _number: int, _frame: object) -> None:
+    def receive(self, *_: object) -> None:
         """The signal handler."""
         self._pending = True
         if not self._held:
@@ -231,8 +231,10 @@ def run_step(what: str, command: Sequence[str], next_step: str) -> None:
         process = None
         try:
             with interruptions.held():
-                streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
-                process = subprocess.Popen(command, cwd=ROOT, env=child_environment(), start_new_session=True, **streams)
+                process = subprocess.Popen(
+                    command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT,
+                    env=child_environment(), start_new_session=True,
+                )  # fmt: skip
             while process.poll() is None:
                 progress.show(last_line(log))
                 time.sleep(0.2)
@@ -392,9 +394,7 @@ def main(arguments: Sequence[str]) -> int:
     sys.stderr.flush()
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
-    environment = child_environment()
-    environment.setdefault("TIDEGATE_HOME", str(ROOT))
-    os.execve(command[0], command, environment)
+    os.execve(command[0], command, {"TIDEGATE_HOME": str(ROOT), **child_environment()})
     return 0
 
 
