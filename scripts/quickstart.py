@@ -173,8 +173,9 @@ class Progress:
         if not self._terminal and elapsed - self._printed < (15 if self._printed else 5):
             return
         self._printed = elapsed
-        width = shutil.get_terminal_size((120, 20)).columns - 1
-        line = f"  {self._what} ... {elapsed:.0f} s{f'  {detail}' if detail else ''}"[:width]
+        line = f"  {self._what} ... {elapsed:.0f} s{f'  {detail}' if detail else ''}"[
+            : shutil.get_terminal_size((120, 20)).columns - 1
+        ]
         sys.stderr.write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
         sys.stderr.flush()
 
@@ -262,11 +263,10 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 def pip_setting(python: Path, name: str) -> str:
     """A setting of pip (from its files or environment) that uv does not read by itself; empty when not set."""
-    names = (f":env:.{name}", f"install.{name}", f"global.{name}")
     command = [str(python), "-m", "pip", "config", "list"]
     listing = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False).stdout
     values = dict(line.split("=", 1) for line in listing.splitlines() if "=" in line)
-    return next((values[key].strip("'\"") for key in names if key in values), "")
+    return next((values[key].strip("'\"") for key in (f":env:.{name}", f"install.{name}", f"global.{name}") if key in values), "")
 
 
 def index_options(python: Path, engine: str) -> list[str]:
@@ -391,7 +391,6 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         print(f"quickstart: {error}\n  Next step: make sure {ROOT} can be written to and has space left.", file=sys.stderr)
         return 1
-    sys.stderr.flush()
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
     os.execve(command[0], command, {"TIDEGATE_HOME": str(ROOT), **child_environment()})
