@@ -137,11 +137,14 @@ class Fleet:
         """A target broke a connection or refused one. From the second time in a row on: no work for a while, doubling.
 
         Once is chance (a connection that timed out in the middle), and pausing the only target for it would refuse everybody.
+        One crash breaks everything in flight: failures while the target is paused are that same failure, not a row of them.
         """
         index = self._index.get(incarnation)
         if index is None:
             return
         load = self._loads[index]
+        if now < load.down_until:
+            return
         failures = min(load.failures + 1, 10)
         pause = min(_MAX_DOWN_S, _BASE_DOWN_S * 2.0 ** (failures - 2)) if failures > 1 else 0.0
         self._loads[index] = replace(load, failures=failures, down_until=now + pause)

@@ -80,11 +80,15 @@ def test_failures_pause_a_target_longer_each_time_and_success_ends_it():
     assert load(fleet).down_until <= NOW, "once is chance"
     fleet.failed(A.incarnation, NOW)
     first = load(fleet).down_until - NOW
-    fleet.failed(A.incarnation, NOW)
-    assert load(fleet).down_until - NOW == pytest.approx(2 * first)
+    fleet.failed(A.incarnation, NOW + first / 2)
+    assert load(fleet).down_until - NOW == first, "what broke in the same crash does not make it worse"
+    later = NOW + first
+    fleet.failed(A.incarnation, later)
+    assert load(fleet).down_until - later == pytest.approx(2 * first)
     for _ in range(20):
-        fleet.failed(A.incarnation, NOW)
-    assert load(fleet).down_until - NOW <= 30
+        later = load(fleet).down_until
+        fleet.failed(A.incarnation, later)
+    assert load(fleet).down_until - later <= 30
     fleet.end(fleet.book(A, 1, NOW), NOW, completed=True)
     assert load(fleet).down_until == 0 and load(fleet).failures == 0
 
