@@ -68,6 +68,7 @@ class Client:
         """Send the connection's events to `listener` (None: to nobody)."""
         self._protocol.listener = listener
         if listener is not None and self.gone:
+            self._cycle.disconnected = True  # Else uvicorn would miss an answer, and log that.
             listener.client_gone()
 
     def make_head(self, status: int, headers: bytes, *, close: bool = False) -> bytes:
@@ -86,6 +87,9 @@ class Client:
         self._cycle.response_started = True
         self._cycle.waiting_for_100_continue = False
         self.transport.write(data)
+        protocol = self._protocol
+        if protocol.flow.write_paused and protocol.listener is not None:
+            protocol.listener.client_paused()  # The buffer was full before: of that the transport says nothing again.
 
     def finish(self) -> None:
         """The last byte of the response has been written."""
