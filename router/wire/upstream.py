@@ -234,12 +234,12 @@ class Connection(asyncio.Protocol):
                     self._refuse(exchange, "the target's response head is too large")
                 return
             data = bytes(self._head[split + 4 :])
+            self._head.clear()
             self._in_head = False
         if exchange.done.done():
             return
         self._after_head += len(data)
-        small = len(data) < _SMALL or not exchange.chunked
-        tail = (exchange.tail + data)[-MAX_TAIL:] if small else data
+        tail = data if exchange.chunked and _SMALL <= len(data) <= MAX_TAIL else (exchange.tail + data[-MAX_TAIL:])[-MAX_TAIL:]
         if self._complete and not self._ends_here(exchange, tail):
             self._refuse(exchange, "the target sent more than one response")
             return
