@@ -90,6 +90,7 @@ class Engine(asyncio.Protocol):
             for _ in range(count):
                 self.transport.write(chunk(b"data: " + b"x" * 16_376 + b"\n\n"))
                 await self._can_write.wait()
+                await asyncio.sleep(0)
             self.transport.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         else:
             self.transport.write(SSE)

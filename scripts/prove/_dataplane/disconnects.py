@@ -1,0 +1,116 @@
+"""Clients that leave at random moments: the engine's connection is cut at once, and nothing of them stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import struct
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from _dataplane import routers
+from _dataplane.client import ask, request
+from _dataplane.engines import EngineProcess, engine_processes
+
+
+@dataclass
+class Result:
+    """What came of the clients that left."""
+
+    clients: int = 0
+    seen_by_engine: int = 0
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
+    worst_ms: float = 0.0
+    fds: tuple[int, int] = (0, 0)
+    violations: list[str] = field(default_factory=list)
+
+
+async def _leave(port: int, number: int, rng: random.Random, left: dict[str, float]) -> None:
+    """Ask, wait a random moment (perhaps read a little), leave by FIN or by RST."""
+    request_id = f"leave-{number:05d}"
+    wish = rng.choice(["sse 2000 50", "sse 2000 50", "hang", "json 2000 5", "flood 4000"])
+    body = {"model": "m", "stream": wish[0] in "sf", "messages": [{"role": "user", "content": wish}]}
+    data = request(body, routers.KEY, request_id)
+    plain = socket.socket()
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+    plain.connect(("127.0.0.1", port))
+    reader, writer = await asyncio.open_connection(sock=plain, limit=1 << 16)
+    whole = rng.random() > 0.1
+    writer.write(data if whole else data[: rng.randrange(1, len(data))])
+    end = time.monotonic() + rng.choice([0.0, 0.01, 0.1, 0.5]) + rng.random() * 0.2
+    while (rest := end - time.monotonic()) > 0:
+        if wish.startswith("flood"):  # It does not read: the router has stopped reading from the engine when it leaves.
+            await asyncio.sleep(rest)
+            break
+        try:
+            seen = await asyncio.wait_for(reader.read(4096), rest)
+            if not seen:
+                break
+        except TimeoutError:
+            break
+    left[request_id] = time.monotonic()
+    if rng.random() < 0.5:
+        raw = writer.get_extra_info("socket")
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+async def _settled(router: routers.Router, before: int) -> bool:
+    for _ in range(100):
+        if not await router.inflight() and router.fds() <= before:
+            return True
+        await asyncio.sleep(0.1)
+    return False
+
+
+def _delays(engines: list[EngineProcess], left: dict[str, float], result: Result) -> list[float]:
+    started, gone = set(), {}
+    for engine in engines:
+        for words in engine.events():
+            if words[0] == "start":
+                if words[1] in started:
+                    result.violations.append(f"{words[1]} reached an engine twice")
+                started.add(words[1])
+            else:
+                gone[words[1]] = float(words[2])
+    known = started & set(left)
+    for request_id in sorted(known - set(gone)):
+        result.violations.append(f"{request_id}: the engine never noticed")
+    return sorted(gone[name] - left[name] for name in known & set(gone))
+
+
+async def run(clients: int, seed: int = 1, *, apart: bool = True, at_once: int = 40) -> Result:
+    """Let `clients` ask and leave, `at_once` at a time."""
+    result, rng, left = Result(clients), random.Random(seed), {}
+    gate = asyncio.Semaphore(at_once)
+    open_router = routers.outside if apart else routers.inside
+    with tempfile.TemporaryDirectory(prefix="tidegate-prove-") as folder, engine_processes(2, Path(folder)) as engines:
+        config = routers.make_config({f"e{i}": (engine.port, "m") for i, engine in enumerate(engines)})
+        async with open_router(config) as router:
+            body = {"model": "m", "messages": [{"role": "user", "content": "json 3"}]}
+            await ask(router.port, request(body, routers.KEY, "warm-up-request"))
+            await asyncio.sleep(5)  # Idle connections to the engines go after 4 s.
+            before = router.fds()
+
+            async def one(number: int) -> None:
+                async with gate:
+                    await _leave(router.port, number, random.Random(rng.random()), left)
+
+            tasks = asyncio.all_tasks()
+            await asyncio.gather(*(one(i) for i in range(clients)))
+            if not await _settled(router, before):
+                result.violations.append(f"left over: {await router.inflight()} in the books, fds {before} -> {router.fds()}")
+            if router.inside is not None and (more := asyncio.all_tasks() - tasks):
+                result.violations.append(f"{len(more)} tasks are left over")
+            result.fds = (before, router.fds())
+        delays = _delays(engines, left, result)
+    result.seen_by_engine = len(delays)
+    if delays:
+        result.p50_ms, result.p99_ms, result.worst_ms = (1000 * delays[int(len(delays) * q)] for q in (0.5, 0.99, 0.999))
+    if result.p99_ms > 1000:
+        result.violations.append(f"p99 until the engine notices is {result.p99_ms:.0f} ms")
+    return result
