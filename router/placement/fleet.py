@@ -137,7 +137,7 @@ class Fleet:
         """A target broke a connection or refused one. From the second time in a row on: no work for a while, doubling.
 
         Once is chance (a connection that timed out in the middle), and pausing the only target for it would refuse everybody.
-        One crash breaks everything in flight: failures while the target is down are that same failure, not a row of them.
+        One crash breaks everything in flight: failures while the target is paused are that same failure, not a row of them.
         """
         index = self._index.get(incarnation)
         if index is None:

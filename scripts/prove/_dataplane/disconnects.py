@@ -32,7 +32,7 @@ class Result:
 async def _leave(port: int, number: int, rng: random.Random, left: dict[str, float]) -> None:
     """Ask, wait a random moment (perhaps read a little), leave by FIN or by RST."""
     request_id = f"leave-{number:05d}"
-    wish = rng.choice(["sse 2000 50", "sse 2000 50", "hang", "json 2000 5", "flood 4000"])
+    wish = rng.choice(["sse 2000 50"] * 4 + ["hang", "hang", "json 2000 5", "flood 4000"])
     body = {"model": "m", "stream": wish[0] in "sf", "messages": [{"role": "user", "content": wish}]}
     data = request(body, routers.KEY, request_id)
     plain = socket.socket()
@@ -61,9 +61,10 @@ async def _leave(port: int, number: int, rng: random.Random, left: dict[str, flo
 
 async def _settled(router: routers.Router, before: int) -> bool:
     for _ in range(100):
-        if not await router.inflight() and router.fds() <= before:
-            return True
+        books = await router.inflight()
         await asyncio.sleep(0.1)
+        if not books and router.fds() <= before:
+            return True
     return False
 
 

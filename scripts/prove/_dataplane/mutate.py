@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -24,7 +25,7 @@ class Case:
     def pieces(self) -> list[bytes]:
         """The bytes as they are sent."""
         edges = [0, *sorted(self.cuts), len(self.data)]
-        return [self.data[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+        return [self.data[a:b] for a, b in itertools.pairwise(edges) if a < b]
 
 
 def chunk(data: bytes) -> bytes:
@@ -199,8 +200,8 @@ def _odd_status(data: bytes, rng: random.Random) -> bytes:
 
 def _folded(data: bytes, rng: random.Random) -> bytes:
     at = data.index(b"\r\n") + 2
-    extra = rng.choice([b"x-a: b\r\n folded\r\n", b" leading: x\r\n", b"content-type: text/event-stream\r\n\tmore\r\n", b"x y: z\r\n",
-                        b"content-length : 3\r\n", b"no-colon\r\n", b": empty\r\n", b"x-a:\r\n \r\n"])  # fmt: skip
+    extra = rng.choice([b"x-a: b\r\n folded\r\n", b" leading: x\r\n", b"content-type: text/event-stream\r\n\tmore\r\n",
+                        b"x y: z\r\n", b"content-length : 3\r\n", b"no-colon\r\n", b": empty\r\n", b"x-a:\r\n \r\n"])  # fmt: skip
     return data[:at] + extra + data[at:]
 
 

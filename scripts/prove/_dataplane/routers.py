@@ -13,9 +13,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from _dataplane.client import ask
 from router.config import parse_config
@@ -74,7 +76,7 @@ class Router:
 
     def fds(self) -> int:
         """Open file descriptors."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
     async def inflight(self) -> float:
         """Requests in the router's books, by its own metrics."""
@@ -92,10 +94,6 @@ class Router:
 
 def replace_target(target: Target, incarnation: str) -> Target:
     """The same target under another incarnation."""
-    import msgspec
-
-    if isinstance(target, msgspec.Struct):
-        return msgspec.structs.replace(target, incarnation=incarnation)
     return replace(target, incarnation=incarnation)
 
 
@@ -125,8 +123,7 @@ async def outside(data: dict[str, Any]) -> AsyncIterator[Router]:
         )
         code = f"from pathlib import Path; from deployments.standalone import run; run(Path({str(path)!r}))"
         env = {**os.environ, "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'scripts'}", "TIDEGATE_HOME": folder}
-        with (Path(folder) / "log").open("wb") as log:
-            child = subprocess.Popen([sys.executable, "-c", code], env=env, cwd=folder, stdout=log, stderr=log)
+        child = _spawn(code, env, Path(folder))
         router = Router(data["listen"]["port"], data["admin"]["port"], child.pid)
         try:
             await _wait(router)
@@ -142,6 +139,11 @@ async def outside(data: dict[str, Any]) -> AsyncIterator[Router]:
                 child.wait(5)
             except subprocess.TimeoutExpired:
                 child.kill()
+
+
+def _spawn(code: str, env: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen([sys.executable, "-c", code], env=env, cwd=folder, stdout=log, stderr=log)
 
 
 async def _wait(router: Router) -> None:

@@ -168,7 +168,8 @@ def _pipelines() -> list[Item]:
         Item("leading line ends, bare lf", b"\r\n\r\nPOST /v1/chat/completions HTTP/1.1\nhost: x\n\n" + _second()),
         Item("upgrade", _head(b"connection: upgrade", b"upgrade: h2c", b"content-length: %d" % len(BODY)) + BODY + _second(),
              ((200, 400), (200,)), 2),
-        Item("close then second", _head(b"connection: close", b"content-length: %d" % len(BODY)) + BODY + _second(), ((200,),), 1),
+        Item("close then second", _head(b"connection: close", b"content-length: %d" % len(BODY)) + BODY + _second(),
+             ((200,),), 1),
     ]  # fmt: skip
     return items
 
@@ -247,13 +248,13 @@ async def attack(router: routers.Router, engine: ScriptedEngine, steps: tuple[in
     return result
 
 
-async def run(*, apart: bool = True) -> Result:
+async def run(*, apart: bool = True, steps: tuple[int, ...] = (0, 7)) -> Result:
     """The corpus against a router process (`apart`) or one in this process."""
     engine = ScriptedEngine()
     await engine.start()
     open_router = routers.outside if apart else routers.inside
     try:
         async with open_router(routers.make_config({"t": (engine.port, "m")})) as router:
-            return await attack(router, engine)
+            return await attack(router, engine, steps)
     finally:
         await engine.stop()

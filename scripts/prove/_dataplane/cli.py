@@ -1,0 +1,118 @@
+"""`scripts/prove/dataplane`: which proofs to run, how large, and one line of figures for each."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import uvloop
+
+from _dataplane import disconnects, kills, memory, slow, smuggle, streams
+
+Totals = dict[str, int]
+
+
+def _report(name: str, line: str, violations: list[str]) -> None:
+    print(f"{name:<12} {'ok  ' if not violations else 'FAIL'}  {line}", flush=True)
+    for violation in violations[:10]:
+        print(f"    {violation}")
+    if len(violations) > 10:
+        print(f"    and {len(violations) - 10} more")
+
+
+def _kills(args: argparse.Namespace, totals: Totals) -> None:
+    count = uvloop.run(kills.run(args.requests, args.period, args.seed))
+    twice = sum(number for times, number in count.executions.items() if times > 1)
+    outcomes = ", ".join(f"{number} {what}" for what, number in count.outcomes.most_common())
+    line = f"{args.requests} requests in {count.took_s:.0f} s, {count.kills} kills: {outcomes}; {twice} sent to a second engine"
+    _report("kills", line, count.violations)
+    for name in ("lost", "truncated", "doubled"):
+        totals[name] += getattr(count, name)
+    totals["wrong"] += len(count.violations) - count.lost - count.truncated - count.doubled
+
+
+def _streams(args: argparse.Namespace, totals: Totals) -> None:
+    tally, took = uvloop.run(streams.run(args.streams, args.seed, args.first))
+    outcomes = ", ".join(f"{number} {what}" for what, number in tally.outcomes.most_common())
+    refused = sum(tally.overstrict.values())
+    line = f"{args.streams} mutated responses at {args.streams / took:.0f}/s (seed {args.seed}): {outcomes}; "
+    _report("streams", line + f"{refused} whole ones refused ({', '.join(tally.overstrict) or 'none'})", tally.violations)
+    totals["wrong"] += len(tally.violations)
+
+
+def _requests(args: argparse.Namespace, totals: Totals) -> None:
+    result = uvloop.run(smuggle.run())
+    _report("requests", f"{result.count} ambiguous or smuggled requests: {result.refused} refused", result.violations)
+    totals["wrong"] += len(result.violations)
+
+
+def _disconnects(args: argparse.Namespace, totals: Totals) -> None:
+    result = uvloop.run(disconnects.run(args.clients, args.seed))
+    line = f"{result.clients} clients left, {result.seen_by_engine} of them with an engine at work: it noticed after "
+    line += f"{result.p50_ms:.1f} ms (p50), {result.p99_ms:.1f} ms (p99); fds {result.fds[0]} -> {result.fds[1]}"
+    _report("disconnects", line, result.violations)
+    totals["wrong"] += len(result.violations)
+
+
+def _slow(args: argparse.Namespace, totals: Totals) -> None:
+    result = uvloop.run(slow.run(args.slow_clients))
+    line = f"{result.clients} clients that read 1 B at a time or nothing: {result.per_client_kib:.0f} KiB each; others' latency "
+    line += f"p50 {result.loaded_ms[0]:.2f} ms, p99 {result.loaded_ms[1]:.2f} ms beside them, "
+    line += f"{result.unloaded_ms[0]:.2f} and {result.unloaded_ms[1]:.2f} ms without"
+    _report("slow", line, result.violations)
+    totals["wrong"] += len(result.violations)
+
+
+def _memory(args: argparse.Namespace, totals: Totals) -> None:
+    result = uvloop.run(memory.run(args.connections, args.live, args.minutes, args.seed))
+    rss = ", ".join(f"{what} {mib:.1f}" for what, mib in result.rss_mib.items())
+    line = f"{result.connections} idle connections, {result.live} live streams, {result.churned} churned: RSS in MiB {rss}; "
+    line += f"slope {result.slope_mib_per_h:+.1f} MiB/h, fds {result.fds[0]} -> {result.fds[1]}"
+    _report("memory", line, result.violations)
+    totals["wrong"] += len(result.violations)
+
+
+PROOFS: dict[str, Callable[[argparse.Namespace, Totals], Any]] = {
+    "streams": _streams,
+    "requests": _requests,
+    "kills": _kills,
+    "disconnects": _disconnects,
+    "slow": _slow,
+    "memory": _memory,
+}
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="scripts/prove/dataplane",
+        description="Fault proofs of the router against simulated engines. Without names: all but `memory`, which is long.",
+        epilog="The full figures: --requests 10000 --period 5 --streams 100000; memory --connections 10000 --live 1000.",
+    )
+    parser.add_argument("proofs", nargs="*", metavar="PROOF", help=", ".join(PROOFS))
+    parser.add_argument("--requests", type=int, default=2_000, help="kills: how many requests (default %(default)s)")
+    parser.add_argument("--period", type=float, default=2.0, help="kills: seconds between two kills (default %(default)s)")
+    parser.add_argument("--streams", type=int, default=5_000, help="streams: how many responses (default %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="streams: the number of the first (to see one case again)")
+    parser.add_argument("--clients", type=int, default=500, help="disconnects: how many clients (default %(default)s)")
+    parser.add_argument("--slow-clients", type=int, default=200, help="slow: how many (default %(default)s)")
+    parser.add_argument("--connections", type=int, default=2_000, help="memory: idle connections (default %(default)s)")
+    parser.add_argument("--live", type=int, default=200, help="memory: live streams (default %(default)s)")
+    parser.add_argument("--minutes", type=float, default=2.0, help="memory: how long to churn (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args(arguments)
+    if unknown := set(args.proofs) - set(PROOFS):
+        parser.error(f"there is no proof {', '.join(sorted(unknown))}; there are {', '.join(PROOFS)}")
+    return args
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the proofs; 1 when anything was violated."""
+    args = _parse(arguments)
+    totals: Totals = {"lost": 0, "truncated": 0, "doubled": 0, "wrong": 0}
+    started = time.monotonic()
+    for name in args.proofs or [name for name in PROOFS if name != "memory"]:
+        PROOFS[name](args, totals)
+    print(" ".join(f"{name}={number}" for name, number in totals.items()), f"in {time.monotonic() - started:.0f} s")
+    return 1 if any(totals.values()) else 0

@@ -1,0 +1,119 @@
+"""Small versions of `scripts/prove/dataplane`: mutated streams, the smuggling corpus, killed engines, leaving clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.router.conftest import KEY
+from tests.router.simulated_engine import JSON_ANSWER, STREAM_HEAD, answer, chunk, event
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
+
+from _dataplane import decoder, disconnects, kills, mutate, smuggle, streams
+
+
+def request(wish: str, *, version: str = "1.1", extra: str = "", indent: int | None = None, **more: object) -> bytes:
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": wish}], **more}, indent=indent).encode()
+    head = f"POST /v1/chat/completions HTTP/{version}\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n{extra}"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+async def test_no_mutated_response_reaches_a_client_as_a_success():
+    tally, _ = await streams.run(600, seed=11)
+    assert tally.violations == []
+    assert len(tally.outcomes) == 4 and sum(tally.outcomes.values()) == 600, "every outcome came up, and each case had one"
+
+
+async def test_the_smuggling_corpus_is_refused_once_and_nothing_extra_reaches_the_engine():
+    result = await smuggle.run(apart=False, steps=(0,))
+    assert result.violations == [] and result.refused > 70
+
+
+async def test_requests_survive_killed_engines():
+    count = await kills.run(300, 0.6, apart=False, workers=16)
+    assert count.violations == [] and count.kills
+    assert count.outcomes["stream whole"] and count.outcomes["json whole"]
+
+
+async def test_clients_that_leave_leave_nothing_behind():
+    result = await disconnects.run(60, apart=False, at_once=20)
+    assert result.violations == [] and result.seen_by_engine
+
+
+def test_the_oracle_itself_refuses_what_is_cut_or_ambiguous():
+    rng = mutate.random.Random(0)
+    for whole in (mutate.base_stream(rng), mutate.base_json(rng)):
+        assert decoder.decode(whole).complete and decoder.second_opinion(whole) == decoder.decode(whole).body
+        assert not any(decoder.decode(whole[:i]).complete for i in range(len(whole)))
+    assert decoder.decode(answer(b"{}", extra=b"transfer-encoding: chunked\r\n")).wrong
+    assert decoder.decode(answer(b"{}") + b"\r\n").rest == b"\r\n"
+
+
+async def test_an_http_1_0_client_sees_the_error_event_when_its_stream_breaks(door):
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(request("die-mid", version="1.0", stream=True))
+    answer = await reader.read()
+    assert b'"upstream_error"' in answer.split(b"\n\n")[-2] and b"[DONE]" not in answer
+
+
+async def test_an_http_1_0_client_sees_a_reset_when_its_json_answer_breaks(door):
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    writer.write(request("cut-json", version="1.0"))
+    with pytest.raises(ConnectionResetError):
+        await reader.read()
+
+
+async def test_a_head_may_be_split_at_any_byte_and_the_body_may_have_line_breaks(door):
+    data = request("hello", indent=1)
+    for cut in range(1, data.index(b"\r\n\r\n") + 6, 3):
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+        writer.write(data[:cut])
+        await asyncio.sleep(0.001)
+        writer.write(data[cut:])
+        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200"), f"cut after {cut} bytes"
+        writer.close()
+
+
+async def test_an_offer_to_upgrade_is_ignored_and_the_connection_stays_usable(door):
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    extra = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+    for _ in range(2):
+        writer.write(request("hello", extra=extra))
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert await reader.readexactly(len(JSON_ANSWER)) == JSON_ANSWER
+    writer.close()
+
+
+async def test_a_kept_alive_connection_that_breaks_in_the_head_leaves_no_header_behind(door):
+    engine, cut = door.engines["a"], iter([True])
+
+    async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        if next(cut, False):
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-type: text/html\r\nx")
+            return False
+        writer.write(STREAM_HEAD + chunk(event(0)) + b"0\r\n\r\n")
+        return True
+
+    assert (await door.chat("hello")).status_code == 200
+    engine._hello = once
+    response = await door.chat("hello", stream=True)
+    assert response.content == event(0)
+    assert "content-length" not in response.headers and response.headers["content-type"].startswith("text/event-stream")
+
+
+async def test_a_full_buffer_pauses_the_next_upstream_too(door):
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1 << 16)
+    writer.write(request("flood", stream=True) * 2)
+    await reader.readuntil(b"\r\n\r\n")
+    await asyncio.sleep(0.3)
+    assert len(door.engines["a"].requests) == 1 and door.engines["a"].sent < 20_000_000
+    while len(door.engines["a"].requests) == 1 or door.engines["a"].sent < 33_000_000:
+        await reader.read(1 << 18)
+    await asyncio.sleep(0.3)
+    assert door.engines["a"].sent < 52_000_000, "32 MB of the second answer were on offer"
+    writer.close()
