@@ -173,9 +173,8 @@ class Progress:
         if not self._terminal and elapsed - self._printed < (15 if self._printed else 5):
             return
         self._printed = elapsed
-        line = f"  {self._what} ... {elapsed:.0f} s{f'  {detail}' if detail else ''}"[
-            : shutil.get_terminal_size((120, 20)).columns - 1
-        ]
+        line = f"  {self._what} ... {elapsed:.0f} s{f'  {detail}' if detail else ''}"
+        line = line[: shutil.get_terminal_size((120, 20)).columns - 1]
         sys.stderr.write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
         sys.stderr.flush()
 
