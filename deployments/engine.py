@@ -231,6 +231,7 @@ def engine_application(config: Config, model: Model, replicas: Replicas, **deps:
         "graceful_shutdown_timeout_s": DRAIN_S + STOP_S,
         "max_constructor_retry_count": CONSTRUCTOR_TRIES,
         "max_ongoing_requests": 100,
+        "logging_config": {"enable_access_log": False},  # one line per `describe` would bury what matters
         **deps,
     }
     return serve.deployment(EngineReplica).options(**options).bind(engine_settings(config, model, replicas))

@@ -86,5 +86,6 @@ def router_application(
         "graceful_shutdown_timeout_s": GRACE_S + 10.0,
         "max_constructor_retry_count": 3,
         "max_ongoing_requests": 1000,
+        "logging_config": {"enable_access_log": False},  # one line per `describe` would bury what matters
     }
     return serve.deployment(RouterReplica).options(**options).bind(args, list(engines), egress)

@@ -53,8 +53,12 @@ def main(
     """Run the egress."""
     try:
         uvloop.run(serve_egress(load_file(config), host, port))
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         raise SystemExit(f"tidegate egress: {error}") from None
+    except OSError as error:
+        raise SystemExit(
+            f"tidegate egress: {error.strerror or error}. Next step: end what holds it, or choose another --port"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def egress_application(args: dict[str, Any]) -> serve.Application:
         "name": "egress",
         "num_replicas": 1,
         "ray_actor_options": {"num_cpus": 0.1},
+        "logging_config": {"enable_access_log": False},
         "health_check_period_s": 2.0,
         "health_check_timeout_s": 10.0,
         "graceful_shutdown_timeout_s": 40.0,

@@ -153,8 +153,10 @@ def router_command(
 
     try:
         standalone.run(config, port, admin_port)
-    except (ConfigError, OSError) as error:
+    except ConfigError as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.strerror or error}. Next step: end what holds it, or choose another --port or --admin-port")
 
 
 @keys_app.command("create")
