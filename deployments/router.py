@@ -63,6 +63,8 @@ class RouterReplica:
         return next((answer for answer in answers if isinstance(answer, dict)), None)
 
     async def __del__(self) -> None:
+        if not hasattr(self, "_watch"):  # the constructor failed; its error is what should be read, not one from here
+            return
         self._watch.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._watch

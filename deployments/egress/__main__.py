@@ -56,9 +56,7 @@ def main(
     except ConfigError as error:
         raise SystemExit(f"tidegate egress: {error}") from None
     except OSError as error:
-        raise SystemExit(
-            f"tidegate egress: {error.strerror or error}. Next step: end what holds it, or choose another --port"
-        ) from None
+        raise SystemExit(f"tidegate egress: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

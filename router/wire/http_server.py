@@ -293,7 +293,8 @@ def open_socket(host: str, port: int) -> socket.socket:
         listener.listen(4096)
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
+        step = "end what holds it, or choose another port"
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; next step: {step}") from None
     listener.setblocking(False)
     return listener
 

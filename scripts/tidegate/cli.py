@@ -156,7 +156,7 @@ def router_command(
     except ConfigError as error:
         _fail(str(error))
     except OSError as error:
-        _fail(f"{error.strerror or error}. Next step: end what holds it, or choose another --port or --admin-port")
+        _fail(error.strerror or str(error))
 
 
 @keys_app.command("create")
