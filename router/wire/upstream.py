@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import select
 import ssl
 from collections.abc import Callable
 from enum import Enum, auto
@@ -176,6 +177,7 @@ class Connection(asyncio.Protocol):
         self.exchange: Exchange | None = None
         self.idle_since = 0.0
         self._transport: asyncio.Transport | None = None
+        self._poll = select.poll()
         self._parser: Any = None
         self._head = bytearray()
         self._in_head = True
@@ -189,10 +191,16 @@ class Connection(asyncio.Protocol):
         """True while a new exchange may start on this connection."""
         return self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def silent(self) -> bool:
+        """True while nothing waits to be read. Between two exchanges that is bytes nobody asked for, or the end."""
+        return not self._poll.poll(0)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected."""
         # uvloop's transports have the interface but not the base class.
         self._transport = cast(asyncio.Transport, transport)
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def start(self, exchange: Exchange, request: bytes) -> None:
         """Send one request; the exchange's future tells how it ended."""
@@ -444,7 +452,7 @@ class Pool:
         oldest = self.now() - _IDLE_LIFETIME_S
         while idle:
             connection = idle.pop()
-            if connection.usable and connection.idle_since > oldest:
+            if connection.usable and connection.idle_since > oldest and connection.silent:
                 return connection
             connection.discard()
         return None

@@ -110,7 +110,7 @@ async def _lane(lane: int, router: routers.Router, engine: ScriptedEngine, indic
         del engine.cases[request_id]
         engine.again.pop(request_id, None)
         if not times:
-            tally.wrong(index, case, "it never reached the engine: the proof proves nothing")
+            tally.wrong(index, case, f"it never reached the engine ({got.body[:90] if got else None!r})")
         engine.bodies.pop(request_id, None)
         if not clean:
             router.renew(lane, index)
@@ -122,7 +122,7 @@ async def run(count: int, seed: int, first: int = 0) -> tuple[Tally, float]:
     engine, tally = ScriptedEngine(), Tally()
     await engine.start()
     targets = {f"t{lane}": (engine.port, f"m{lane}") for lane in range(LANES)}
-    config = routers.make_config(targets, timeouts={"first_byte_s": 1.0, "idle_s": 1.0})
+    config = routers.make_config(targets, timeouts={"connect_s": 20.0, "first_byte_s": 1.0, "idle_s": 1.0})
     started = time.monotonic()
     async with routers.inside(config) as router:
         lanes = (range(first + lane, first + count, LANES) for lane in range(LANES))
