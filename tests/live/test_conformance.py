@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ CONTRACT = ("x-request-id", "x-tidegate-model", "x-tidegate-target", "x-tidegate
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 5}
 # The helpers that collect a stream refuse one that ended for length, so this one ends by itself.
 FINISHED: dict[str, Any] = {**ASK, "max_tokens": 16, "extra_body": {"structured_outputs": {"choice": ["Paris"]}}}
+FRAMEWORKS = ("langchain-tests", "langchain-openai", "llama-index-llms-openai-like", "pytest-asyncio")
 LONG = pytest.mark.skipif(os.environ.get("TIDEGATE_LONG_TESTS") != "1", reason="TIDEGATE_LONG_TESTS=1 runs it (minutes)")
 
 
@@ -171,45 +173,43 @@ def test_the_anthropic_sdk(stack: Stack):
         client.with_options(api_key="nobody").messages.create(**ask)
 
 
-def install(folder: Path, *packages: str) -> Path:
-    """Packages in a virtual environment of their own; skips the test where they cannot be had.
-
-    Returns:
-        The environment's Python.
-    """
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+@pytest.fixture(scope="module")
+def client_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment with the frameworks in it, which need another `openai` than the project's."""
+    folder = tmp_path_factory.mktemp("clients") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
-    done = subprocess.run([python, "-m", "pip", "install", "-q", *packages], capture_output=True, text=True, timeout=600)
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    command = [uv, "pip", "install", "--python"] if uv else [sys.executable, "-m", "pip", "--python"]
+    done = subprocess.run([*command, python, *([] if uv else ["install"]), "-q", *FRAMEWORKS], capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(f"{', '.join(packages)} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+        pytest.skip(f"{', '.join(FRAMEWORKS)} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
     return python
 
 
-def run_with(python: Path, stack: Stack, *arguments: str) -> str:
-    """Run a program of this folder against the router; its output, once it ended with 0."""
-    names = {"TIDEGATE_URL": f"{stack.router}/v1", "TIDEGATE_KEY": KEY}
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | names
+def run_client(stack: Stack, python: Path | str, *arguments: str, path: str = "") -> str:
+    """Run a program of `clients` against the router; its output, once it ended with 0."""
+    names = {"TIDEGATE_URL": f"{stack.router}/v1", "TIDEGATE_KEY": KEY, "PYTHONPATH": path}
     done = subprocess.run(
-        [python, *arguments], env=environment, cwd=HERE / "clients", capture_output=True, text=True, timeout=600
+        [python, *arguments], env={**os.environ, **names}, cwd=HERE / "clients", capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_the_openai_sdk_of_the_major_version_before(stack: Stack, tmp_path: Path):
-    output = run_with(install(tmp_path / "venv", "openai>=2.54,<3"), stack, "openai_2.py")
-    assert output.startswith("openai 2.")
-
-
-def test_llama_index(stack: Stack, tmp_path: Path):
-    assert "llama-index ok" in run_with(install(tmp_path / "venv", "llama-index-llms-openai-like"), stack, "llama_index_smoke.py")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", str(tmp_path), "openai>=2.54,<3"], check=True)
+    assert run_client(stack, sys.executable, "openai_2.py", path=str(tmp_path)).startswith("openai 2.")
 
 
 @LONG
-def test_the_standard_tests_of_langchain(stack: Stack, tmp_path: Path):
-    python = install(tmp_path / "venv", "langchain-tests", "langchain-openai", "pytest-asyncio")
-    options = ["-q", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto", "--rootdir", ".", "-rxXs"]
-    print(run_with(python, stack, "-m", "pytest", *options, "langchain_suite.py"))
+def test_llama_index(stack: Stack, client_python: Path):
+    assert "llama-index ok" in run_client(stack, client_python, "llama_index_smoke.py")
+
+
+@LONG
+def test_the_standard_tests_of_langchain(stack: Stack, client_python: Path):
+    print(run_client(stack, client_python, "-m", "pytest", "langchain_suite.py"))
 
 
 def test_last_nothing_of_the_prompts_is_in_the_routers_log(stack: Stack):
