@@ -305,7 +305,8 @@ class Connection(asyncio.Protocol):
         exchange.status = self._parser.get_status_code()
         self._keep = self._parser.should_keep_alive()
         version = self._parser.get_http_version()
-        if exchange.status < 200 or version not in ("1.0", "1.1") or (exchange.chunked and version == "1.0"):
+        bodiless = version == "1.0" or exchange.status in (204, 304)
+        if exchange.status < 200 or version not in ("1.0", "1.1") or (exchange.chunked and bodiless):
             self._refuse(exchange, "the target's response is not one that was asked for")
             return
         if not exchange.chunked and exchange.content_length < 0 and exchange.status not in (204, 304):

@@ -88,6 +88,16 @@ async def test_an_offer_to_upgrade_is_ignored_and_the_connection_stays_usable(do
     writer.close()
 
 
+async def test_an_answer_that_cannot_have_a_body_must_not_announce_one(door):
+    async def odd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(STREAM_HEAD.replace(b"200 OK", b"204 No Content"))
+        return True
+
+    door.engines["a"]._hello = odd
+    response = await door.chat("hello", stream=True)
+    assert response.status_code in (502, 503) and response.json()["error"]["code"]
+
+
 async def test_a_kept_alive_connection_that_breaks_in_the_head_leaves_no_header_behind(door):
     engine, cut = door.engines["a"], iter([True])
 
