@@ -69,7 +69,7 @@ def _judge_success(tally: Tally, index: int, case: Case, got: Decoded, truth: De
     body, mark, _ = got.body.rpartition(_ERROR_EVENT)
     if mark and b"upstream_error" in got.body[len(body) :] and not case.data.count(b"upstream_error"):
         tally.outcomes["error event"] += 1
-        if b"[DONE]" in got.body:
+        if b"\ndata: [DONE]\n" in b"\n" + body:
             tally.wrong(index, case, "an error event after [DONE]")
         if not truth.body.startswith(body):
             tally.wrong(index, case, "bytes before the error event that the upstream did not send as body")
