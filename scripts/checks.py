@@ -2,6 +2,7 @@
 
 Runs inside the environment that `scripts/quickstart --install-only --dev` made. `--fast` leaves out the live tests,
 which start real Ray and vLLM processes. They run serially: two engines at once do not fit small machines.
+`TIDEGATE_LONG_TESTS=1` adds LangChain's standard tests and LlamaIndex over the router (a few minutes more).
 """
 
 from __future__ import annotations
