@@ -18,6 +18,27 @@ _ENDINGS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _DONE = b"data: [DONE]"
 
 
+def is_plain_events(data: bytes) -> bool:
+    """True when `data` is nothing but whole HTTP chunks (RFC 9112, section 7.1), each of whole events, and neither usage nor
+    `[DONE]` stands in any of them. Then it may pass as it is; False only means that it must be looked at.
+    """
+    if not data.endswith(b"\n\n\r\n") or b'"usage"' in data or b"[DONE]" in data:
+        return False
+    start, end = 0, len(data)
+    while start < end:
+        line = data.find(b"\r\n", start, start + 8)
+        size = data[start:line]
+        if line < 0 or not size.isalnum():  # `int` would also take a sign, spaces and underscores
+            return False
+        try:
+            start = line + 4 + int(size, 16)
+        except ValueError:
+            return False
+        if data[start - 4 : start] != b"\n\n\r\n":
+            return False
+    return start == end
+
+
 class EventTooLarge(Exception):
     """The upstream sends an event that never ends."""
 
@@ -38,6 +59,11 @@ class EventStream:
         """The latest event that carried usage."""
         self.done = False
         """True once `[DONE]` has passed."""
+
+    @property
+    def empty(self) -> bool:
+        """True while no part of an event waits for its rest."""
+        return not self._pending
 
     def feed(self, piece: bytes) -> bytes:
         """The whole events in what has come so far; what follows the last one waits for its rest.
