@@ -50,8 +50,10 @@ class Connection(asyncio.Protocol):
         self._after_head = 0
         self._between_chunks = False
         """The parser stands between two chunks."""
-        self._plain: Exchange | None = None
-        """The exchange, while whole chunks of events may pass as they are: nothing of it waits here."""
+        self._pass_on: Callable[[bytes], None] | None = None
+        """Writes to the client, while whole chunks of events may pass as they are: nothing of the stream waits here."""
+        self._active = False
+        """Something passed since the sweep last looked."""
 
     @property
     def usable(self) -> bool:
@@ -80,19 +82,19 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._after_head = 0
         self._between_chunks = False
-        self._plain = None
+        self._pass_on = None
         exchange.client.listen(exchange)
         if not exchange.ended:
             self._transport.write(exchange.request)
 
     def data_received(self, data: bytes) -> None:
         """Pass the body's bytes on."""
-        plain = self._plain
-        if plain is not None and is_plain_events(data):
-            plain.last_activity = self._pool.now()
-            plain.client.transport.write(data)
-            return
-        self._plain = None
+        if self._pass_on is not None:
+            if is_plain_events(data):
+                self._active = True
+                self._pass_on(data)
+                return
+            self._pass_on = None
         exchange = self.exchange
         if exchange is None or exchange.ended:
             self.discard()
@@ -111,7 +113,7 @@ class Connection(asyncio.Protocol):
             exchange.write_events(self._complete)
             aligned = self._between_chunks and data.endswith(b"\r\n") and not self._complete
             if aligned and exchange.events.empty and exchange.client.speaks_chunked and not exchange.head:
-                self._plain = exchange
+                self._pass_on = exchange.client.transport.write
         elif exchange.forwarding and (body or exchange.head) and (exchange.client.speaks_chunked or not exchange.chunked):
             exchange.write(body)
         if self._complete:
@@ -252,7 +254,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone; an exchange under way is broken."""
         self._pool.forget(self)
-        self._plain = None
+        self._pass_on = None
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             why = "the target closed the connection" if exc is None else "the connection to the target broke"
@@ -276,6 +278,13 @@ class Connection(asyncio.Protocol):
     def paused(self) -> bool:
         """True while flow control holds reading back."""
         return self._paused
+
+    def note_activity(self, now: float) -> None:
+        """What passed as it is left no time behind: the sweep's is near enough."""
+        if self._active:
+            self._active = False
+            if self.exchange is not None:
+                self.exchange.last_activity = now
 
     def give_up(self, why: str) -> None:
         """Wait no longer for the response."""
@@ -393,6 +402,7 @@ class Pool:
             exchange = connection.exchange
             if exchange is None:
                 continue
+            connection.note_activity(now)
             if now > exchange.deadline:
                 connection.give_up(DEADLINE)
             elif exchange.body_bytes == 0 and now > exchange.first_byte_deadline:
