@@ -135,10 +135,11 @@ class _Relay:
         return self.client.make_head(exchange.status, head, close=not chunks)
 
     def on_first_body(self, exchange: Exchange) -> None:
-        """Book the first byte."""
+        """Book the first byte; how fast an error came says nothing about the target's pace."""
         now = time.time()
         self.attempt.first_byte = now
-        self.state.fleet.first_byte(self.booking, now)
+        if exchange.status < 400:
+            self.state.fleet.first_byte(self.booking, now)
 
 
 class ModelHandler:
@@ -255,6 +256,7 @@ class ModelHandler:
             ending = await state.pool.send(target.incarnation, target.address, request, exchange)
         except ConnectFailed as failed:
             exchange.failure = str(failed)
+            exchange.connection = None
             ending = Ending.BROKEN_BEFORE
         finally:
             self._close_attempt(attempt, booking, exchange, ending)
@@ -289,7 +291,7 @@ class ModelHandler:
         # A client's short deadline says nothing about the target: it must not take it away from everybody else.
         broken = ending in (Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER) and exchange.failure != DEADLINE
         if broken or (ending is Ending.HELD and exchange.status >= 500 and exchange.status != 503):
-            self._state.fleet.failed(attempt.incarnation, now)
+            self._state.fleet.failed(attempt.incarnation, now, exchange.connection is not None, booking.started_at)
 
     def _conclude(
         self, admitted: Admitted, choice: Choice, exchange: Exchange, ending: Ending, client: Client
