@@ -84,7 +84,9 @@ def imei(digits: str) -> bool:
     return luhn(digits) and digits[:2] in _REPORTING_BODIES and len(set(digits)) > 3
 
 
-_REPORTING_BODIES = frozenset({"01", "35", "86", "99", "98", "45", "44", "49", "50", "51", "52", "53", "54", "91", "30", "33", "10"})
+_REPORTING_BODIES = frozenset(
+    {"01", "35", "86", "99", "98", "45", "44", "49", "50", "51", "52", "53", "54", "91", "30", "33", "10"}
+)
 
 
 def us_ssn(digits: str) -> bool:
@@ -97,7 +99,9 @@ def us_ssn(digits: str) -> bool:
 
 def us_itin(digits: str) -> bool:
     """Begins with 9; the group is in the ranges of the IRS."""
-    return digits[0] == "9" and (50 <= int(digits[3:5]) <= 65 or 70 <= int(digits[3:5]) <= 88 or int(digits[3:5]) in (90, 91, 92, *range(94, 100)))
+    return digits[0] == "9" and (
+        50 <= int(digits[3:5]) <= 65 or 70 <= int(digits[3:5]) <= 88 or int(digits[3:5]) in (90, 91, 92, *range(94, 100))
+    )
 
 
 def us_routing(digits: str) -> bool:
@@ -136,7 +140,11 @@ def ch_ahv(digits: str) -> bool:
 def fr_nir(digits: str) -> bool:
     """13 digits and a key of two: 97 less the number modulo 97."""
     month = int(digits[3:5])
-    return digits[0] in "12378" and (1 <= month <= 12 or 20 <= month <= 42 or month >= 50) and 97 - int(digits[:13]) % 97 == int(digits[13:15])
+    return (
+        digits[0] in "12378"
+        and (1 <= month <= 12 or 20 <= month <= 42 or month >= 50)
+        and 97 - int(digits[:13]) % 97 == int(digits[13:15])
+    )
 
 
 def no_fnr(digits: str) -> bool:
@@ -184,9 +192,11 @@ def balkan_jmbg(digits: str) -> bool:
 
 def at_svnr(digits: str) -> bool:
     """Austrian social insurance: serial, check digit, ddmmyy."""
-    return digits[0] != "0" and is_month_day(max(1, int(digits[6:8]) % 13), int(digits[4:6])) and weighted(
-        digits, (3, 7, 9, 0, 5, 8, 4, 2, 1, 6), 11
-    ) == int(digits[3])
+    return (
+        digits[0] != "0"
+        and is_month_day(max(1, int(digits[6:8]) % 13), int(digits[4:6]))
+        and weighted(digits, (3, 7, 9, 0, 5, 8, 4, 2, 1, 6), 11) == int(digits[3])
+    )
 
 
 def hu_taj(digits: str) -> bool:
@@ -222,7 +232,11 @@ def sa_id(digits: str) -> bool:
 
 def kw_civil(digits: str) -> bool:
     """Kuwaiti civil id: century, birth date, mod 11."""
-    return digits[0] in "23" and yymmdd(digits[1:7]) and 11 - weighted(digits, (2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2), 11) == int(digits[11])
+    return (
+        digits[0] in "23"
+        and yymmdd(digits[1:7])
+        and 11 - weighted(digits, (2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2), 11) == int(digits[11])
+    )
 
 
 def lk_nic(digits: str) -> bool:
@@ -285,12 +299,29 @@ def eg_nid(digits: str) -> bool:
 def id_nik(digits: str) -> bool:
     """Region, birth date (the day +40 for women), serial."""
     day = int(digits[6:8])
-    return 11 <= int(digits[:2]) <= 97 and is_month_day(int(digits[8:10]), day - 40 if day > 40 else day) and digits[12:] != "0000"
+    return (
+        11 <= int(digits[:2]) <= 97 and is_month_day(int(digits[8:10]), day - 40 if day > 40 else day) and digits[12:] != "0000"
+    )
 
 
 def my_nric(digits: str) -> bool:
     """Birth date, place of birth."""
-    return yymmdd(digits) and digits[6:8] not in ("00", "17", "18", "19", "20", "69", "70", "73", "80", "81", "94", "95", "96", "97")
+    return yymmdd(digits) and digits[6:8] not in (
+        "00",
+        "17",
+        "18",
+        "19",
+        "20",
+        "69",
+        "70",
+        "73",
+        "80",
+        "81",
+        "94",
+        "95",
+        "96",
+        "97",
+    )
 
 
 def cz_rc(digits: str) -> bool:

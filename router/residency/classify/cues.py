@@ -75,7 +75,6 @@ _WORDS: dict[Cue, str] = {
 }
 
 
-
 def _pattern(words: str, table: dict[int, str]) -> str:
     """One RE2 pattern of all words; Latin ones stand alone, those of scripts without spaces anywhere."""
     parts = []

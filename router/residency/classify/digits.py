@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import re2
 
-from router.residency.classify.checks import card_network
+from router.residency.classify.checks import card_network, weighted
 from router.residency.classify.cues import Cue
 from router.residency.classify.kinds import Kind
 from router.residency.classify.phones import phone_confidence
@@ -16,7 +16,9 @@ from router.residency.classify.view import View
 
 _RUN = re2.compile(rb"\+?\(?\d(?:[ \t().\-/]{0,3}\d){5,}")
 _GROUP = re.compile(r"\d+")
-_DATE = re.compile(r"(?<!\d)(?:(?:19|20)\d\d([-/.])(?:0?[1-9]|1[0-2])\1(?:0?[1-9]|[12]\d|3[01])|(?:0?[1-9]|[12]\d|3[01])([-/.])(?:0?[1-9]|[12]\d|3[01])\2(?:19|20)\d\d)(?!\d)(?:[ T]\d\d\b)?")
+_DATE = re.compile(
+    r"(?<!\d)(?:(?:19|20)\d\d([-/.])(?:0?[1-9]|1[0-2])\1(?:0?[1-9]|[12]\d|3[01])|(?:0?[1-9]|[12]\d|3[01])([-/.])(?:0?[1-9]|[12]\d|3[01])\2(?:19|20)\d\d)(?!\d)(?:[ T]\d\d\b)?"
+)
 _AMOUNT = re.compile(r"\d{1,3}(?:\.\d{3})+\Z|\d{1,3}\.\d{4,}\Z|\d+\.\d{1,2}\Z")
 _ADDRESS = re.compile(r"(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:\.(?:25[0-5]|2[0-4]\d|1?\d?\d)){3}\Z")
 _CARD_CUES = frozenset({Cue.CARD, Cue.BANK})
@@ -25,6 +27,11 @@ _CARD_SHAPES = frozenset({"4-4-4-4", "4-6-5", "4-4-4-4-3", "4-6-4"})
 _MAX_DIGITS, _MIN_DIGITS = 22, 7
 _LABELLED_MIN = 0.62
 """What digits that somebody calls a personal number are worth when no check fits them: a typo, or a scheme not known here."""
+
+_HEX = re.compile(r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|(?<![0-9a-z])(?=[0-9]{0,40}[a-f])[0-9a-f]{16,80}(?![0-9a-z])")
+_DOTTED = frozenset("0123456789.")
+_SECONDS = re.compile(r"1[4-8]\d{8}(?:\d{3})?\Z")
+_DAY = re.compile(r"20[0-3]\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:\d{4}|\d{6})?\Z")
 
 Group = tuple[int, int]
 
@@ -91,7 +98,7 @@ class DigitFinder:
                     ends.append(j)
                 j += 1
             for end in reversed(ends):
-                view.spend(0.3)
+                view.spend(1)
                 if self._try(view, groups[i : end + 1], whole=False):
                     taken = end + 1
                     break
@@ -102,6 +109,8 @@ class DigitFinder:
         start, end = groups[0][0], groups[-1][1]
         digits = "".join(view.text[low:high] for low, high in groups)
         glued = _is_glued(view.text, start, end)
+        if (glued or view.text[end : end + 1] == "-") and _in_uuid(view.text, start, end):
+            return False
         best, kind, name = self._identify(view, digits, groups, start, end)
         if whole or len(groups) == 1:
             phone = phone_confidence(view, digits, groups, start, end)
@@ -110,7 +119,7 @@ class DigitFinder:
                 best, kind, name = phone, Kind.PHONE, ""
         if _AMOUNT.match(view.text[start:end]) and best < 0.88:
             best = 0.0
-        if glued and best < 0.88:
+        if glued:
             best -= 0.25
         if not whole and len(groups) > 1:
             best -= 0.05
@@ -131,11 +140,12 @@ class DigitFinder:
             best, kind, name = view.weigh(base, start, end, _CARD_CUES), Kind.CARD, network
         if len(set(digits)) <= 1:
             return best, kind, name
+        odd = _oddness(digits, groups, not set(view.text[start:end]) - _DOTTED)
         for scheme in self._schemes.get(len(digits), ()):
-            view.spend(0.15)
+            view.spend(0.25)
             if not _passes(scheme, digits):
                 continue
-            base = scheme.shaped if shape in scheme.shapes else scheme.plain
+            base = scheme.shaped if shape in scheme.shapes else scheme.plain - odd
             value = view.weigh(base, start, end, scheme.cues)
             if value > best:
                 best, kind, name = value, scheme.kind, scheme.name
@@ -145,6 +155,25 @@ class DigitFinder:
                 health = Cue.HEALTH in near and Cue.PERSON not in near
                 return _LABELLED_MIN, Kind.HEALTH_ID if health else Kind.NATIONAL_ID, ""
         return best, kind, name
+
+
+def _oddness(digits: str, groups: list[Group], dotted: bool) -> float:
+    """What speaks against an identifier that is not printed like this: uneven groups, dots as in a version, a book's number, a time in seconds."""
+    sizes = {high - low for low, high in groups[:-1]}
+    odd = 0.25 if len(sizes) > 1 else 0.0
+    if dotted and len(groups) > 2:
+        odd += 0.25
+    if len(digits) == 13 and digits.startswith(("978", "979")) and weighted(digits, (1, 3) * 7, 10) == 0:
+        odd += 0.4
+    if len(groups) == 1 and (_SECONDS.match(digits) or _DAY.match(digits)):
+        odd += 0.1
+    return odd
+
+
+def _in_uuid(text: str, start: int, end: int) -> bool:
+    """Whether the digits are part of a UUID or of a longer hexadecimal number."""
+    low = max(0, start - 40)
+    return any(m.start() + low < end and m.end() + low > start for m in _HEX.finditer(text[low : end + 40]))
 
 
 def _passes(scheme: Scheme, digits: str) -> bool:
@@ -169,7 +198,9 @@ def _is_glued(text: str, start: int, end: int) -> bool:
     """Whether the digits are part of a longer code: letters touch them, directly or over a hyphen."""
     before = text[max(0, start - 2) : start]
     after = text[end : end + 2]
-    if before and (_is_letter(before[-1]) or (before[-1] in "-_/.#" and len(before) > 1 and before[0].isalnum() and before[0].isascii())):
+    if before and (
+        _is_letter(before[-1]) or (before[-1] in "-_/.#" and len(before) > 1 and before[0].isalnum() and before[0].isascii())
+    ):
         return True
     return bool(after) and (_is_letter(after[0]) or (after[0] in "-_" and len(after) > 1 and _is_letter(after[1])))
 

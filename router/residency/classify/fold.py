@@ -18,7 +18,9 @@ _INVISIBLE = (
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
     "\U000e0000-\U000e01ef"
 )
-_COMBINING = "\u0300-\u036f\u0483-\u0489\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
+_COMBINING = (
+    "\u0300-\u036f\u0483-\u0489\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
+)
 _SPREAD = "\u2460-\u24ff\u2776-\u2793\u2100-\u2128\u2150-\u218b\u3200-\u33ff\ufb00-\ufb06\U0001f100-\U0001f1ff\u00bc-\u00be"
 """Blocks with characters that stand for several (`(10)` in a circle, ligatures, fractions)."""
 _SPECIAL = re.compile(f"[{_INVISIBLE}{_COMBINING}{_SPREAD}]")

@@ -34,7 +34,7 @@ class Kind(StrEnum):
     IBAN = "iban"
     BANK_ACCOUNT = "bank_account"
     SECRET = "secret"
-    PASSWORD = "password"  # noqa: S105 - the name of a kind
+    PASSWORD = "password"
     OTHER = "other"
     """What a detector of another process names in its own words."""
 

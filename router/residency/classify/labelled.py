@@ -7,6 +7,7 @@ import re
 import msgspec
 import re2
 
+from router.residency.classify.codes import make_set
 from router.residency.classify.fold import fold
 from router.residency.classify.kinds import Kind
 from router.residency.classify.view import View
@@ -40,7 +41,7 @@ _LABELS: tuple[_Label, ...] = (
     ),
     _Label(
         Kind.LICENCE,
-        "driver'?s? licen[cs]e|driving licen[cs]e|licen[cs]e plate|dl|fuhrerschein|fuhrerscheinnummer|fuhrerschein-?nr|permis de conduire|"
+        "driver'?s? licen[cs]e|driving licen[cs]e|licen[cs]e plate|dl no|dl number|fuhrerschein|fuhrerscheinnummer|fuhrerschein-?nr|permis de conduire|"
         "carnet de conducir|licencia de conducir|permiso de conducir|patente di guida|patente|carta de conducao|cnh|rijbewijs|rijbewijsnummer|prawo jazdy|"
         "korkort|korkortsnummer|ajokortti|ehliyet|водительско\\w+ удостоверени\\w+|驾驶证号?|驾照号?|運転免許証?(?:番号)?|운전면허(?:번호)?",
         0.8,
@@ -74,9 +75,7 @@ _WHEN = (
     r"((?:\d{1,2}[./\- ]{1,2}\d{1,2}[./\- ]{1,2}(?:19|20)?\d\d)|(?:(?:19|20)\d\d[./\-]\d{1,2}[./\-]\d{1,2})|(?:\d{1,2}(?:st|nd|rd|th|\.|er|o)?(?: de| of)? ?[^\s\d,.:;]{3,12}\.?,?(?: de)? (?:19|20)\d\d)"
     r"|(?:[A-Z]{3,10}\.? \d{1,2}(?:st|nd|rd|th)?,? (?:19|20)\d\d)|(?:(?:19|20)\d\d ?[年년] ?\d{1,2} ?[月월] ?\d{1,2} ?[日일]))"
 )
-_DIAGNOSIS = (
-    r"(?i)\b(?:icd(?:-?10)?(?:-?(?:cm|gm))?|diagnos\w*|dx|diagnose|diagnosi|diagnostic\w*|rozpoznanie|диагноз\w*|мкб(?:-?10)?|诊断|診断|진단)[^\n]{0,40}?\b([A-TV-Z]\d{2}(?:\.\d{1,3}[A-Z]?)?)\b"
-)
+_DIAGNOSIS = r"(?i)\b(?:icd(?:-?10)?(?:-?(?:cm|gm))?|diagnos\w*|dx|diagnose|diagnosi|diagnostic\w*|rozpoznanie|диагноз\w*|мкб(?:-?10)?|诊断|診断|진단)[^\n]{0,40}?\b([A-TV-Z]\d{2}(?:\.\d{1,3}[A-Z]?)?)\b"
 _PASSWORD = (
     r"(?i)(?:password|passwort|kennwort|passphrase|passwd|pwd|mot de passe|contrasena|clave|senha|password e|wachtwoord|haslo|losenord|adgangskode|passord|salasana|sifre|"
     r"пароль|密码|密碼|パスワード|비밀번호|pin(?: code)?|пин)(?:[ \"']{0,2}(?:is|ist|est|es|e|jest|to|ar|er|on|=|:|：|は|是|为|->|—|-))+[ \"'`]{0,2}([^\s\"'`]{4,64})"
@@ -86,17 +85,24 @@ _PASSWORD = (
 class LabelledFinder:
     """Finds values by the label before them."""
 
-    __slots__ = ("_born", "_diagnosis", "_labels", "_password")
+    __slots__ = ("_any", "_born", "_diagnosis", "_labels", "_password")
 
     def __init__(self, table: dict[int, str]) -> None:
         self._labels = tuple(
-            (label, re2.compile(rf"(?i)(?:^|[^A-Za-z])(?:{fold(label.words, table).text})(?:[^A-Za-z]|$){fold(_FILLER, table).text}{_TOKEN}"))
+            (
+                label,
+                re2.compile(
+                    rf"(?i)(?:^|[^A-Za-z])(?:{fold(label.words, table).text})(?:[^A-Za-z]|$){fold(_FILLER, table).text}{_TOKEN}"
+                ),
+            )
             for label in _LABELS
         )
         lead = rf"(?i)(?:^|[^A-Za-z])(?:{fold(_BORN, table).text})[^\d\n]{{0,16}}?"
         self._born = re2.compile(lead + fold(_WHEN, table).text)
         self._diagnosis = re2.compile(fold(_DIAGNOSIS, table).text)
         self._password = re2.compile(fold(_PASSWORD, table).text)
+        patterns = (*(pattern for _, pattern in self._labels), self._born, self._diagnosis, self._password)
+        self._any = make_set(pattern.pattern for pattern in patterns)
 
     def find(self, view: View) -> None:
         """Report every labelled value of this slice.
@@ -104,7 +110,10 @@ class LabelledFinder:
         Raises:
             OverBudget: too many candidates.
         """
-        for label, pattern in self._labels:
+        present = self._any.Match(view.text.encode("utf-8", "replace"))
+        if not present:
+            return
+        for label, pattern in (self._labels[i] for i in present if i < len(self._labels)):
             for start, end, value in _matches(pattern, view):
                 if sum(character.isdigit() for character in value) >= 4 and not _YEAR.match(value):
                     view.add(label.kind, start, end, label.confidence, label.scheme)
@@ -112,7 +121,7 @@ class LabelledFinder:
             view.add(Kind.BIRTH_DATE, start, end, 0.85)
         for start, end, _ in _matches(self._diagnosis, view):
             view.add(Kind.DIAGNOSIS, start, end, 0.75, "icd-10")
-        for start, end, value in _matches(self._password, view):
+        for start, _, value in _matches(self._password, view):
             value = value.rstrip(".,;:!?)")
             if _is_password(value):
                 view.add(Kind.PASSWORD, start, start + len(value), 0.8)

@@ -29,10 +29,11 @@ OVERLAP = 256
 UNITS_PER_SLICE = 360
 """About 10 us each. The worst slice so takes some 4 ms."""
 YIELD_AFTER_S = 0.002
-_INVISIBLE_SHARE = 6
-"""More invisible characters than one in this many: text made to hide something."""
-_INVISIBLE = re.compile("[\u00ad\u034f\u115f\u1160\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\U000e0000-\U000e01ef]")
-_STACKED = re.compile("[\u0300-\u036f\u20d0-\u20ff]{4}")
+_HIDDEN = re.compile(
+    "[\u00ad\u034f\u115f\u1160\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0]{3}|[\U000e0000-\U000e01ef]{8}|[\u0300-\u036f\u20d0-\u20ff]{4}"
+)
+"""Runs of invisible characters and stacks of marks that no script and no emoji has: they are there to hide something, and could
+stretch an identifier beyond the overlap of two slices."""
 
 
 class Scanner:
@@ -93,7 +94,7 @@ class Scanner:
     def _slice(self, text: str, low: int) -> list[Finding]:
         start, high = max(0, low - OVERLAP), low + SLICE
         piece = text[start : high + OVERLAP]
-        if not piece.isascii() and _hides(piece):
+        if not piece.isascii() and _HIDDEN.search(piece):
             raise OverBudget
         folded = fold(piece, self._table)
         first = len(fold(text[start:low], self._table).text) if start < low else 0
@@ -151,11 +152,6 @@ def _armoured(text: str) -> Iterator[Finding]:
             closing = text.find("-----", end + 8, end + 64) if end >= 0 else -1
             at = len(text) if end < 0 else closing + 5 if closing >= 0 else end + 8
             yield Finding(Kind.SECRET, begin, at, 0.99, "private_key")
-
-
-def _hides(piece: str) -> bool:
-    """Whether a piece has so many invisible characters, or marks stacked so high, that it can only be there to hide something."""
-    return len(_INVISIBLE.findall(piece)) * _INVISIBLE_SHARE > len(piece) or _STACKED.search(piece) is not None
 
 
 def _merged(found: list[Finding]) -> tuple[Finding, ...]:

@@ -56,7 +56,7 @@ _ROWS: tuple[_Row, ...] = (
     ("fr.nir", _N, (15,), checks.fr_nir, _STRONG, 0.9, "1-2-2-2-3-3-2 13-2", _HEALTH),
     ("fr.spi", _T, (13,), "fr.nif", 0.35, _SHAPED, "2-2-3-3-3", _ID),
     ("de.steuer_id", _T, (11,), checks.de_steuer_id, _STRONG, 0.9, "2-3-3-3", _ID),
-    ("at.svnr", _N, (10,), checks.at_svnr, _MEDIUM, 0.8, "4-6 4-2-2-2", _HEALTH),
+    ("at.svnr", _N, (10,), checks.at_svnr, 0.55, 0.8, "4-6 4-2-2-2", _HEALTH),
     ("ch.ahv", _N, (13,), checks.ch_ahv, _STRONG, 0.9, "3-4-4-2", _ID),
     ("be.nn", _N, (11,), checks.be_nn, _STRONG, 0.9, "2-2-2-3-2 6-3-2", _ID),
     ("nl.bsn", _N, (9,), checks.nl_bsn, _WEAK, 0.4, "4-2-3 3-3-3", _HEALTH),

@@ -17,7 +17,10 @@ _ISSUED: tuple[tuple[str, str], ...] = (
     ("aws", r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}\b"),
     ("github", r"\b(?:gh[pousr]_[A-Za-z0-9]{30,}|github_pat_[A-Za-z0-9_]{40,})\b"),
     ("gitlab", r"\bgl(?:pat|dt|rt|cbt|ptt|ft|soat|agent|oas)-[A-Za-z0-9_\-]{20,64}"),
-    ("slack", r"\bxox[abeoprs]-[A-Za-z0-9\-]{10,}|\bxapp-\d-[A-Z0-9]+-\d+-[a-z0-9]+|hooks\.slack\.com/services/T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{20,}"),
+    (
+        "slack",
+        r"\bxox[abeoprs]-[A-Za-z0-9\-]{10,}|\bxapp-\d-[A-Z0-9]+-\d+-[a-z0-9]+|hooks\.slack\.com/services/T[A-Z0-9]+/B[A-Z0-9]+/[A-Za-z0-9]{20,}",
+    ),
     ("stripe", r"\b(?:sk|rk|whsec)_(?:live_|test_)?[A-Za-z0-9]{20,}\b"),
     ("anthropic", r"\bsk-ant-[A-Za-z0-9_\-]{20,}"),
     ("openai", r"\bsk-(?:proj-|svcacct-|admin-|or-v1-)?[A-Za-z0-9_\-]{20,}"),
@@ -97,7 +100,11 @@ class SecretFinder:
             return
         if name == "credentials_in_url":
             password = value.rpartition("@")[0].rpartition(":")[2]
-            if _PLACEHOLDER.search(password) or password.lower() in ("password", "pass", "pwd", "secret", "port") or password.startswith(("$", "{", "%")):
+            if (
+                _PLACEHOLDER.search(password)
+                or password.lower() in ("password", "pass", "pwd", "secret", "port")
+                or password.startswith(("$", "{", "%"))
+            ):
                 return
             view.add(Kind.SECRET, start, end, 0.9, name)
             return
