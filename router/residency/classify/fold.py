@@ -72,7 +72,8 @@ def _plain(character: str) -> str:
 
 def make_table() -> dict[int, str]:
     """The table of `str.translate` that `fold` uses; about 15,000 characters are looked at, in some 20 ms."""
-    table: dict[int, str] = {}
+    # Half of a character is legal in JSON and in no encoding.
+    table: dict[int, str] = dict.fromkeys(range(0xD800, 0xE000), "?")
     for code in chain(*_RANGES):
         character = chr(code)
         plain = _plain(character)

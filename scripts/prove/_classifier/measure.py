@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 
-from prove._classifier.corpus import Message
+from _classifier.corpus import Message
 
 from router.residency.classify import Scanner
 
