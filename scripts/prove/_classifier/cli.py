@@ -88,7 +88,9 @@ def main() -> int:
     per_1k = document_time(scanner, corpus["held-out"])
     worst = hostile.worst_step_ms(scanner)
     print(f"time      {per_1k:.2f} ms CPU per 1,000 characters (median document), {per_message:.0f} us per short message")
-    print(f"hostile   {len(worst)} texts of 100 kB, longest step {max(worst.values()):.1f} ms CPU ({max(worst, key=worst.__getitem__)})")
+    print(
+        f"hostile   {len(worst)} texts of 100 kB, longest step {max(worst.values()):.1f} ms CPU ({max(worst, key=worst.__getitem__)})"
+    )
     met = (
         held.recall >= GOALS["recall"]
         and held.false_alarms <= GOALS["false_alarms"]
