@@ -13,7 +13,7 @@ from _classifier.benign import BENIGN
 from _classifier.corpus import Message, messages
 from _classifier.identifiers import STRUCTURED
 from _classifier.measure import Score, measure
-from router.residency.classify import Scanner
+from router.residency.classify.scan import Scanner
 
 GOALS = {"recall": 0.95, "false_alarms": 0.05, "ms_per_1k": 2.0, "worst_step_ms": 20.0}
 
@@ -88,7 +88,9 @@ def main() -> int:
     per_1k = document_time(scanner, corpus["held-out"])
     worst = hostile.worst_step_ms(scanner)
     print(f"time      {per_1k:.2f} ms CPU per 1,000 characters (median document), {per_message:.0f} us per short message")
-    print(f"hostile   {len(worst)} texts of 100 kB, longest step {max(worst.values()):.1f} ms CPU ({max(worst, key=worst.__getitem__)})")
+    print(
+        f"hostile   {len(worst)} texts of 100 kB, longest step {max(worst.values()):.1f} ms CPU ({max(worst, key=worst.__getitem__)})"
+    )
     met = (
         held.recall >= GOALS["recall"]
         and held.false_alarms <= GOALS["false_alarms"]
