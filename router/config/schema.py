@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from router.config.check import LOCAL, check_references
+from router.config.check import CATEGORIES, KINDS, LOCAL, check_references, nearest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,127}\Z")
@@ -73,6 +73,46 @@ class Residency(_Strict):
     default: Name = LOCAL
     zone_label: str = "tidegate.io/zone"
     """The Ray node label that says in which zone a node stands."""
+
+
+class ClassifyRule(_Strict):
+    """What is found tightens: `if` names kinds (`iban`, `passport`, ...) or categories (`pii`, `phi`, `financial`, `secret`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    kinds: list[str] = Field(alias="if", min_length=1)
+    meet: Name
+    """The tag a request with such a finding is tightened to."""
+
+    @field_validator("kinds")
+    @classmethod
+    def _known_kinds(cls, value: list[str]) -> list[str]:
+        known = {*CATEGORIES, *KINDS}
+        for name in value:
+            if name not in known:
+                raise ValueError(f"unknown kind `{name}`{nearest(name, known)}")
+        return value
+
+
+class DetectorSocket(_Strict):
+    """A detector in a process of its own, e.g. around Presidio; its protocol stands in `router.residency.classify.detector`."""
+
+    socket: str
+    timeout_ms: int = Field(default=200, ge=1, le=60000)
+
+
+class Classify(_Strict):
+    """Sensitive values in requests: what is found may only tighten the label. Without rules nothing is scanned."""
+
+    rules: list[ClassifyRule] = []
+    unknown: Name | None = None
+    """The tag for what cannot be judged (over budget, detector silent, pictures). Default: all rules' tags together."""
+    media: Literal["tighten", "ignore"] = "tighten"
+    """Pictures, sound, files and token ids cannot be read: they count as unknown, or are ignored."""
+    countries: list[str] | None = None
+    """Two-letter codes of the countries whose numbers are looked for. Default: all known ones."""
+    min_confidence: float = Field(default=0.5, ge=0.3, le=1)
+    detector: DetectorSocket | None = None
 
 
 class Replicas(_Strict):
@@ -304,6 +344,7 @@ class Config(_Strict):
     slo: Slo = Slo()
     spill: Spill = Spill()
     complexity: Complexity = Complexity()
+    classify: Classify = Classify()
     timeouts: Timeouts = Timeouts()
     egress: Egress = Egress()
     secret: Secret = Secret()
