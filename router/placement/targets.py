@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from router.placement.breaker import CLOSED, Breaker
 from router.residency.label import Evidence, Label
 
 
@@ -126,7 +127,7 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     `inflight` counts this router's own requests there; `unstarted` those with no byte back yet and `unstarted_tokens`
     their prompt tokens. `foreign` is the work others put there: the last gauges less our own share at that moment.
     `ttft_s`, `service_s` and `prefill_tps` are running estimates (0: no observation yet). `down_until` is a UNIX time:
-    before it the target is not offered work.
+    before it the target is not offered work, because nothing answered there. `breaker` is what its answers say of its health.
     """
 
     inflight: int = 0
@@ -139,6 +140,7 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     failures: int = 0
     down_until: float = 0.0
     signals: Signals | None = None
+    breaker: Breaker = CLOSED
 
 
 class Membership(msgspec.Struct, frozen=True, eq=False):
