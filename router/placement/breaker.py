@@ -16,7 +16,8 @@ from enum import IntEnum, StrEnum
 import msgspec
 from msgspec.structs import replace
 
-FAILURES_IN_A_ROW = 5
+FAILURES_IN_A_ROW = 3
+"""As many as a quiet router's retry budget covers, so that nobody sees a failure before the breaker opens."""
 FAILURE_SHARE = 0.5
 FAILURE_SHARE_OF = 10.0
 """Fewer recent requests than this say nothing about a share."""

@@ -62,14 +62,27 @@ OFFERED: dict[str, frozenset[str]] = {
 """What a model offers, by its `task` in the configuration."""
 
 
+class TlsFiles(msgspec.Struct, frozen=True):
+    """PEM files for TLS towards a target. Empty: the system's trust store, no certificate of our own, the URL's host name."""
+
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    server_name: str = ""
+
+
 class Address(msgspec.Struct, frozen=True):
-    """Where to connect: TCP `host` and `port`, or a unix socket path in `uds`. `base_path` goes before every path."""
+    """Where to connect: TCP `host` and `port`, or a unix socket path in `uds`. `base_path` goes before every path.
+
+    `tls_files` says how TLS is spoken where the system's trust store alone is not the answer.
+    """
 
     host: str = ""
     port: int = 0
     uds: str = ""
     tls: bool = False
     base_path: str = ""
+    tls_files: TlsFiles | None = None
 
 
 class Price(msgspec.Struct, frozen=True):
