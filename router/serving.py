@@ -241,7 +241,7 @@ class Serving:
         # A client's short deadline says nothing about the target: it must not take it away from everybody else.
         broken = ending in (Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER) and exchange.failure != DEADLINE
         if broken or (ending is Ending.HELD and exchange.status >= 500 and exchange.status != 503):
-            reached = exchange.status != 0 or exchange.connection is not None
+            reached = bool(exchange.status) or exchange.connection is not None
             self._state.fleet.failed(attempt.incarnation, now, reached, self._booking.started_at)
 
     def _conclude(self, exchange: Exchange, ending: Ending) -> None:
