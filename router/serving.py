@@ -18,6 +18,7 @@ from router.ledger.receipts import Attempt, Receipt, read_usage, used_tokens
 from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind
 from router.refusal import fail, refuse
+from router.residency.classify.rule import Verdict
 from router.residency.guard import PASS_LIFETIME_S, Pass, issue_pass
 from router.state import RouterState
 from router.wire.direct import DirectRequest
@@ -75,6 +76,15 @@ class AdmittedRequest:
     def request_id(self) -> str:
         """The id the receipt is found by."""
         return self.facts.request_id
+
+    def tighten(self, verdict: Verdict, label_text: str) -> None:
+        """Go on under the label that classification left; the receipt says what kinds of things were found, never the text."""
+        receipt = self.receipt
+        found = "+".join(verdict.kinds) + (f" unknown:{verdict.unknown}" if verdict.unknown else "")
+        receipt.label_sources["classifier"] = found.strip() or "nothing found"
+        if verdict.label != self.facts.label:
+            self.facts = replace(self.facts, label=verdict.label)
+            receipt.label = label_text
 
 
 class Serving:
