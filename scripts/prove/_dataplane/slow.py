@@ -15,7 +15,7 @@ from _dataplane.client import Connection, request
 from _dataplane.engines import engine_processes
 
 LIMIT_KIB = 192
-"""What a client that does not read may cost: 32 KiB of write buffer, one read of 32 KiB above it, its objects and the heap around."""
+"""What a client that does not read may cost: 32 KiB of write buffer, one read of 32 KiB, its objects, the heap around them."""
 
 
 @dataclass
