@@ -190,6 +190,11 @@ class LogStore:
             self._disk.put(path, data, durable=True)
         return name
 
+    @property
+    def base(self) -> int:
+        """The first entry that the journal holds; what lies before it is in full tiles on the medium."""
+        return int(self._segments[0][0].name)
+
     def drop_bundle(self, index: int) -> None:
         """Remove the entries of a full bundle for good; its hashes stay, so the log still verifies.
 
@@ -243,7 +248,8 @@ class LogStore:
         os.close(self._journal)
         self._journal, self._written = descriptor, 0
         settled = self.size - self.size % WIDTH
-        keep = [item for item in self._segments if item[1] > settled]
+        # The last segment stays in any case: where the log ends is read from its last frame.
+        keep = [*(item for item in self._segments[:-1] if item[1] > settled), self._segments[-1]]
         for old, _ in self._segments[: len(self._segments) - len(keep)]:
             self._disk.remove(old)
         self._segments = [*keep, (path, self.size)]

@@ -63,7 +63,7 @@ class _Verification:
         self.log = LogReader(self.root)
         self.roots: dict[int, bytes] = {}
         self.partial: dict[str, bytes] = {}
-        """Right contents of the tiles that are not full, by the path they will have."""
+        """Right contents of the tiles that are not full, or not written yet, by the path they will have."""
         self.wanted_blobs: dict[str, int] = {}
         self.pruned: set[int] = set()
         self.may_be_pruned: set[int] = set()
@@ -127,7 +127,7 @@ class _Verification:
         for name in ("head", "checkpoint"):
             path = self.root / name
             if not path.is_file():
-                if self.report.frames > 1 and name == "head":
+                if name == "head" and (self.report.frames > 1 or self.log.base):  # else a crash came with the first append
                     self._problem(f"`{name}` is missing")
                 continue
             try:
@@ -192,7 +192,7 @@ class _Verification:
             entries = list(journal.values())
         if entries is None:
             return self._pruned_leaves(index)
-        if end - first < WIDTH:
+        if end - first < WIDTH or not file.is_file():
             self.partial[path] = pack_entries(entries)
         for n, entry in enumerate(entries, start=first):
             self._record(n, entry)
@@ -217,6 +217,8 @@ class _Verification:
                 self._problem(f"{path}: its hashes are not those of the entries")
         elif self._end_of(path) - WIDTH < self.log.base:
             self._problem(f"{path} is missing")
+        else:  # a crash came before it was written; the journal has its entries
+            self.partial[path] = data
 
     @staticmethod
     def _end_of(path: str) -> int:
