@@ -21,6 +21,7 @@ from router.decision import Choice, Decision, Facts
 from router.ledger import records
 from router.ledger.receipts import Receipt
 from router.ledger.recorder import NO_SOURCES, Recorder, end_data
+from router.ledger.retention import prune, read_holds
 from router.ledger.store import LogStore
 from router.placement.targets import View
 
@@ -30,6 +31,8 @@ _CHUNK = 32
 """Records encoded before the thread lets the event loop have the interpreter again."""
 _RETRY_S = 0.25
 _PUBLISH_S = 1.0
+_COPY_S = 60.0
+_PRUNE_S = 3600.0
 
 Settle = Callable[[BaseException | None], None]
 Item = tuple[Callable[..., Any], tuple[Any, ...], float, float, Settle | None]
@@ -47,7 +50,8 @@ class AuditLog:
         label_text: a label in names.
         window_s: the longest time a local record waits in memory, in seconds.
         capacity: records kept in memory while the disk is full; beyond it they are counted and lost.
-        copies: files that every published checkpoint is appended to, best on another machine's disk.
+        copies: files that a published checkpoint is appended to once a minute, best on another machine's disk.
+        keep_days: entries older than this are removed unless a legal hold covers them; None keeps all.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class AuditLog:
         window_s: float = 0.05,
         capacity: int = 50_000,
         copies: tuple[Path, ...] = (),
+        keep_days: float | None = None,
     ) -> None:
         self._store = store
         self._label_text = label_text
@@ -71,7 +76,8 @@ class AuditLog:
         self._closing = False
         self._lost = 0
         self._next_try = 0.0
-        self._publish_at = 0.0
+        self._publish_at = self._copy_at = self._prune_at = 0.0
+        self._keep_days = keep_days
         self.failure: str | None = None
         """Why the log cannot be written now; None while it can."""
         self._thread = threading.Thread(target=self._run, name="tidegate-audit", daemon=True)
@@ -192,6 +198,7 @@ class AuditLog:
             self._make_records()
             self._write(last=closing)
             self._publish(now=closing)
+            self._prune()
             if closing and not self._items:
                 break
         closed = AuditUnavailable("the audit log is closed")
@@ -285,16 +292,34 @@ class AuditLog:
         self._wake.set()
 
     def _publish(self, *, now: bool) -> None:
-        if not self._store.size or (time.monotonic() < self._publish_at and not now):
+        moment = time.monotonic()
+        if not self._store.size or (moment < self._publish_at and not now):
             return
-        self._publish_at = time.monotonic() + _PUBLISH_S
+        self._publish_at = moment + _PUBLISH_S
         try:
             note = self._store.publish()
-            for copy in self._copies:
-                with copy.open("ab") as file:
-                    file.write(note + b"\n")
+            if now or moment >= self._copy_at:
+                self._copy_at = moment + _COPY_S
+                for copy in self._copies:
+                    with copy.open("ab") as file:
+                        file.write(note + b"\n")
         except OSError as error:
             _log.warning("audit: the checkpoint could not be published: %s", _reason(error))
+
+    def _prune(self) -> None:
+        if self._keep_days is None or time.monotonic() < self._prune_at or not self.healthy:
+            return
+        self._prune_at = time.monotonic() + _PRUNE_S
+        try:
+            holds = read_holds(self._store.root.parent)
+            removed = prune(self._store, self._append_now, self._keep_days, holds, time.time())
+            if removed:
+                _log.info("audit: %d entries of %s were removed under the retention rule", removed, self.origin)
+        except (OSError, ValueError) as error:
+            _log.error("audit: nothing could be removed under the retention rule: %s", error)
+
+    def _append_now(self, event: str, data: dict[str, Any]) -> None:
+        self._store.append([records.encode(self._store.size, time.time(), time.monotonic(), event, "", data)])
 
     def _policy(self, epoch: str, text: bytes) -> list[tuple[str, str, Any]]:
         return [(records.POLICY, epoch, {"epoch": epoch, "blob": self._store.put_blob(text)})]

@@ -93,9 +93,14 @@ def find_logs(directory: Path) -> list[Path]:
 
 def merged(logs: list[LogReader]) -> Iterator[tuple[LogReader, Record]]:
     """The records of several logs in the order of their wall clocks."""
-    streams = [((record.t, number, record.n, log, record) for record in log.records()) for number, log in enumerate(logs)]
+    streams = [_keyed(number, log) for number, log in enumerate(logs)]
     for _, _, _, log, record in heapq.merge(*streams, key=lambda item: item[:3]):
         yield log, record
+
+
+def _keyed(number: int, log: LogReader) -> Iterator[tuple[float, int, int, LogReader, Record]]:
+    for record in log.records():
+        yield record.t, number, record.n, log, record
 
 
 def parse_path(path: str) -> tuple[str, int]:

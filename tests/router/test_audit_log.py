@@ -125,7 +125,7 @@ def test_a_failed_append_leaves_nothing_behind(tmp_path):
     store.append([note(0)])
     disk.full = True
     for _ in range(3):
-        with pytest.raises(OSError, match="No space|Input/output"):
+        with pytest.raises(OSError, match=r"No space|Input/output"):
             store.append([note(1)])
     disk.full = False
     assert store.append([note(1)]) == 1

@@ -113,11 +113,12 @@ class Traffic:
             index = rng.randrange(len(self._loads))
             self._loads[index] = self._random_load(now)
         view = View(self._membership, tuple(self._loads), self._spilling, rng.choice([0.0, 10.0, float("inf")]))  # type: ignore[arg-type]
-        facts = self._facts(f"req-{number}")
+        tags = rng.choice([(), (), ("eu",), ("phi",)])
+        facts = self._facts(f"req-{number}", tags)
         decision = decide(facts, self.policy, view, now)
         if decision.saturated:
             self._spilling = frozenset([*list(self._spilling)[-3:], (facts.label, decision.models)])
-        receipt = open_receipt(facts, self.policy.epoch, self.policy.label_text(facts.label), (), now)
+        receipt = open_receipt(facts, self.policy.epoch, self.policy.label_text(facts.label), tags, now)
         return Event(facts, view, now, decision, self._ended(receipt, decision, now))
 
     def _random_load(self, now: float) -> Load:
@@ -136,10 +137,9 @@ class Traffic:
             signals=signals,
         )
 
-    def _facts(self, request_id: str) -> Facts:
+    def _facts(self, request_id: str, tags: tuple[str, ...]) -> Facts:
         rng = self._random
         grant = rng.choice(self._grants)
-        tags = rng.choice([(), (), ("eu",), ("phi",)])
         return Facts(
             request_id=request_id,
             key=grant,
