@@ -15,16 +15,16 @@ from router.placement.targets import Endpoint
 from router.policy import Policy
 from router.state import RouterState
 from router.wire.json_body import parse_object
-from router.wire.request import Scope
+from router.wire.request import Headers
 
 
-def explain_request(state: RouterState, scope: Scope, body: bytes, request_id: str) -> dict[str, Any]:
+def explain_request(state: RouterState, headers: Headers, body: bytes, request_id: str) -> dict[str, Any]:
     """Decide a chat request without running it: the live code path up to the decision, and nothing after it.
 
     Raises:
         ApiError: as the request itself would.
     """
-    grant, label, tags = identify(state, scope)
+    grant, label, tags = identify(state, headers)
     parsed = parse_object(body)
     facts = gather_facts(request_id, grant, Endpoint.CHAT, parsed, label, state.policy)
     complexity = judge_complexity(parsed, facts.prompt_tokens, state.policy)
