@@ -59,6 +59,8 @@ class ModelHandler:
             check_announced(request.headers, self.max_body_bytes)
             request.context = _Opened(request_id, grant, label, tags)
         except ApiError as error:
+            if state.audit is not None:
+                state.audit.turned_away(error.code)
             refuse(state, request, error, request_id)
         except Exception as error:
             fail(state, request, error, request_id)
@@ -74,6 +76,9 @@ class ModelHandler:
             reserved = state.limits.reserve(facts.key, facts.prompt_tokens, facts.max_tokens, time.time())
             serving = Serving(state, admitted, request, reserved)
         except ApiError as error:
+            if state.audit is not None:
+                grant = opened.grant
+                state.audit.refused(opened.request_id, grant.id, grant.tenant, request.path, error.status, error.code)
             refuse(state, request, error, opened.request_id)
         except Exception as error:
             fail(state, request, error, opened.request_id)

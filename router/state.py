@@ -8,6 +8,7 @@ from typing import Any
 
 from router.config import Config
 from router.identity.limits import Limits
+from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
 from router.placement.fleet import Fleet
@@ -41,6 +42,8 @@ class RouterState:
         self.fleet = Fleet(policy.daily_budget_usd)
         self.limits = Limits()
         self.receipts = ReceiptBook()
+        self.audit: AuditLog | None = None
+        """Records decisions and receipts; None where it is switched off, and nothing may be sent outside then."""
         self.metrics = Metrics(self.fleet)
         self.pool = Pool(config.timeouts.connect_s)
         self.retry_budget = RetryBudget(time.monotonic())

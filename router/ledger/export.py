@@ -17,10 +17,6 @@ import msgspec
 from router.ledger.search import Handled
 from router.ledger.verify import Report
 
-RETENTION_FLOOR_DAYS = {"ai-act": 183, "hipaa": 2192, "pci-dss": 365, "dora": 1827}
-"""AI Act Art. 19 and 26(6): six months. HIPAA 45 CFR 164.316(b)(2)(i): six years. PCI DSS 10.5.1: twelve months. DORA leaves
-the length to the entity; five years is what its supervisors ask of records of ICT services."""
-
 
 class Profile(msgspec.Struct, frozen=True):
     """A way to export: its title, the columns of the table, and what the report explains first."""

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import logging
-import threading
-import time
-from collections import deque
+import functools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,32 +18,18 @@ from router.decision import Choice, Decision, Facts
 from router.ledger import records
 from router.ledger.receipts import Receipt
 from router.ledger.recorder import NO_SOURCES, Recorder, end_data
-from router.ledger.retention import prune, read_holds
 from router.ledger.store import LogStore
+from router.ledger.writer import AuditUnavailable, LogWriter, Made
 from router.placement.targets import View
 
-_log = logging.getLogger("tidegate.audit")
-
-_CHUNK = 32
-"""Records encoded before the thread lets the event loop have the interpreter again."""
-_RETRY_S = 0.25
-_PUBLISH_S = 1.0
-_COPY_S = 60.0
-_PRUNE_S = 3600.0
-
-Settle = Callable[[BaseException | None], None]
-Item = tuple[Callable[..., Any], tuple[Any, ...], float, float, Settle | None]
-
-
-class AuditUnavailable(Exception):
-    """The log cannot be written, so nothing may leave the cluster."""
+Announced = Callable[[BaseException | None], None]
 
 
 class AuditLog:
     """Append what happens to a `LogStore`, from a thread.
 
     Args:
-        store: the log; it belongs to this object from now on.
+        store: the log; it belongs to this object from now on. None: no log could be opened, and nothing may be sent outside.
         label_text: a label in names.
         window_s: the longest time a local record waits in memory, in seconds.
         capacity: records kept in memory while the disk is full; beyond it they are counted and lost.
@@ -56,39 +39,33 @@ class AuditLog:
 
     def __init__(
         self,
-        store: LogStore,
+        store: LogStore | None,
         label_text: Callable[[Any], str],
         window_s: float = 0.05,
         capacity: int = 50_000,
         copies: tuple[Path, ...] = (),
         keep_days: float | None = None,
     ) -> None:
-        self._store = store
         self._label_text = label_text
+        self._refusals: Counter[str] = Counter()
+        self._writer: LogWriter | None = None
+        if store is None:
+            return
         self._recorder = Recorder(store.put_blob, label_text)
-        self._window_s = window_s
-        self._capacity = capacity
-        self._copies = copies
-        self._items: deque[Item] = deque()
-        self._waiting: list[tuple[float, float, str, str, Any, Settle | None]] = []
-        self._wake = threading.Event()
-        self._urgent = threading.Event()
-        self._closing = False
-        self._lost = 0
-        self._next_try = 0.0
-        self._publish_at = self._copy_at = self._prune_at = 0.0
-        self._keep_days = keep_days
-        self.failure: str | None = None
-        """Why the log cannot be written now; None while it can."""
-        self._thread = threading.Thread(target=self._run, name="tidegate-audit", daemon=True)
-        data = {"origin": store.origin, "size": store.size, "recovered_bytes": store.recovered_bytes}
-        self.event(records.OPEN, "", data)
-        self._thread.start()
+        self._writer = LogWriter(store, self._recorder.forget, window_s, capacity, copies, keep_days)
+        self._writer.each_second = self._count_refusals
+        self.event(records.OPEN, "", {"origin": store.origin, "size": store.size, "recovered_bytes": store.recovered_bytes})
+        self._writer.start()
 
     @property
     def origin(self) -> str:
-        """The log's own name, as its checkpoints carry it."""
-        return self._store.origin
+        """The log's own name, as its checkpoints carry it; empty without a log."""
+        return "" if self._writer is None else self._writer.store.origin
+
+    @property
+    def failure(self) -> str | None:
+        """Why the log cannot be written now; None while it can."""
+        return "no log could be opened" if self._writer is None else self._writer.failure
 
     @property
     def healthy(self) -> bool:
@@ -108,32 +85,44 @@ class AuditLog:
             now: as `decide` got it.
             sources: which tags each source of the label contributed, as the receipt has them.
         """
-        self._hand_over(self._recorder.decided, (facts, epoch, view, decision, now, sources))
+        if self._writer is not None:
+            self._writer.hand_over(self._recorder.decided, (facts, epoch, view, decision, now, sources))
 
     def ended(self, receipt: Receipt) -> None:
         """A request ended; its receipt will not change any more."""
-        self._hand_over(_ended, (receipt,))
+        if self._writer is not None:
+            self._writer.hand_over(_ended, (receipt,))
 
     def event(self, event: str, subject: str, data: Any) -> None:
         """Something else happened: `event` is one of `router.ledger.records`, `data` a mapping or a record's struct."""
-        self._hand_over(_event, (event, subject, data))
+        if self._writer is not None:
+            self._writer.hand_over(_event, (event, subject, data))
 
     def policy(self, epoch: str, text: bytes) -> None:
         """From now on decisions follow this policy; `text` is `policy_text` of its configuration."""
-        self._hand_over(self._policy, (epoch, text))
+        if self._writer is not None:
+            self._writer.hand_over(_policy, (self._writer.store, epoch, text))
 
-    async def intent(self, facts: Facts, choice: Choice, epoch: str, body_bytes: int, evidence: str) -> None:
-        """Say durably that a request is about to leave the cluster. Its first byte may be sent when this returns.
+    def refused(self, request_id: str, key: str, tenant: str, endpoint: str, status: int, code: str) -> None:
+        """A request of a known key was refused before any decision."""
+        data = {"key": key, "tenant": tenant, "endpoint": endpoint, "status": status, "code": code}
+        self.event(records.REFUSE, request_id, data)
+
+    def turned_away(self, code: str) -> None:
+        """Somebody without a valid key was refused. Only counted, once a second: strangers must not fill the disk."""
+        self._refusals[code] += 1
+
+    def announce(self, facts: Facts, choice: Choice, epoch: str, body_bytes: int, evidence: str, done: Announced) -> None:
+        """Say durably that a request is about to leave the cluster; its first byte may be sent once `done(None)` is called.
 
         Args:
             facts: the request's facts.
             choice: where it goes.
             epoch: the policy epoch that allowed it.
-            body_bytes: size of the body that will be sent.
+            body_bytes: size of what will be sent.
             evidence: the target's evidence in names.
-
-        Raises:
-            AuditUnavailable: it could not be written; the request must not be sent.
+            done: called once, later, on the running event loop; with an `AuditUnavailable` when it could not be written: the
+                request must not be sent then.
         """
         target = choice.target
         data = records.IntentData(
@@ -150,7 +139,17 @@ class AuditLog:
             body_bytes=body_bytes,
             cost_usd=choice.cost_usd,
         )
-        await self.durably(records.INTENT, facts.request_id, data)
+        self._announce(records.INTENT, facts.request_id, data, done)
+
+    async def intent(self, facts: Facts, choice: Choice, epoch: str, body_bytes: int, evidence: str) -> None:
+        """The same as `announce`, to be waited for.
+
+        Raises:
+            AuditUnavailable: it could not be written; the request must not be sent.
+        """
+        result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.announce(facts, choice, epoch, body_bytes, evidence, functools.partial(_settle, result))
+        await result
 
     async def durably(self, event: str, subject: str, data: Any) -> None:
         """Write an event, and everything before it; returns once it is on the medium.
@@ -158,178 +157,45 @@ class AuditLog:
         Raises:
             AuditUnavailable: it could not be written.
         """
+        result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._announce(event, subject, data, functools.partial(_settle, result))
+        await result
+
+    def _announce(self, event: str, subject: str, data: Any, done: Announced) -> None:
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
+        if self._writer is None or not self._writer.alive:
+            reason = AuditUnavailable(f"the audit log cannot be written: {self.failure or 'it is closed'}")
+            loop.call_soon(done, reason)
+            return
 
         def settle(error: BaseException | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-                loop.call_soon_threadsafe(_settle, done, error)
+                loop.call_soon_threadsafe(done, error)
 
-        if self._closing or not self._thread.is_alive():
-            raise AuditUnavailable("the audit log is closed")
-        self._hand_over(_event, (event, subject, data), settle)
-        self._urgent.set()
-        await done
+        self._writer.hand_over(_event, (event, subject, data), settle)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Write what is left and let go of the log. Blocks up to `timeout_s` seconds."""
-        if not self._closing:
+        if self._writer is not None and self._writer.alive:
+            self._count_refusals()
             self.event(records.CLOSE, "", {})
-            self._closing = True
-            self._wake.set()
-            self._urgent.set()
-        self._thread.join(timeout_s)
+            self._writer.close(timeout_s)
 
-    def _hand_over(self, make: Callable[..., Any], arguments: tuple[Any, ...], settle: Settle | None = None) -> None:
-        # A deque's append and popleft are one step each for the interpreter, so no lock is needed.
-        self._items.append((make, arguments, time.time(), time.monotonic(), settle))
-        if not self._wake.is_set():
-            self._wake.set()
-
-    def _run(self) -> None:
-        while True:
-            self._wake.wait(_PUBLISH_S)
-            if self._wake.is_set() and not self._closing:
-                # Half the window for gathering; the other half is for encoding and the disk.
-                self._urgent.wait(self._window_s / 2)
-            self._wake.clear()
-            self._urgent.clear()
-            closing = self._closing
-            self._make_records()
-            self._write(last=closing)
-            self._publish(now=closing)
-            self._prune()
-            if closing and not self._items:
-                break
-        closed = AuditUnavailable("the audit log is closed")
-        for settle in (*(item[-1] for item in self._items), *(item[-1] for item in self._waiting)):
-            if settle is not None:
-                settle(closed)
-        with contextlib.suppress(OSError):
-            self._store.close()
-
-    def _make_records(self) -> None:
-        """From what was handed over to events with data; in chunks, so that the event loop is not kept waiting."""
-        for number in range(len(self._items)):
-            make, arguments, t, m, settle = self._items.popleft()
-            if len(self._waiting) >= self._capacity:
-                self._lose(settle, OSError(errno.ENOSPC, "the disk has been full for long"))
-                continue
-            try:
-                made = list(make(*arguments))
-            except OSError as error:  # a blob could not be written: what refers to it must not be, either
-                self._fail(error)
-                self._lose(settle, error)
-                continue
-            except Exception as error:
-                if not self._lost:  # once: the records that follow have the same fault
-                    _log.error("audit: a record could not be made: %s", type(error).__name__)
-                self._lose(settle, error)
-                continue
-            for position, (event, subject, data) in enumerate(made, start=1):
-                self._waiting.append((t, m, event, subject, data, settle if position == len(made) else None))
-            if number % _CHUNK == 0:
-                time.sleep(0)
-
-    def _lose(self, settle: Settle | None, error: BaseException) -> None:
-        """One thing that happened will not be in the log; that it is missing will be."""
-        self._lost += 1
-        self._recorder.forget()
-        if settle is not None:
-            settle(_unavailable(error))
-
-    def _write(self, *, last: bool) -> None:
-        """One append for everything that waits. On failure nothing that waits to be sent outside is sent."""
-        if self._lost and self._waiting:
-            now = (time.time(), time.monotonic())
-            self._waiting.append((*now, records.LOST, "", {"records": self._lost}, None))
-        if not self._waiting or (self.failure is not None and time.monotonic() < self._next_try and not self._any_waits()):
-            return
-        first = self._store.size
-        try:
-            entries = []
-            for n, (t, m, event, subject, data, _) in enumerate(self._waiting, start=first):
-                entries.append(records.encode(n, t, m, event, subject, data))
-                if n % _CHUNK == 0:
-                    time.sleep(0)
-            self._store.append(entries)
-        except (OSError, ValueError) as error:
-            self._fail(error)
-            self._refuse_intents(error)
-            if last:
-                _log.error("audit: %d records could not be written before the end", len(self._waiting))
-            return
-        if self.failure is not None:
-            _log.warning("audit: the log of %s is written again", self.origin)
-            self.failure = None
-        self._lost = 0
-        written, self._waiting = self._waiting, []
-        for item in written:
-            if (settle := item[-1]) is not None:
-                settle(None)
-
-    def _any_waits(self) -> bool:
-        return any(item[-1] is not None for item in self._waiting)
-
-    def _refuse_intents(self, error: BaseException) -> None:
-        """An intent that could not be written is refused, not kept: what it announces will not happen."""
-        kept = []
-        for item in self._waiting:
-            settle = item[-1]
-            if settle is None:
-                if item[2] != records.LOST:
-                    kept.append(item)
-            else:
-                settle(_unavailable(error))
-        self._waiting = kept
-
-    def _fail(self, error: BaseException) -> None:
-        reason = _reason(error)
-        if self.failure != reason:
-            _log.error("audit: the log of %s cannot be written: %s; nothing leaves the cluster", self.origin, reason)
-        self.failure = reason
-        self._next_try = time.monotonic() + _RETRY_S
-        self._wake.set()
-
-    def _publish(self, *, now: bool) -> None:
-        moment = time.monotonic()
-        if not self._store.size or (moment < self._publish_at and not now):
-            return
-        self._publish_at = moment + _PUBLISH_S
-        try:
-            note = self._store.publish()
-            if now or moment >= self._copy_at:
-                self._copy_at = moment + _COPY_S
-                for copy in self._copies:
-                    with copy.open("ab") as file:
-                        file.write(note + b"\n")
-        except OSError as error:
-            _log.warning("audit: the checkpoint could not be published: %s", _reason(error))
-
-    def _prune(self) -> None:
-        if self._keep_days is None or time.monotonic() < self._prune_at or not self.healthy:
-            return
-        self._prune_at = time.monotonic() + _PRUNE_S
-        try:
-            holds = read_holds(self._store.root.parent)
-            removed = prune(self._store, self._append_now, self._keep_days, holds, time.time())
-            if removed:
-                _log.info("audit: %d entries of %s were removed under the retention rule", removed, self.origin)
-        except (OSError, ValueError) as error:
-            _log.error("audit: nothing could be removed under the retention rule: %s", error)
-
-    def _append_now(self, event: str, data: dict[str, Any]) -> None:
-        self._store.append([records.encode(self._store.size, time.time(), time.monotonic(), event, "", data)])
-
-    def _policy(self, epoch: str, text: bytes) -> list[tuple[str, str, Any]]:
-        return [(records.POLICY, epoch, {"epoch": epoch, "blob": self._store.put_blob(text)})]
+    def _count_refusals(self) -> None:
+        if self._refusals:
+            counts, self._refusals = self._refusals, Counter()
+            self.event(records.TURNED_AWAY, "", dict(counts))
 
 
-def _ended(receipt: Receipt) -> list[tuple[str, str, Any]]:
+def _policy(store: LogStore, epoch: str, text: bytes) -> list[Made]:
+    return [(records.POLICY, epoch, {"epoch": epoch, "blob": store.put_blob(text)})]
+
+
+def _ended(receipt: Receipt) -> list[Made]:
     return [(records.END, receipt.request_id, end_data(receipt))]
 
 
-def _event(event: str, subject: str, data: Any) -> list[tuple[str, str, Any]]:
+def _event(event: str, subject: str, data: Any) -> list[Made]:
     return [(event, subject, data)]
 
 
@@ -339,11 +205,3 @@ def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
             done.set_result(None)
         else:
             done.set_exception(error)
-
-
-def _unavailable(error: BaseException) -> AuditUnavailable:
-    return AuditUnavailable(f"the audit log cannot be written: {_reason(error)}")
-
-
-def _reason(error: BaseException) -> str:
-    return (error.strerror or type(error).__name__) if isinstance(error, OSError) else type(error).__name__

@@ -16,6 +16,7 @@ VERSION = 1
 OPEN, CLOSE, LOST = "open", "close", "lost"
 POLICY, MEMBERS, GRANT, LOADS = "policy", "members", "grant", "loads"
 DECIDE, INTENT, END, REFUSE = "decide", "egress.intent", "end", "refuse"
+TURNED_AWAY = "refused.unknown"
 PRUNE, HOLD, RELEASE, SHRED, SEAL = "prune", "hold", "release", "shred", "capture"
 
 

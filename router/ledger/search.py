@@ -120,6 +120,12 @@ def requests(logs: list[LogReader], since: float = 0.0, until: float = float("in
             _take_decision(handled, records.read_data(record, records.DecideData))
         elif record.e == records.INTENT:
             _take_intent(handled, records.read_data(record, records.IntentData))
+        elif record.e == records.REFUSE:
+            data = records.read_data(record)
+            handled.ended, handled.complete = record.t, True
+            handled.key, handled.tenant, handled.endpoint = data["key"], data["tenant"], data["endpoint"]
+            handled.status, handled.code = data["status"], data["code"]
+            yield begun.pop(key)
         else:
             _take_end(handled, records.read_data(record, records.EndData))
             yield begun.pop(key)

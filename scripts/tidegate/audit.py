@@ -18,7 +18,7 @@ from router.ledger.reader import LogReader, find_logs, merged
 from router.ledger.replay import Gap, Replayer, decide_again, differences
 from router.ledger.retention import Hold, HoldError, read_holds, write_holds
 from router.ledger.search import Query, parse_time, requests, search
-from router.ledger.slots import open_slot
+from router.ledger.slots import SIGNING_KEY, open_slot
 from router.ledger.tiles import TileError
 from router.ledger.verify import Report, verify_log
 from tidegate.home import find_home
@@ -28,9 +28,6 @@ hold_app = typer.Typer(help="Legal holds: what must not be removed under the ret
 app.add_typer(hold_app, name="hold")
 console = Console(soft_wrap=True, highlight=False, markup=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-
-SIGNING_KEY = "signing.key"
-"""The file under the audit directory that holds the private signing key, unless the configuration names another."""
 
 DirOption = Annotated[Path | None, typer.Option("--dir", help="The logs, or one log. Default: .tidegate/audit.")]
 KeyOption = Annotated[Path | None, typer.Option("--key", help="A file with trusted verifier keys, kept elsewhere.")]

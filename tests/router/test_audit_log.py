@@ -310,6 +310,7 @@ async def test_an_intent_is_on_the_medium_when_it_returns_and_fails_when_it_cann
         await log.intent(event.facts, choice, "epoch", 123, "cloud/cloud/")
     assert not log.healthy
     disk.full = False
+    await asyncio.sleep(0.1)  # the log is not tried again at once
     await log.intent(event.facts, choice, "epoch", 123, "cloud/cloud/")
     assert log.healthy
     log.close()

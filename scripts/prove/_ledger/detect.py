@@ -47,6 +47,8 @@ def build_log(root: Path, signer: Signer, seed: int, requests: int, segment_byte
         log.ended(event.receipt)
         if number % 10 == 9:  # many appends, as a router at work makes them
             asyncio.run(log.durably("note", f"note-{number}", {}))
+    for number in range(4):
+        asyncio.run(log.durably("note", f"last-{number}", {}))
     log.close(60)
 
 

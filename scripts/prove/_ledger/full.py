@@ -79,6 +79,7 @@ async def _serve(log: AuditLog, traffic: Traffic, disk: FullDisk, rounds: int, c
     for number, event in enumerate(traffic.events(rounds * 8)):
         if number % 4 == 0:
             disk.full = not disk.full
+            await asyncio.sleep(0.06)  # the log tries again after 50 ms
         log.decided(event.facts, traffic.policy.epoch, event.view, event.decision, event.now)
         try:
             await log.durably(records.INTENT, event.facts.request_id, {})
