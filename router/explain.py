@@ -11,6 +11,7 @@ from router.decide import decide
 from router.decision import Decision, Facts
 from router.facts import gather_facts, judge_complexity
 from router.handler import identify
+from router.placement.breaker import hold, state_of
 from router.placement.targets import Endpoint
 from router.policy import Policy
 from router.state import RouterState
@@ -86,7 +87,8 @@ def describe_cluster(state: RouterState) -> dict[str, Any]:
                 "address": target.address.uds or f"{target.address.host}:{target.address.port}",
                 "context_tokens": target.context_tokens,
                 "slots": target.slots,
-                "up": load.down_until <= now,
+                "up": load.down_until <= now and hold(load.breaker, now) is None,
+                "breaker": state_of(load.breaker, now).name.lower(),
                 "inflight": load.inflight,
                 "foreign": load.foreign,
                 "ttft_s": round(load.ttft_s, 4),

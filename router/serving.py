@@ -146,10 +146,11 @@ class Serving:
         return self._client.make_head(exchange.status, head, close=not chunks)
 
     def on_first_body(self, exchange: Exchange) -> None:
-        """Book the first byte."""
+        """Book the first byte; how fast an error came says nothing about the target's pace."""
         now = time.time()
         self._attempt.first_byte = now
-        self._state.fleet.first_byte(self._booking, now)
+        if exchange.status < 400:
+            self._state.fleet.first_byte(self._booking, now)
 
     def on_end(self, exchange: Exchange, ending: Ending) -> None:
         """The attempt is over: answered, or try again."""
@@ -279,7 +280,8 @@ class Serving:
         # A client's short deadline says nothing about the target: it must not take it away from everybody else.
         broken = ending in (Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER) and exchange.failure != DEADLINE
         if broken or (ending is Ending.HELD and exchange.status >= 500 and exchange.status != 503):
-            self._state.fleet.failed(attempt.incarnation, now)
+            reached = exchange.status != 0 or exchange.connection is not None
+            self._state.fleet.failed(attempt.incarnation, now, reached, self._booking.started_at)
 
     def _conclude(self, exchange: Exchange, ending: Ending) -> None:
         """The client has its answer, or as much of one as it will get."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from router.config.check import LOCAL, check_references
+from router.config.check import CATEGORIES, KINDS, LOCAL, check_references, nearest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,127}\Z")
@@ -79,6 +79,46 @@ class Residency(_Strict):
     """The Ray node label that says in which zone a node stands."""
 
 
+class ClassifyRule(_Strict):
+    """What is found tightens: `if` names kinds (`iban`, `passport`, ...) or categories (`pii`, `phi`, `financial`, `secret`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    kinds: list[str] = Field(alias="if", min_length=1)
+    meet: Name
+    """The tag a request with such a finding is tightened to."""
+
+    @field_validator("kinds")
+    @classmethod
+    def _known_kinds(cls, value: list[str]) -> list[str]:
+        known = {*CATEGORIES, *KINDS}
+        for name in value:
+            if name not in known:
+                raise ValueError(f"unknown kind `{name}`{nearest(name, known)}")
+        return value
+
+
+class DetectorSocket(_Strict):
+    """A detector in a process of its own, e.g. around Presidio; its protocol stands in `router.residency.classify.detector`."""
+
+    socket: str
+    timeout_ms: int = Field(default=200, ge=1, le=60000)
+
+
+class Classify(_Strict):
+    """Sensitive values in requests: what is found may only tighten the label. Without rules nothing is scanned."""
+
+    rules: list[ClassifyRule] = []
+    unknown: Name | None = None
+    """The tag for what cannot be judged (over budget, detector silent, pictures). Default: all rules' tags together."""
+    media: Literal["tighten", "ignore"] = "tighten"
+    """Pictures, sound, files and token ids cannot be read: they count as unknown, or are ignored."""
+    countries: list[str] | None = None
+    """Two-letter codes of the countries whose numbers are looked for. Default: all known ones."""
+    min_confidence: float = Field(default=0.5, ge=0.3, le=1)
+    detector: DetectorSocket | None = None
+
+
 class Replicas(_Strict):
     """How many engines of a model run in one zone, and what each of them takes."""
 
@@ -125,6 +165,24 @@ class Credential(_Strict):
         return self
 
 
+class Tls(_Strict):
+    """How TLS is spoken to an `https://` address. The peer's certificate and name are verified in any case."""
+
+    ca_file: str | None = None
+    """PEM with the authorities that may have signed the peer's certificate. Default: the system's."""
+    cert_file: str | None = None
+    """The router's own certificate (PEM, with its chain), for mutual TLS."""
+    key_file: str | None = None
+    server_name: str | None = None
+    """The name the peer's certificate must carry. Default: the host of the URL."""
+
+    @model_validator(mode="after")
+    def _both(self) -> Tls:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("`cert_file` and `key_file` come together")
+        return self
+
+
 class Prices(_Strict):
     """US dollars per million tokens."""
 
@@ -138,7 +196,8 @@ class ExternalTarget(_Strict):
     id: Name
     kind: Literal["server", "cloud"]
     url: str
-    """Base URL without `/v1`, e.g. `http://10.0.0.7:8080` or `https://api.openai.com`."""
+    """Base URL without `/v1`, e.g. `http://10.0.0.7:8080`, `https://api.openai.com`, or `unix:///run/engine.sock` (`server`)."""
+    tls: Tls | None = None
     zone: Name
     store: list[Name] | None = None
     duties: list[Name] = []
@@ -159,8 +218,10 @@ class ExternalTarget(_Strict):
     @field_validator("url")
     @classmethod
     def _plain_url(cls, value: str) -> str:
-        if not re.match(r"https?://[^/\s?#@]+(/[^\s?#]*)?\Z", value):
-            raise ValueError("a base URL looks like https://host[:port][/path], without user, query or fragment")
+        if not re.match(r"https?://[^/\s?#@]+(/[^\s?#]*)?\Z|unix:///[^\s?#]*[^\s?#/]\Z", value):
+            raise ValueError(
+                "a base URL looks like https://host[:port][/path] or unix:///path/to/socket, without user, query or fragment"
+            )
         return value.rstrip("/")
 
     _id = field_validator("id")(_check_name)
@@ -174,6 +235,10 @@ class ExternalTarget(_Strict):
             )
         if not self.models:
             raise ValueError("name at least one model")
+        if self.kind == "cloud" and self.url.startswith("unix:"):
+            raise ValueError("url: a unix socket is on this machine, and a cloud target is outside")
+        if self.tls is not None and not self.url.startswith("https:"):
+            raise ValueError("tls: the url must begin with https://")
         if self.kind == "cloud" and self.task == "transcription":
             raise ValueError("the egress passes JSON only: a cloud target cannot have the task `transcription`")
         for model in self.models:
@@ -251,6 +316,14 @@ class Egress(_Strict):
     """The process that holds cloud credentials. Without `url`, one is started beside the router."""
 
     url: str | None = None
+    tls: Tls | None = None
+    """How the router speaks TLS to it, where `url` is an `https://` address (a TLS proxy before the egress)."""
+
+    @model_validator(mode="after")
+    def _over_tls(self) -> Egress:
+        if self.tls is not None and not (self.url or "").startswith("https:"):
+            raise ValueError("tls: `url` must begin with https://")
+        return self
 
 
 class Secret(_Strict):
@@ -309,6 +382,7 @@ class Config(_Strict):
     slo: Slo = Slo()
     spill: Spill = Spill()
     complexity: Complexity = Complexity()
+    classify: Classify = Classify()
     timeouts: Timeouts = Timeouts()
     egress: Egress = Egress()
     secret: Secret = Secret()

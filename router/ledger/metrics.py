@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from router.placement.breaker import hold, state_of
 from router.placement.fleet import Fleet
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -32,17 +33,19 @@ class _FleetCollector(Collector):
         foreign = GaugeMetricFamily("tidegate_target_foreign", "requests others have there", labels=names)
         kv = GaugeMetricFamily("tidegate_target_kv_usage", "KV-cache usage, 0..1", labels=names)
         age = GaugeMetricFamily("tidegate_target_signal_age_seconds", "age of the target's signals", labels=names)
+        health = GaugeMetricFamily("tidegate_breaker_state", "circuit breaker: 0 closed, 1 half-open, 2 open", labels=names)
         now = time.time()
         view = self._fleet.view(now)
         for target, load in zip(view.membership.targets, view.loads, strict=True):
             values = [target.id, target.zone]
-            up.add_metric(values, 0.0 if load.down_until > now else 1.0)
+            up.add_metric(values, 0.0 if load.down_until > now or hold(load.breaker, now) else 1.0)
+            health.add_metric(values, state_of(load.breaker, now).value)
             inflight.add_metric(values, load.inflight)
             foreign.add_metric(values, load.foreign)
             if load.signals is not None:
                 kv.add_metric(values, load.signals.kv_usage)
                 age.add_metric(values, max(0.0, now - load.signals.sampled_at))
-        yield from (up, inflight, foreign, kv, age)
+        yield from (up, inflight, foreign, kv, age, health)
 
 
 class _Durations:

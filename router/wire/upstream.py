@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import select
-import ssl
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ import httptools
 from router.placement.targets import Address
 from router.wire.events import EventTooLarge, is_plain_events
 from router.wire.exchange import DEADLINE, Ending, Exchange
+from router.wire.tls import TlsContexts
 
 MAX_RESPONSE_HEAD = 64 * 1024
 MAX_HELD_BODY = 64 * 1024
@@ -305,17 +305,18 @@ class Pool:
 
     Args:
         connect_s: how long connecting may take.
+        tls: the contexts of targets that are entered over TLS.
     """
 
-    def __init__(self, connect_s: float) -> None:
+    def __init__(self, connect_s: float, tls: TlsContexts) -> None:
         self._connect_s = connect_s
+        self._tls = tls
         self._idle: dict[str, list[Connection]] = {}
         self._busy: set[Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.now: Callable[[], float] = self._loop.time
-        self._ssl: ssl.SSLContext | None = None
         self._sweep()
 
     def send(self, incarnation: str, address: Address, exchange: Exchange) -> None:
@@ -382,18 +383,16 @@ class Pool:
         def factory() -> Connection:
             return Connection(self, incarnation)
 
-        context = self._tls_context() if address.tls else None
+        context = self._tls.of(address.tls_files) if address.tls else None
+        name = (address.tls_files.server_name if address.tls_files else "") or address.host if context else None
         async with asyncio.timeout(self._connect_s):
             if address.uds:
-                _, connection = await self._loop.create_unix_connection(factory, address.uds, ssl=context)
+                _, connection = await self._loop.create_unix_connection(factory, address.uds)
             else:
-                _, connection = await self._loop.create_connection(factory, address.host, address.port, ssl=context)
+                _, connection = await self._loop.create_connection(
+                    factory, address.host, address.port, ssl=context, server_hostname=name
+                )
         return connection
-
-    def _tls_context(self) -> ssl.SSLContext:
-        if self._ssl is None:
-            self._ssl = ssl.create_default_context()
-        return self._ssl
 
     def _sweep(self) -> None:
         """Enforce first-byte and idle limits, and drop old idle connections: one timer for all, none per chunk."""
