@@ -20,6 +20,7 @@ from router.ledger.writer import AuditUnavailable
 from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind
 from router.refusal import fail, refuse
+from router.residency.classify.rule import Verdict
 from router.residency.guard import PASS_LIFETIME_S, Pass, issue_pass
 from router.state import RouterState
 from router.wire.direct import DirectRequest
@@ -77,6 +78,15 @@ class AdmittedRequest:
     def request_id(self) -> str:
         """The id the receipt is found by."""
         return self.facts.request_id
+
+    def tighten(self, verdict: Verdict, label_text: str) -> None:
+        """Go on under the label that classification left; the receipt says what kinds of things were found, never the text."""
+        receipt = self.receipt
+        found = "+".join(verdict.kinds) + (f" unknown:{verdict.unknown}" if verdict.unknown else "")
+        receipt.label_sources["classifier"] = found.strip() or "nothing found"
+        if verdict.label != self.facts.label:
+            self.facts = replace(self.facts, label=verdict.label)
+            receipt.label = label_text
 
 
 class Serving:
@@ -280,7 +290,7 @@ class Serving:
         # A client's short deadline says nothing about the target: it must not take it away from everybody else.
         broken = ending in (Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER) and exchange.failure != DEADLINE
         if broken or (ending is Ending.HELD and exchange.status >= 500 and exchange.status != 503):
-            reached = exchange.status != 0 or exchange.connection is not None
+            reached = bool(exchange.status) or exchange.connection is not None
             self._state.fleet.failed(attempt.incarnation, now, reached, self._booking.started_at)
 
     def _conclude(self, exchange: Exchange, ending: Ending) -> None:

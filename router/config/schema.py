@@ -213,6 +213,9 @@ class ExternalTarget(_Strict):
     """ISO date after which the declared evidence counts for nothing."""
     context_tokens: int = Field(default=0, ge=0)
     slots: int = Field(default=0, ge=0)
+    token_ids: bool = False
+    """`server` only: it is a vLLM of 0.10.2 or newer, which can be asked for token ids, so that a broken stream can be carried
+    on at another server with the same model under the same name."""
     price: Prices = Prices()
 
     @field_validator("url")
@@ -239,6 +242,8 @@ class ExternalTarget(_Strict):
             raise ValueError("url: a unix socket is on this machine, and a cloud target is outside")
         if self.tls is not None and not self.url.startswith("https:"):
             raise ValueError("tls: the url must begin with https://")
+        if self.token_ids and self.kind != "server":
+            raise ValueError("token_ids: only a `server` can be asked for them")
         if self.kind == "cloud" and self.task == "transcription":
             raise ValueError("the egress passes JSON only: a cloud target cannot have the task `transcription`")
         for model in self.models:
@@ -265,6 +270,8 @@ class Key(_Strict):
     """Bound on a whole request of this key; the header `x-request-timeout-ms` goes before it. 0: `timeouts.request_s`."""
     daily_tokens: int = Field(default=0, ge=0)
     """Prompt and answer tokens per UTC day; 0: no limit."""
+    continuation: bool | None = None
+    """Whether this key's broken streams may be carried on at another replica. Default: the top-level `continuation`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Key:
@@ -387,6 +394,9 @@ class Config(_Strict):
     egress: Egress = Egress()
     secret: Secret = Secret()
     audit: Audit = Audit()
+    continuation: bool = True
+    """Carry a stream that breaks on at another replica of the same model, exactly or not at all (`router.wire.continuation`).
+    For that, engines send the ids of their tokens with every event, and the router takes them out again."""
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
 
     @field_validator("zones", "duties")

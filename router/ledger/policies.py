@@ -1,7 +1,7 @@
 """The policy as the log keeps it: the whole configuration in canonical JSON, less what a log must not hold.
 
-It is stored once per epoch. Digests of keys and the environment of engines (which may hold credentials) are left out;
-neither has a part in a decision.
+It is stored once per epoch. Digests of keys, the environment of engines (which may hold credentials) and the files of TLS are
+left out; none has a part in a decision.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from router.policy import KeyGrant, Policy, compile_policy
 
 def policy_text(config: Config) -> bytes:
     """The configuration as it is stored."""
-    data = config.model_dump(mode="json")
-    for key in data["keys"]:
-        _without_digest(key)
-    for model in data["models"]:
-        model["env"] = {}
+    data = _without_files(config)
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _without_digest(key: dict[str, Any]) -> None:
-    """Put the hash of the key's id where the digest of the key stood: distinct, and open to everybody."""
-    key["sha256"], key["sha256_file"] = hashlib.sha256(f"key {key['id']}".encode()).hexdigest(), None
+def _without_files(config: Config) -> dict[str, Any]:
+    data = config.model_dump(mode="json")
+    for key in data["keys"]:
+        # The hash of the key's id in the place of the key's digest: distinct, and open to everybody.
+        key["sha256"], key["sha256_file"] = hashlib.sha256(f"key {key['id']}".encode()).hexdigest(), None
+    for model in data["models"]:
+        model["env"] = {}
+    for part in (*data["targets"], data["egress"]):
+        part["tls"] = None
+    return data
 
 
 def read_policy(text: bytes, epoch: str) -> tuple[Config, Policy]:
@@ -47,17 +50,12 @@ def read_policy(text: bytes, epoch: str) -> tuple[Config, Policy]:
 
 
 def compile_without_keys(config: Config) -> Policy:
-    """Compile a configuration whose key files may not be at hand: everything but who holds which key.
+    """Compile a configuration whose files of keys and TLS may not be at hand: everything but who holds which key.
 
     Raises:
         ConfigError: as `compile_policy`.
     """
-    keys = []
-    for key in config.keys:
-        data = key.model_dump()
-        _without_digest(data)
-        keys.append(type(key).model_validate(data))
-    return compile_policy(config.model_copy(update={"keys": keys}), Path("/"))
+    return compile_policy(Config.model_validate(_without_files(config)), Path("/"))
 
 
 def grants_by_id(policy: Policy) -> dict[str, KeyGrant]:

@@ -304,8 +304,8 @@ class Pool:
     """Idle and busy connections of one router, by target incarnation.
 
     Args:
-        connect_s: how long connecting may take.
-        tls: the contexts of targets that are entered over TLS.
+        connect_s: how long connecting may take, in seconds.
+        tls: the contexts for targets over TLS.
     """
 
     def __init__(self, connect_s: float, tls: TlsContexts) -> None:
