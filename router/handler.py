@@ -61,6 +61,8 @@ class ModelHandler:
             check_announced(request.headers, self.max_body_bytes)
             request.context = _Opened(request_id, grant, label, tags)
         except ApiError as error:
+            if state.audit is not None:
+                state.audit.turned_away(error.code)
             refuse(state, request, error, request_id)
         except Exception as error:
             fail(state, request, error, request_id)
@@ -77,6 +79,9 @@ class ModelHandler:
             else:
                 self._serve(request, admitted)
         except ApiError as error:
+            if state.audit is not None:
+                grant = opened.grant
+                state.audit.refused(opened.request_id, grant.id, grant.tenant, request.path, error.status, error.code)
             refuse(state, request, error, opened.request_id)
         except Exception as error:
             fail(state, request, error, opened.request_id)
