@@ -35,11 +35,13 @@ class Relay:
 
     Args:
         client: the HTTP client that dials out.
+        own_clients: clients of targets with TLS files of their own, by target id.
         secret: users' names leave only as a hash keyed with it.
     """
 
-    def __init__(self, client: httpx.AsyncClient, secret: bytes) -> None:
+    def __init__(self, client: httpx.AsyncClient, own_clients: Mapping[str, httpx.AsyncClient], secret: bytes) -> None:
         self._client = client
+        self._own_clients = own_clients
         self._secret = secret
         self._shut: set[str] = set()
 
@@ -143,9 +145,13 @@ class Relay:
 
     async def _send(self, spec: ExternalTarget, outgoing: Outgoing, signature: Mapping[str, str]) -> httpx.Response:
         headers = {"content-type": "application/json", "accept": "*/*", **outgoing.headers, **signature}
-        request = self._client.build_request("POST", spec.url + outgoing.path, content=outgoing.body, headers=headers)
+        client = self._own_clients.get(spec.id, self._client)
+        # httpx hands the name in this extension to TLS as the one that the certificate must carry.
+        named = {} if spec.tls is None or spec.tls.server_name is None else {"sni_hostname": spec.tls.server_name}
+        url = spec.url + outgoing.path
+        request = client.build_request("POST", url, content=outgoing.body, headers=headers, extensions=named or None)
         try:
-            answer = await self._client.send(request, stream=True)
+            answer = await client.send(request, stream=True)
         except httpx.HTTPError as error:
             raise _unreachable(spec.id, error) from None
         if answer.is_redirect:

@@ -7,6 +7,7 @@ trusts no proxy from the environment, and passes none of the client's headers on
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,14 +19,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deployments.egress.relay import Relay
-from router.config import Config
+from router.config import Config, home
 from router.placement.targets import Address, Endpoint, Target
-from router.policy import Policy, fixed_targets
+from router.policy import Policy, fixed_targets, tls_files_of
 from router.residency.guard import PASS_HEADER, Pass, PassRefused, Place, check_pass, derive_target_key
 from router.residency.label import Label, admits
 from router.wire.errors import ApiError
 from router.wire.heads import TARGET_HEADER
 from router.wire.json_body import parse_object
+from router.wire.tls import make_context
 
 _COMMON = frozenset({"model", "user", "seed", "stream", "stream_options", "temperature", "top_p", "max_tokens", "stop", "n"})
 ALLOWED_FIELDS: Mapping[str, frozenset[str]] = {
@@ -61,6 +63,9 @@ class EgressServer:
         incarnation: this egress's own incarnation, as the router knows it.
         credentials: the providers' keys by target id.
         client: the HTTP client that dials out; tests pass one with another transport.
+
+    Raises:
+        ConfigError: a file for TLS towards a cloud target cannot be used.
     """
 
     def __init__(
@@ -80,13 +85,12 @@ class EgressServer:
         self._specs = {item.id: item for item in config.targets if item.kind == "cloud"}
         targets = fixed_targets(config, Address(), incarnation)
         self._targets: dict[str, Target] = {target.id: target for target in targets if target.id in self._specs}
-        timeouts = config.timeouts
-        dials = client or httpx.AsyncClient(
-            follow_redirects=False,
-            trust_env=False,
-            timeout=httpx.Timeout(timeouts.idle_s, connect=timeouts.connect_s * 3, read=timeouts.first_byte_s),
-        )
-        self._calls = Relay(dials, secret)
+        own_clients = {
+            item.id: _new_client(config, make_context(tls_files_of(item.tls), home(), f"targets[{i}].tls"))
+            for i, item in enumerate(config.targets)
+            if item.kind == "cloud" and item.tls is not None
+        }
+        self._calls = Relay(client or _new_client(config, True), own_clients, secret)
         routes = [Route(path, self._relay, methods=["POST"]) for path in ALLOWED_FIELDS]
         self.app = Starlette(routes=[*routes, Route("/healthz", self._health, methods=["GET"])])
 
@@ -146,3 +150,9 @@ class EgressServer:
         parsed = parse_object(await request.body())
         allowed = ALLOWED_FIELDS[request.url.path]
         return {name: value for name, value in parsed.items() if name in allowed}
+
+
+def _new_client(config: Config, verify: ssl.SSLContext | bool) -> httpx.AsyncClient:
+    timeouts = config.timeouts
+    limits = httpx.Timeout(timeouts.idle_s, connect=timeouts.connect_s * 3, read=timeouts.first_byte_s)
+    return httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=limits, verify=verify)

@@ -162,6 +162,24 @@ class Credential(_Strict):
         return self
 
 
+class Tls(_Strict):
+    """How TLS is spoken to an `https://` address. The peer's certificate and name are verified in any case."""
+
+    ca_file: str | None = None
+    """PEM with the authorities that may have signed the peer's certificate. Default: the system's."""
+    cert_file: str | None = None
+    """The router's own certificate (PEM, with its chain), for mutual TLS."""
+    key_file: str | None = None
+    server_name: str | None = None
+    """The name the peer's certificate must carry. Default: the host of the URL."""
+
+    @model_validator(mode="after")
+    def _both(self) -> Tls:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("`cert_file` and `key_file` come together")
+        return self
+
+
 class Prices(_Strict):
     """US dollars per million tokens."""
 
@@ -194,7 +212,8 @@ class ExternalTarget(_Strict):
     id: Name
     kind: Literal["server", "cloud"]
     url: str
-    """Base URL without `/v1`, e.g. `http://10.0.0.7:8080` or `https://api.openai.com`."""
+    """Base URL without `/v1`, e.g. `http://10.0.0.7:8080`, `https://api.openai.com`, or `unix:///run/engine.sock` (`server`)."""
+    tls: Tls | None = None
     zone: Name
     store: list[Name] | None = None
     duties: list[Name] = []
@@ -213,13 +232,18 @@ class ExternalTarget(_Strict):
     """ISO date after which the declared evidence counts for nothing."""
     context_tokens: int = Field(default=0, ge=0)
     slots: int = Field(default=0, ge=0)
+    token_ids: bool = False
+    """`server` only: it is a vLLM of 0.10.2 or newer, which can be asked for token ids, so that a broken stream can be carried
+    on at another server with the same model under the same name."""
     price: Prices = Prices()
 
     @field_validator("url")
     @classmethod
     def _plain_url(cls, value: str) -> str:
-        if not re.match(r"https?://[^/\s?#@]+(/[^\s?#]*)?\Z", value):
-            raise ValueError("a base URL looks like https://host[:port][/path], without user, query or fragment")
+        if not re.match(r"https?://[^/\s?#@]+(/[^\s?#]*)?\Z|unix:///[^\s?#]*[^\s?#/]\Z", value):
+            raise ValueError(
+                "a base URL looks like https://host[:port][/path] or unix:///path/to/socket, without user, query or fragment"
+            )
         return value.rstrip("/")
 
     _id = field_validator("id")(_check_name)
@@ -233,6 +257,12 @@ class ExternalTarget(_Strict):
             )
         if not self.models:
             raise ValueError("name at least one model")
+        if self.kind == "cloud" and self.url.startswith("unix:"):
+            raise ValueError("url: a unix socket is on this machine, and a cloud target is outside")
+        if self.tls is not None and not self.url.startswith("https:"):
+            raise ValueError("tls: the url must begin with https://")
+        if self.token_ids and self.kind != "server":
+            raise ValueError("token_ids: only a `server` can be asked for them")
         if self.kind == "cloud" and self.task == "transcription":
             raise ValueError("the egress passes JSON only: a cloud target cannot have the task `transcription`")
         for model in self.models:
@@ -264,6 +294,8 @@ class Key(_Strict):
     """Bound on a whole request of this key; the header `x-request-timeout-ms` goes before it. 0: `timeouts.request_s`."""
     daily_tokens: int = Field(default=0, ge=0)
     """Prompt and answer tokens per UTC day; 0: no limit."""
+    continuation: bool | None = None
+    """Whether this key's broken streams may be carried on at another replica. Default: the top-level `continuation`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Key:
@@ -315,6 +347,14 @@ class Egress(_Strict):
     """The process that holds cloud credentials. Without `url`, one is started beside the router."""
 
     url: str | None = None
+    tls: Tls | None = None
+    """How the router speaks TLS to it, where `url` is an `https://` address (a TLS proxy before the egress)."""
+
+    @model_validator(mode="after")
+    def _over_tls(self) -> Egress:
+        if self.tls is not None and not (self.url or "").startswith("https:"):
+            raise ValueError("tls: `url` must begin with https://")
+        return self
 
 
 class Secret(_Strict):
@@ -343,6 +383,9 @@ class Config(_Strict):
     timeouts: Timeouts = Timeouts()
     egress: Egress = Egress()
     secret: Secret = Secret()
+    continuation: bool = True
+    """Carry a stream that breaks on at another replica of the same model, exactly or not at all (`router.wire.continuation`).
+    For that, engines send the ids of their tokens with every event, and the router takes them out again."""
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
 
     @field_validator("zones", "duties")

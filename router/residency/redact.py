@@ -230,7 +230,7 @@ class StreamRestorer:
     """A stream of chat or completion chunks (OpenAI's server-sent events) with its values back.
 
     Every choice's text, and every tool call's arguments, is a text of its own; each may have an unfinished placeholder waiting.
-    What waits is given out with the choice's last chunk, or before the end of the stream. Other events pass unchanged.
+    What waits comes out with the choice's last chunk, or before the end of the stream. Events that are no chunk pass unchanged.
 
     Args:
         values: placeholder -> value.

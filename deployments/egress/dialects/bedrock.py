@@ -1,4 +1,4 @@
-"""Amazon Bedrock's Converse and ConverseStream (API reference of the Bedrock runtime), signed with SigV4 or with a Bedrock API key."""
+"""Amazon Bedrock's Converse and ConverseStream (Bedrock runtime API), signed with SigV4 or sent with a Bedrock API key."""
 
 from __future__ import annotations
 
