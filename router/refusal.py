@@ -8,6 +8,8 @@ import traceback
 from router.state import RouterState
 from router.wire.direct import DirectRequest
 from router.wire.errors import ApiError, error_headers
+from router.wire.events import EventStream
+from router.wire.exchange import Exchange
 
 _log = logging.getLogger("tidegate.router")
 
@@ -27,6 +29,22 @@ def fail(state: RouterState, request: DirectRequest, error: Exception, request_i
     else:
         answer = ApiError(500, "internal_error", f"The router failed; its log names request {request_id}.")
         refuse(state, request, answer, request_id)
+
+
+def break_response(exchange: Exchange, client: DirectRequest, request_id: str, *, joined: bool) -> None:
+    """End a response whose target died: an SSE error event where one fits, and never anything that looks like success."""
+    if client.gone:
+        return
+    if exchange.events is None and joined:
+        exchange.events = EventStream(True)
+    if exchange.events is None or exchange.events.done:
+        client.abort()
+        return
+    error = ApiError(502, "upstream_error", f"The target failed in the middle of the answer ({request_id}).")
+    exchange.outbox = [error.event(client.path)]
+    exchange.events.finish()
+    exchange.write_events(complete=True)
+    client.finish()
 
 
 def log_unexpected(error: BaseException, request_id: str) -> None:
