@@ -14,12 +14,12 @@ from typing import Any
 from msgspec.structs import replace
 
 from router.decide import decide
-from router.decision import Choice, Decision, Facts, Refusal
+from router.decision import Choice, Decision, Facts
 from router.joining import Join, count_usage, next_join, trail_for
 from router.ledger.receipts import Attempt, Receipt, read_usage, used_tokens
 from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind
-from router.refusal import break_response, fail, refuse
+from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
 from router.residency.classify.rule import Verdict
 from router.residency.guard import PASS_LIFETIME_S, Pass, issue_pass
 from router.state import RouterState
@@ -42,8 +42,6 @@ from router.wire.json_body import ask_for_usage, replace_model, wants_usage
 from router.wire.multipart import Form
 
 MAX_ATTEMPTS = 3
-_HOLD_STATUS = frozenset({401, 403, 429})
-"""Answers of a target that are ours to handle, not the client's to see; so is every status from 500 on."""
 _USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
 """Where `stream_options.include_usage` exists; the other streams carry their usage anyway."""
 
@@ -168,7 +166,7 @@ class Serving:
                 return None
             exchange.events = self._events(exchange)
             return b""
-        if exchange.status >= 500 or exchange.status in _HOLD_STATUS:
+        if exchange.status >= 500 or exchange.status in HOLD_STATUS:
             return None
         choice, chunks = self._choice, self._client.speaks_chunked
         head = decision_headers(self._facts.request_id, choice.model, choice.target.id, choice.target.zone, choice.reason)
@@ -228,7 +226,7 @@ class Serving:
             state.fleet.set_saturated(self._facts.label, decision.models, decision.saturated)
         if decision.chosen is None:
             assert decision.refusal is not None
-            raise _to_error(decision.refusal, self._held)
+            raise as_error(decision.refusal, self._held)
         if (self._tries or self._join is not None) and not state.retry_budget.withdraw(time.monotonic()):
             raise ApiError(502, "upstream_error", "A target failed, and the router's retry budget is used up.")
         self._tries += 1
@@ -400,10 +398,3 @@ class Serving:
         receipt.ended = time.time()
         self._state.limits.settle(self._facts.key, self._reserved, used_tokens(receipt))
         self._state.receipts.add(receipt, self._decision)
-
-
-def _to_error(refusal: Refusal, held: Exchange | None) -> ApiError:
-    """A refusal as an answer. After failed attempts, what the last target said decides between 502 and 503."""
-    if held is not None and (held.status in _HOLD_STATUS - {429} or (held.status >= 500 and held.status != 503)):
-        return ApiError(502, "upstream_error", f"The target answered with status {held.status}, and no other may be used.")
-    return ApiError(refusal.status, refusal.code, refusal.message, retry_after_s=refusal.retry_after_s)
