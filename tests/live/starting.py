@@ -43,7 +43,9 @@ class Starting:
         return self.process
 
     def stop(self) -> None:
-        """End it, started or not."""
+        """End it, started or not; once is enough."""
+        if self.loop.is_closed():
+            return
         with contextlib.suppress(Exception):
             self._started.result()
         self.loop.run_until_complete(self.process.stop())
