@@ -43,8 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--targets",
         type=_numbers,
-        default=[4, 64, 256],
-        help="engines behind each system; json and sse64 again with every further number (default 4,64,256)",
+        help="engines behind each system; json and sse64 again with every further number (default 4,64,256; quick: 4,256)",
     )
     parser.add_argument("--seconds", type=_positive, help="length of one loaded run")
     parser.add_argument("--rounds", type=_positive, help="times every system takes its turn")
@@ -83,14 +82,14 @@ def _numbers(text: str) -> list[int]:
 
 def _plan(options: argparse.Namespace) -> run.Plan:
     chosen = options.systems or (systems.QUICK if options.quick else list(systems.SYSTEMS))
-    first, *more = dict.fromkeys(options.targets)
+    first, *more = dict.fromkeys(options.targets or ([4, 256] if options.quick else [4, 64, 256]))
     cases = options.cases or (["json", "sse64"] if options.quick else list(bodies.CASES))
     cases += [f"{case}@{number}" for number in more for case in ("json", "sse64") if case in cases]
     return run.Plan(
         systems=[name for name in dict.fromkeys(chosen) if name not in options.without],
         cases=cases,
         targets=first,
-        seconds=options.seconds or (3 if options.quick else 5),
+        seconds=options.seconds or (2 if options.quick else 5),
         solo_seconds=1 if options.quick else 2,
         rounds=options.rounds or (2 if options.quick else 4),
         connections=options.connections,

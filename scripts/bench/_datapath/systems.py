@@ -132,7 +132,13 @@ def litellm(bench: Bench, port: int) -> Launch:
     path = bench.work / "litellm.yaml"
     path.write_text(json.dumps({"model_list": models}))
     argv = [str(python.parent / "litellm"), "--config", str(path), "--host", HOST, "--port", str(port)]
-    env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "LITELLM_LOG": "ERROR"}
+    # It has no database to keep keys in; so it may start without a master key, and asks for none.
+    env = {
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_TELEMETRY": "False",
+        "LITELLM_LOG": "ERROR",
+    }
     return Launch([*argv, "--num_workers", "1"], port, env, ready_s=150)
 
 
