@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -87,9 +88,10 @@ def main(arguments: list[str] | None = None) -> int:
     work = ROOT / ".bench"
     work.mkdir(exist_ok=True)
     try:
-        with stack.engine(_model(options.model), options.concurrency, work, options.cpus) as direct:
-            with stack.router(direct, work) as routed:
-                found = ratio(uvloop.run(_pairs(console, direct, routed, options)))
+        with contextlib.ExitStack() as up:
+            direct = up.enter_context(stack.engine(_model(options.model), options.concurrency, work, options.cpus))
+            routed = up.enter_context(stack.router(direct, work))
+            found = ratio(uvloop.run(_pairs(console, direct, routed, options)))
     except stack.NotUp as error:
         console.print(f"[red]cannot run[/]: {error}", highlight=False)
         return 2
@@ -100,8 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
     for path in filter(None, (work / "throughput.json", options.json)):
         path.write_text(json.dumps(record) + "\n")
     console.print(
-        f"{options.concurrency} at once: {found['direct_tokens_s']} output tokens/s direct, {found['routed_tokens_s']} through the "
-        f"router: {found['ratio']:.3f} x ({found['lowest']:.3f} to {found['highest']:.3f} over {found['pairs']} pairs)",
+        f"{options.concurrency} at once: {found['direct_tokens_s']} output tokens/s direct, {found['routed_tokens_s']} through "
+        f"the router: {found['ratio']:.3f} x ({found['lowest']:.3f} to {found['highest']:.3f} over {found['pairs']} pairs)",
         highlight=False,
     )
     return 0

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import httpx
 
+_STOCK = "the tide gate lets one boat pass before the sea turns and every harbour light is lit again"
+
 
 @dataclass(frozen=True)
 class Take:
@@ -29,27 +31,7 @@ class WrongAnswer(RuntimeError):
 
 def prompts(count: int, words: int, seed: int) -> list[str]:
     """Different texts of about that many tokens, so that no prefix cache helps one side."""
-    stock = [
-        "the",
-        "tide",
-        "gate",
-        "water",
-        "lets",
-        "one",
-        "boat",
-        "pass",
-        "before",
-        "the",
-        "sea",
-        "turns",
-        "and",
-        "every",
-        "harbour",
-        "light",
-        "is",
-        "lit",
-        "again",
-    ]
+    stock = _STOCK.split()
     return [" ".join([f"{seed}-{i}:", *(stock[(i * 7 + seed + j * j) % len(stock)] for j in range(words))]) for i in range(count)]
 
 
