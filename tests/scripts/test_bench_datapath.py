@@ -286,6 +286,8 @@ def test_every_number_of_targets_gets_its_cases():
 def test_slow_systems_take_fewer_turns_and_all_take_one():
     plan = _planned("--rounds", "6")
     assert (plan.rounds_of("tidegate"), plan.rounds_of("litellm")) == (6, 2)
+    assert (plan.load_of("tidegate"), plan.load_of("litellm")) == ((32, 5), (8, 8))
+    assert _planned("--connections", "4", "--seconds", "20").load_of("litellm") == (4, 20)
     assert _planned("--quick").rounds_of("ray-serve/handle") == 1
     assert "litellm" not in _planned("--quick", "--without", "litellm").systems
 

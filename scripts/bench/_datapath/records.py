@@ -53,7 +53,7 @@ def _row(outcome: Outcome, system: str, name: str, samples: list[Sample]) -> Row
         "rounds": len(samples),
         "targets": case.targets or plan.targets,
         "prompt_tokens": case.tokens,
-        "connections": plan.connections,
+        "connections": plan.load_of(system)[0],
         "prompts": plan.prompts,
         "load": load.generator(),
     }
@@ -65,7 +65,8 @@ def _add_latencies(made: list[Row]) -> None:
     for row in made:
         if own := floor.get(row["case"].partition("@")[0]):
             for name in _LATENCIES:
-                row["added_" + name] = round(row[name] - own[name], 3)
+                if name.startswith("alone") or row["connections"] == own["connections"]:
+                    row["added_" + name] = round(row[name] - own[name], 3)
 
 
 def _add_chunks(made: list[Row]) -> None:

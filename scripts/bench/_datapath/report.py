@@ -13,7 +13,7 @@ from rich.table import Table
 
 from . import mock_engine, peers, systems
 from .goals import FLOOR, PEER, Goal
-from .run import Outcome
+from .run import SLOW_CONNECTIONS, Outcome
 
 WIDTH = 165
 """What the tables need; a file or a pipe is given that much, a terminal has the width it has."""
@@ -32,9 +32,10 @@ def show(console: Console, outcome: Outcome, rows: list[dict[str, Any]]) -> None
         if of_case:
             console.print(_table(case, of_case, outcome))
     console.print(
-        "CPU: user + system time of all processes of the system, median (range) over the rounds; `direct` is the "
-        f"engine itself. Alone: one connection; added: more than the engine takes by itself. x vllm cache, x haproxy: CPU "
-        f"against {PEER} and {FLOOR}. Per chunk: (a stream - a JSON answer) / {mock_engine.CHUNKS}."
+        "CPU: user + system time of all processes of the system, median (range) over the rounds; `direct` is the engine itself. "
+        "Alone: one connection; added: more than the engine takes by itself. x vllm cache, x haproxy: CPU against "
+        f"{PEER} and {FLOOR}. Per chunk: (a stream - a JSON answer) / {mock_engine.CHUNKS}. Systems that cost "
+        f"milliseconds a request are loaded by {SLOW_CONNECTIONS} connections at most."
     )
     for name, why in outcome.missing.items():
         console.print(f"[yellow]missing[/] {name}: {why}", highlight=False)
