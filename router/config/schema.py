@@ -14,6 +14,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,127}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
+RETENTION_FLOOR_DAYS = {"ai-act": 183, "hipaa": 2192, "pci-dss": 365, "dora": 1827}
+"""AI Act Art. 19 and 26(6): six months. HIPAA 45 CFR 164.316(b)(2)(i): six years. PCI DSS 10.5.1: twelve months. DORA leaves
+the length to the entity; five years is what its supervisors ask of records of ICT services."""
+
 
 class ConfigError(ValueError):
     """The configuration cannot be used. The text names the file's key and says what to do."""
@@ -364,6 +368,40 @@ class Secret(_Strict):
     file: str | None = None
 
 
+class Retention(_Strict):
+    """How long the audit log's entries are kept. A legal hold (`tidegate audit hold`) goes before it."""
+
+    days: float | None = Field(default=None, gt=0)
+    """Entries older than this are removed; their hashes stay, so that the log still verifies. Default: all are kept."""
+    profiles: list[Literal["ai-act", "hipaa", "pci-dss", "dora"]] = []
+    """Rules whose floor `days` must not undercut."""
+
+    @model_validator(mode="after")
+    def _floor(self) -> Retention:
+        for profile in self.profiles:
+            if self.days is not None and self.days < RETENTION_FLOOR_DAYS[profile]:
+                raise ValueError(f"`{profile}` asks for at least {RETENTION_FLOOR_DAYS[profile]} days, not {self.days:g}")
+        return self
+
+
+class Audit(_Strict):
+    """The audit log of every router: an append-only Merkle log on its own disk."""
+
+    enabled: bool = True
+    """Switched off, nothing is recorded, and nothing is sent to cloud targets either."""
+    dir: str = ".tidegate/audit"
+    """Relative to TIDEGATE_HOME. Each router process takes a directory of its own in it."""
+    window_ms: float = Field(default=50, gt=0, le=100)
+    """The longest time the record of a local request may wait in memory."""
+    when_unwritable: Literal["serve", "refuse"] = "serve"
+    """What becomes of local requests while the log cannot be written. Nothing is sent outside then in any case."""
+    signing_key: str | None = None
+    """A file with the Ed25519 seed in hex; made when missing. Default: `signing.key` in `dir`."""
+    checkpoint_copies: list[str] = []
+    """Files, best on another machine's disk, that a signed checkpoint is appended to every minute."""
+    retention: Retention = Retention()
+
+
 class Config(_Strict):
     """The whole configuration; see the README for a commented example."""
 
@@ -383,6 +421,7 @@ class Config(_Strict):
     timeouts: Timeouts = Timeouts()
     egress: Egress = Egress()
     secret: Secret = Secret()
+    audit: Audit = Audit()
     continuation: bool = True
     """Carry a stream that breaks on at another replica of the same model, exactly or not at all (`router.wire.continuation`).
     For that, engines send the ids of their tokens with every event, and the router takes them out again."""
