@@ -114,6 +114,11 @@ class Classifier:
         self._cache = cache
         self._detector = detector
 
+    @property
+    def scanner(self) -> Scanner:
+        """The built-in detector, for redaction."""
+        return self._scanner
+
     async def tighten(self, label: Label, body: dict[str, Any]) -> Verdict:
         """The label of a request, with what stands in it.
 
