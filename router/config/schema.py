@@ -117,6 +117,8 @@ class Classify(_Strict):
     countries: list[str] | None = None
     """Two-letter codes of the countries whose numbers are looked for. Default: all known ones."""
     min_confidence: float = Field(default=0.5, ge=0.3, le=1)
+    max_characters: int = Field(default=2_000_000, ge=1000)
+    """How much of one request is looked at; a longer one counts as unknown."""
     detector: DetectorSocket | None = None
 
 

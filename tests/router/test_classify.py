@@ -201,6 +201,26 @@ async def test_what_cannot_be_judged_is_the_worst():
         assert verdict.label == LOCAL and verdict.unknown
 
 
+async def test_more_than_may_be_looked_at_is_unknown():
+    verdict = await make_classifier(most=1000).tighten(ANY, chat("hello ", "word " * 300))
+    assert (verdict.label, verdict.unknown) == (LOCAL, "budget")
+
+
+async def test_many_short_turns_let_the_loop_have_its_turn_too():
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    await make_classifier().tighten(ANY, chat(*(f"hello number {i}" for i in range(500))))
+    task.cancel()
+    assert turns > 3
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 15), st.integers(0, 15), st.sampled_from(["hi", CARD, "ghp_x7Kq2mVb9TzR4wLc8NpYd3HsJf6GaE1uQoXi"]))
 def test_a_verdict_never_widens(process: int, store: int, text: str):

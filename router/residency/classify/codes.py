@@ -262,7 +262,7 @@ class CodeFinder:
         for match in _SPOKEN.finditer(view.data):
             if view.owns(match.start()):
                 view.spend(0.5)
-                view.add(Kind.EMAIL, *match.span(), 0.7, "spoken")
+                view.add(Kind.EMAIL, match.start(), match.end(), 0.7, "spoken")
         for match in _EMAIL.finditer(view.data):
             start, end = match.span()
             if view.owns(start):
