@@ -260,6 +260,11 @@ def test_every_place_a_client_can_write_to_is_read():
     assert all(f"{canary}{i}" in everything for i in range(1, 17))
 
 
+async def test_a_number_split_over_parts_is_one_number():
+    parts = [{"type": "text", "text": "card 4111 1111"}, {"type": "text", "text": "1111 1111"}]
+    assert (await make_classifier().tighten(ANY, chat(parts))).kinds == ("card",)
+
+
 async def test_old_turns_come_from_the_cache():
     class Counting:
         calls = 0
