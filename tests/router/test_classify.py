@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.config import ConfigError
+from router.placement.targets import Membership
 from router.residency.classify.cache import Outcome, OutcomeCache
 from router.residency.classify.detector import Seen, SocketDetector, serve_detector
 from router.residency.classify.fold import fold, make_table
 from router.residency.classify.kinds import Kind, Scan
-from router.residency.classify.rule import Classifier, Rules, compile_rules, needed
+from router.residency.classify.rule import Classifier, Rules, compile_rules, distinct_evidence, needed
 from router.residency.classify.scan import SLICE, Scanner
 from router.residency.classify.texts import texts_of
 from router.residency.label import Evidence, Label
-from tests.router.builders import make_config, make_policy
+from tests.router.builders import make_config, make_policy, make_target
 
 SCANNER = Scanner()
 TABLE = make_table()
@@ -234,6 +235,14 @@ def test_a_scan_is_needed_only_where_it_could_change_the_answer():
     assert not needed(RULES, ANY, [at_home], 0.0)
     assert not needed(RULES, LOCAL, [at_home, abroad], 0.0)
     assert not needed(RULES, ANY, [Evidence(0b1000, 0b1000, expires=-1.0)], 0.0)
+
+
+def test_evidence_is_asked_about_once_for_all_that_share_it():
+    policy = make_policy()
+    targets = tuple(make_target(policy, f"t{i}", ("eu", "us")[i % 2]) for i in range(20))
+    membership = Membership(1, targets)
+    assert len(distinct_evidence(membership)) == 2
+    assert distinct_evidence(membership) is distinct_evidence(membership)
 
 
 def test_every_place_a_client_can_write_to_is_read():

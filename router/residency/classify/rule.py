@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from router.placement.targets import Membership
 from router.residency.classify.cache import Outcome, OutcomeCache
 from router.residency.classify.detector import Detector, SocketDetector
 from router.residency.classify.kinds import CATEGORY, Category, Kind
@@ -96,6 +97,14 @@ def needed(rules: Rules, label: Label, candidates: Iterable[Evidence], now: floa
     if worst == label:
         return False
     return any(admits(label, evidence, now) and not admits(worst, evidence, now) for evidence in candidates)
+
+
+def distinct_evidence(membership: Membership) -> tuple[Evidence, ...]:
+    """What the targets' evidence is, each kind of it once: a hundred replicas in two zones are two questions to `needed`."""
+    known: tuple[Evidence, ...] | None = membership.memo.get("distinct_evidence")
+    if known is None:
+        known = membership.memo["distinct_evidence"] = tuple({target.evidence for target in membership.targets})
+    return known
 
 
 class Classifier:
