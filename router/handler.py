@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from router.admitted import AdmittedRequest
 from router.facts import gather_facts
 from router.identity.keys import authenticate
 from router.ledger.receipts import open_receipt
@@ -19,7 +20,7 @@ from router.refusal import fail, refuse
 from router.residency.classify.rule import Classifier, Verdict, needed
 from router.residency.label import Label
 from router.residency.resolve import read_tags, resolve_label
-from router.serving import AdmittedRequest, Serving
+from router.serving import Serving
 from router.state import RouterState
 from router.wire.direct import DirectRequest
 from router.wire.errors import ApiError
@@ -61,6 +62,8 @@ class ModelHandler:
             check_announced(request.headers, self.max_body_bytes)
             request.context = _Opened(request_id, grant, label, tags)
         except ApiError as error:
+            if state.audit is not None:
+                state.audit.turned_away(error.code)
             refuse(state, request, error, request_id)
         except Exception as error:
             fail(state, request, error, request_id)
@@ -77,6 +80,9 @@ class ModelHandler:
             else:
                 self._serve(request, admitted)
         except ApiError as error:
+            if state.audit is not None:
+                grant = opened.grant
+                state.audit.refused(opened.request_id, grant.id, grant.tenant, request.path, error.status, error.code)
             refuse(state, request, error, opened.request_id)
         except Exception as error:
             fail(state, request, error, opened.request_id)

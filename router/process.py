@@ -10,6 +10,7 @@ import uvicorn
 
 from router.app import Discreet, admin_app, model_operations, public_app
 from router.config import Config
+from router.ledger.log import AuditLog
 from router.policy import Policy
 from router.state import RouterState
 from router.wire.http_server import make_server, open_socket
@@ -25,6 +26,7 @@ class RouterProcess:
         credentials: bearer tokens of servers that already run, by target id.
         router_id: names this process.
         grace_s: how long running responses may go on while draining.
+        audit: the audit log, closed when the router has drained.
 
     Raises:
         OSError: an address is taken.
@@ -38,8 +40,10 @@ class RouterProcess:
         credentials: Mapping[str, str],
         router_id: str,
         grace_s: float = 30.0,
+        audit: AuditLog | None = None,
     ) -> None:
         self.state = RouterState(config, policy, secret, credentials, router_id)
+        self.state.audit = audit
         self._servers: list[uvicorn.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._grace_s = grace_s
@@ -72,6 +76,8 @@ class RouterProcess:
             server.should_exit = True
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.state.pool.close()
+        if self.state.audit is not None:
+            await asyncio.to_thread(self.state.audit.close)
 
 
 def _calm_garbage_collector() -> None:

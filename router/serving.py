@@ -7,20 +7,20 @@ that breaks is carried on where `router.joining` says so, by another attempt who
 
 from __future__ import annotations
 
-import math
+import functools
 import time
-from typing import Any
 
 from msgspec.structs import replace
 
+from router.admitted import AdmittedRequest
 from router.decide import decide
-from router.decision import Choice, Decision, Facts
+from router.decision import Choice, Decision
 from router.joining import Join, count_usage, next_join, trail_for
 from router.ledger.receipts import Attempt, Receipt, read_usage, used_tokens
+from router.ledger.writer import AuditUnavailable
 from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind
 from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
-from router.residency.classify.rule import Verdict
 from router.residency.guard import PASS_LIFETIME_S, Pass, issue_pass
 from router.state import RouterState
 from router.wire.continuation import ask_for_token_ids
@@ -38,67 +38,9 @@ from router.wire.heads import (
     response_headers,
 )
 from router.wire.joined_events import JoinedEvents, TrackedEvents, Trail, ending_of
-from router.wire.json_body import ask_for_usage, replace_model, wants_usage
-from router.wire.multipart import Form
+from router.wire.json_body import ask_for_usage, replace_model
 
 MAX_ATTEMPTS = 3
-_USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
-"""Where `stream_options.include_usage` exists; the other streams carry their usage anyway."""
-
-
-class AdmittedRequest:
-    """A request that was authenticated, labelled and parsed."""
-
-    __slots__ = (
-        "asks_usage",
-        "body",
-        "countable",
-        "deadline",
-        "facts",
-        "form",
-        "headers",
-        "keeps_usage",
-        "parsed",
-        "path",
-        "receipt",
-    )
-
-    def __init__(
-        self,
-        path: str,
-        headers: list[tuple[bytes, bytes]],
-        body: bytes,
-        parsed: dict[str, Any],
-        facts: Facts,
-        receipt: Receipt,
-        form: Form | None = None,
-    ) -> None:
-        self.path = path
-        self.headers = headers
-        self.body = body
-        self.parsed = parsed
-        self.facts = facts
-        self.receipt = receipt
-        self.form = form
-        # On the clock of the event loop, which is the monotonic one.
-        self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
-        self.countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS
-        self.keeps_usage = not self.countable or wants_usage(parsed)
-        self.asks_usage = self.countable and not self.keeps_usage
-
-    @property
-    def request_id(self) -> str:
-        """The id the receipt is found by."""
-        return self.facts.request_id
-
-    def tighten(self, verdict: Verdict, label_text: str) -> None:
-        """Go on under the label that classification left; the receipt says what kinds of things were found, never the text."""
-        receipt = self.receipt
-        found = "+".join(verdict.kinds) + (f" unknown:{verdict.unknown}" if verdict.unknown else "")
-        receipt.label_sources["classifier"] = found.strip() or "nothing found"
-        if verdict.label != self.facts.label:
-            self.facts = replace(self.facts, label=verdict.label)
-            receipt.label = label_text
 
 
 class Serving:
@@ -221,12 +163,17 @@ class Serving:
         if self._tries >= MAX_ATTEMPTS:
             raise ApiError(502, "upstream_error", f"{MAX_ATTEMPTS} targets failed this request.")
         now = time.time()
-        decision = self._decision = decide(self._facts, state.policy, state.fleet.view(now), now)
+        view, audit = state.fleet.view(now), state.audit
+        decision = self._decision = decide(self._facts, state.policy, view, now)
+        if audit is not None:
+            audit.decided(self._facts, state.policy.epoch, view, decision, now, self._admitted.receipt.label_sources)
         if not self._tries and self._join is None:
             state.fleet.set_saturated(self._facts.label, decision.models, decision.saturated)
         if decision.chosen is None:
             assert decision.refusal is not None
             raise as_error(decision.refusal, self._held)
+        if audit is not None and not audit.healthy and state.config.audit.when_unwritable == "refuse":
+            raise ApiError(503, "overloaded", "Nothing is served while the audit log cannot be written.", retry_after_s=5)
         if (self._tries or self._join is not None) and not state.retry_budget.withdraw(time.monotonic()):
             raise ApiError(502, "upstream_error", "A target failed, and the router's retry budget is used up.")
         self._tries += 1
@@ -299,8 +246,40 @@ class Serving:
         admitted.receipt.attempts.append(self._attempt)
         request = self._upstream_request(choice, now)
         self._booking = state.fleet.book(target, self._facts.prompt_tokens, now, choice.cost_usd)
-        if target.kind is Kind.CLOUD:
-            state.metrics.spilled(target.id)
+        if target.kind is not Kind.CLOUD:
+            self._dispatch(request)
+        elif state.audit is None:
+            self._when_announced(request, AuditUnavailable("the audit log is switched off"))
+        else:
+            evidence = state.policy.place_of(target.evidence).to_text()
+            done = functools.partial(self._when_announced, request)
+            state.audit.announce(self._facts, choice, state.policy.epoch, len(request), evidence, done)
+
+    def _when_announced(self, request: bytes, error: BaseException | None) -> None:
+        """The intent to send something outside is on the medium, or it is not, and then nothing is sent."""
+        state = self._state
+        try:
+            if self._client.gone or error is not None:
+                now = time.time()
+                self._attempt.ended, self._attempt.ending = now, "not_sent"
+                state.fleet.end(self._booking, now, completed=False)
+            if self._client.gone:
+                self._admitted.receipt.code = "client_gone"
+                self._close()
+            elif error is not None:
+                self._attempt.failure = str(error)
+                self._prepare_retry()
+                self._try_next()
+            else:
+                state.metrics.spilled(self._choice.target.id)
+                self._dispatch(request)
+        except ApiError as refused:
+            self._refuse(refused)
+        except Exception as unexpected:
+            self._fail(unexpected)
+
+    def _dispatch(self, request: bytes) -> None:
+        state, admitted, target = self._state, self._admitted, self._choice.target
         timeouts, pool = state.config.timeouts, state.pool
         exchange = Exchange(self._client, self, request, pool.now(), timeouts.first_byte_s, timeouts.idle_s, admitted.deadline)
         pool.send(target.incarnation, target.address, exchange)
@@ -398,3 +377,5 @@ class Serving:
         receipt.ended = time.time()
         self._state.limits.settle(self._facts.key, self._reserved, used_tokens(receipt))
         self._state.receipts.add(receipt, self._decision)
+        if self._state.audit is not None:
+            self._state.audit.ended(receipt)

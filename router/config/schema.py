@@ -8,10 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from router.config.check import CATEGORIES, KINDS, LOCAL, check_references, nearest
+from router.config.providers import check_provider
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,127}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+RETENTION_FLOOR_DAYS = {"ai-act": 183, "hipaa": 2192, "pci-dss": 365, "dora": 1827}
+"""AI Act Art. 19 and 26(6): six months. HIPAA 45 CFR 164.316(b)(2)(i): six years. PCI DSS 10.5.1: twelve months. DORA leaves
+the length to the entity; five years is what its supervisors ask of records of ICT services."""
 
 
 class ConfigError(ValueError):
@@ -186,6 +191,25 @@ class Prices(_Strict):
     completion: float = Field(default=0.0, ge=0)
 
 
+class Provider(_Strict):
+    """What a provider's dialect needs to know, and what the target's place rests on; `router.config.providers` checks it."""
+
+    region: str | None = None
+    """Bedrock, Vertex: the region called. OpenAI: the regional host's prefix, e.g. `eu`."""
+    sku: str | None = None
+    """Azure: the deployment's type, e.g. `DataZoneStandard`."""
+    api_version: str | None = None
+    """Azure: the `api-version` of deployment paths. Default: the `/openai/v1` API, which needs none."""
+    geo: str | None = None
+    """Anthropic: `inference_geo`, sent with every request and checked in every answer."""
+    project: str | None = None
+    """Vertex: the project."""
+    anywhere: bool = False
+    """The operator states that the target's zone stands for everywhere the provider works."""
+    drop: list[str] = []
+    """Fields of a request this model does not take, e.g. `temperature`: they are left out."""
+
+
 class ExternalTarget(_Strict):
     """A server that already runs (`kind: server`), or a provider outside (`kind: cloud`, dialled by the egress only)."""
 
@@ -202,6 +226,9 @@ class ExternalTarget(_Strict):
     tier: Name | None = None
     """Makes the models of this target members of a tier."""
     task: Literal["generate", "pooling", "transcription"] = "generate"
+    dialect: Literal["openai", "azure", "anthropic", "bedrock", "gemini", "vertex"] = "openai"
+    """`cloud` only: how the provider is spoken to. All but `openai` and `azure` offer chat only."""
+    provider: Provider = Provider()
     credential: Credential | None = None
     vouched: bool = False
     """`server` only: the operator states that nobody but the router can reach its port (there is no guard inside)."""
@@ -244,6 +271,11 @@ class ExternalTarget(_Strict):
             raise ValueError("the egress passes JSON only: a cloud target cannot have the task `transcription`")
         for model in self.models:
             _check_model(model)
+        if self.kind == "server" and self.dialect != "openai":
+            raise ValueError("only a cloud target has a `dialect`: the egress translates, nobody else")
+        if self.task == "pooling" and self.dialect not in ("openai", "azure"):
+            raise ValueError(f"a target of the dialect `{self.dialect}` offers chat only")
+        check_provider(self)
         return self
 
 
@@ -336,6 +368,40 @@ class Secret(_Strict):
     file: str | None = None
 
 
+class Retention(_Strict):
+    """How long the audit log's entries are kept. A legal hold (`tidegate audit hold`) goes before it."""
+
+    days: float | None = Field(default=None, gt=0)
+    """Entries older than this are removed; their hashes stay, so that the log still verifies. Default: all are kept."""
+    profiles: list[Literal["ai-act", "hipaa", "pci-dss", "dora"]] = []
+    """Rules whose floor `days` must not undercut."""
+
+    @model_validator(mode="after")
+    def _floor(self) -> Retention:
+        for profile in self.profiles:
+            if self.days is not None and self.days < RETENTION_FLOOR_DAYS[profile]:
+                raise ValueError(f"`{profile}` asks for at least {RETENTION_FLOOR_DAYS[profile]} days, not {self.days:g}")
+        return self
+
+
+class Audit(_Strict):
+    """The audit log of every router: an append-only Merkle log on its own disk."""
+
+    enabled: bool = True
+    """Switched off, nothing is recorded, and nothing is sent to cloud targets either."""
+    dir: str = ".tidegate/audit"
+    """Relative to TIDEGATE_HOME. Each router process takes a directory of its own in it."""
+    window_ms: float = Field(default=50, gt=0, le=100)
+    """The longest time the record of a local request may wait in memory."""
+    when_unwritable: Literal["serve", "refuse"] = "serve"
+    """What becomes of local requests while the log cannot be written. Nothing is sent outside then in any case."""
+    signing_key: str | None = None
+    """A file with the Ed25519 seed in hex; made when missing. Default: `signing.key` in `dir`."""
+    checkpoint_copies: list[str] = []
+    """Files, best on another machine's disk, that a signed checkpoint is appended to every minute."""
+    retention: Retention = Retention()
+
+
 class Config(_Strict):
     """The whole configuration; see the README for a commented example."""
 
@@ -355,6 +421,7 @@ class Config(_Strict):
     timeouts: Timeouts = Timeouts()
     egress: Egress = Egress()
     secret: Secret = Secret()
+    audit: Audit = Audit()
     continuation: bool = True
     """Carry a stream that breaks on at another replica of the same model, exactly or not at all (`router.wire.continuation`).
     For that, engines send the ids of their tokens with every event, and the router takes them out again."""
