@@ -47,9 +47,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def begin_engine(model_dir: Path, logs: Path) -> Parented:
+def begin_engine(model_dir: Path, logs: Path, args: tuple[str, ...] = (*ARGS, *TOOLS)) -> Parented:
     """Start a vLLM server on its leash, as an engine is started, but without the guard: anybody may ask it."""
-    model = Model(id=ENGINE_MODEL, source=str(model_dir), args=[*ARGS, *TOOLS], replicas=[{"zone": "local"}])
+    model = Model(id=ENGINE_MODEL, source=str(model_dir), args=list(args), replicas=[{"zone": "local"}])
     argv = build_argv(model, str(model_dir), "127.0.0.1", 0)
     guard = argv.index("--middleware")
     argv = argv[:guard] + argv[guard + 2 :]
