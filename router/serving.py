@@ -12,6 +12,7 @@ import math
 import time
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from router.decide import decide
@@ -23,7 +24,10 @@ from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind
 from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
 from router.residency.classify.rule import Verdict
+from router.residency.declassify import Declassified
 from router.residency.guard import PASS_LIFETIME_S, Pass, issue_pass
+from router.residency.redact import NAME
+from router.residency.restored_answer import RestoredBody, RestoredEvents
 from router.state import RouterState
 from router.wire.continuation import ask_for_token_ids
 from router.wire.direct import DirectRequest
@@ -63,6 +67,7 @@ class AdmittedRequest:
         "parsed",
         "path",
         "receipt",
+        "values",
     )
 
     def __init__(
@@ -82,6 +87,8 @@ class AdmittedRequest:
         self.facts = facts
         self.receipt = receipt
         self.form = form
+        self.values: dict[str, str] = {}
+        """What stands for what in a redacted request; empty: it goes as it came."""
         # On the clock of the event loop, which is the monotonic one.
         self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
         self.countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS
@@ -101,6 +108,14 @@ class AdmittedRequest:
         if verdict.label != self.facts.label:
             self.facts = replace(self.facts, label=verdict.label)
             receipt.label = label_text
+
+    def declassify(self, made: Declassified, label_text: str) -> None:
+        """Go on with the redacted request, under its own label. As it came, it is forgotten here."""
+        self.parsed, self.body = made.body, msgspec.json.encode(made.body)
+        self.values = made.redaction.values
+        self.facts = replace(self.facts, label=made.label)
+        self.receipt.label = label_text
+        self.receipt.label_sources["redaction"] = f"{NAME}: {len(self.values)} values"
 
 
 class Serving:
@@ -172,7 +187,10 @@ class Serving:
             return None
         choice, chunks = self._choice, self._client.speaks_chunked
         head = decision_headers(self._facts.request_id, choice.model, choice.target.id, choice.target.zone, choice.reason)
-        if is_event_stream(exchange.headers):
+        if self._admitted.values and not is_event_stream(exchange.headers):
+            exchange.events = RestoredBody(self._admitted.values)
+            head += response_headers(exchange.headers, Framing.CHUNKED if chunks else Framing.CLOSE)
+        elif is_event_stream(exchange.headers):
             exchange.events = self._events(exchange)
             head += response_headers(exchange.headers, Framing.CHUNKED if chunks else Framing.CLOSE)
         else:
@@ -182,6 +200,8 @@ class Serving:
 
     def _events(self, exchange: Exchange) -> EventStream:
         admitted, trail, join = self._admitted, self._trail, self._join
+        if admitted.values:
+            return RestoredEvents(admitted.keeps_usage, admitted.values, admitted.countable and exchange.status == 200)
         if trail is None:
             return EventStream(admitted.keeps_usage, admitted.countable and exchange.status == 200)
         if join is None:
@@ -301,7 +321,7 @@ class Serving:
         state, target, admitted = self._state, choice.target, self._admitted
         self._choice = choice
         if self._join is None:
-            self._trail = trail_for(self._facts, admitted.path, admitted.parsed, target)
+            self._trail = None if admitted.values else trail_for(self._facts, admitted.path, admitted.parsed, target)
         self._attempt = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
         admitted.receipt.attempts.append(self._attempt)
         request = self._upstream_request(choice, now)
