@@ -53,7 +53,7 @@ class Wire:
                 upward.write(data)
 
         task = asyncio.create_task(up())
-        with contextlib.suppress(ConnectionError):
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
             while data := await upward_reader.read(65536):
                 if left is not None and len(data) >= left:
                     writer.write(data[:left])
