@@ -7,11 +7,22 @@ first and is final; only what is left is scored. No score brings a screened targ
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from router.decision import Candidate, Choice, Decision, Facts, Refusal, Verdict
-from router.placement.predict import occupancy, predict_ttft
-from router.placement.targets import Kind, Load, Target, View
+from router.placement.predict import (
+    DEFAULT_OUTPUT_TOKENS,
+    GENERIC,
+    Ask,
+    Forecast,
+    ask_of,
+    cheapest_possible,
+    forecast,
+)
+from router.placement.profile import EngineProfile
+from router.placement.targets import Kind, Load, Target, View, Work
 from router.policy import Policy
 from router.screen import Admitted, Shortlist, shortlist
 
@@ -21,12 +32,23 @@ _RETRY_WHEN_DOWN_S = 5.0
 
 
 class _Scored(msgspec.Struct, frozen=True, gc=False):
-    index: int
-    target: Target
-    model: str
-    rank: int
-    ttft_s: float
-    occupancy: float
+    """A target that may serve, with its forecast; `late` when it is not expected to keep the limits."""
+
+    entry: Admitted
+    forecast: Forecast
+    late: bool
+
+
+class _Question(msgspec.Struct, frozen=True, gc=False):
+    """One request as the scoring sees it. `patience` and `margin` in seconds, `pace` in seconds per token."""
+
+    ask: Ask
+    limits: dict[str, float]
+    alone: dict[str, float]
+    patience: float
+    margin: float
+    pace: float
+    resume: float
 
 
 def decide(facts: Facts, policy: Policy, view: View, now: float) -> Decision:
@@ -39,24 +61,93 @@ def decide(facts: Facts, policy: Policy, view: View, now: float) -> Decision:
         now: UNIX time in seconds.
 
     Returns:
-        A decision with exactly one of `chosen` and `refusal`, and every candidate with its reason.
+        A decision with exactly one of `chosen` and `refusal`; its candidates, each with a reason, are made when asked for.
     """
+    basis = _Basis(facts, policy, view, now)
     found = shortlist(facts, policy, view.membership, now)
     if found.refusal is not None:
-        return Decision(None, found.refusal, (), found.models, False)
-    screened: list[Candidate] = []
-    local: list[_Scored] = []
-    cloud: list[_Scored] = []
-    for entry in found.admitted:
-        load = view.loads[entry.index]
-        reason = screen_now(facts, policy, entry, load, view, now)
-        if reason is not None:
-            screened.append(_candidate(entry.target, entry.model, Verdict.SCREENED, reason))
-            continue
-        scored = _score(entry, load, facts)
-        (cloud if entry.target.kind is Kind.CLOUD else local).append(scored)
-    screened += found.screened
-    return _pick(facts, policy, view, now, found, screened, local, cloud)
+        return Decision(None, found.refusal, found.models, False)
+    question = _pose(facts, policy, view, found)
+    best, cloud = _scan(facts, policy, view, now, found, question)
+    return _pick(basis, found, question, best, cloud)
+
+
+def _pose(facts: Facts, policy: Policy, view: View, found: Shortlist) -> _Question:
+    slo = policy.slo
+    expected = view.output_tokens.get(found.models[0], DEFAULT_OUTPUT_TOKENS) if found.models else DEFAULT_OUTPUT_TOKENS
+    if 0 < facts.max_tokens < expected:
+        expected = facts.max_tokens
+    resume = slo.resume_ratio if view.spilling and (facts.label, found.models) in view.spilling else 1.0
+    return _Question(
+        ask=ask_of(facts.prompt_tokens, expected, slo.tpot_s),
+        limits={},
+        alone={},
+        patience=min(slo.max_wait_s, facts.timeout_s or slo.max_wait_s),
+        margin=max(0.0, view.margin_s) + facts.waited_s,
+        pace=slo.tpot_s * view.pace_share,
+        resume=resume,
+    )
+
+
+def _limit(question: _Question, profile: EngineProfile | None, policy: Policy) -> float:
+    """Seconds to the first token that this request may take, by an idle engine of this profile."""
+    known = profile or GENERIC
+    limit = question.limits.get(known.name)
+    if limit is None:
+        alone = question.alone[known.name] = known.prefill_s(question.ask.prompt_tokens)
+        limit = question.limits[known.name] = min(max(policy.slo.ttft_s, policy.slo.stretch * alone), question.patience)
+    return limit
+
+
+def _scan(
+    facts: Facts, policy: Policy, view: View, now: float, found: Shortlist, question: _Question
+) -> tuple[_Scored | None, _Scored | None]:
+    """The best local target and the cheapest cloud target.
+
+    Targets that hold part of the prompt are looked at first. Of the others most are passed over by a bound: no forecast of
+    theirs could be cheaper than the best one so far.
+    """
+    loads, cached, ask = view.loads, view.cached, question.ask
+    best: _Scored | None = None
+    best_key: tuple[bool, int, float, int] = (True, 1 << 30, math.inf, 0)
+    cloud: _Scored | None = None
+    cloud_key: tuple[int, float, float, int] = (1 << 30, math.inf, math.inf, 0)
+    entries = found.admitted
+    if cached and len(entries) > 8:
+        entries = (*(entry for entry in entries if entry.index in cached), *entries)
+    alone = question.alone
+    for entry in entries:
+        load = loads[entry.index]
+        held = cached.get(entry.index, 0) if cached else 0
+        if entry.target.kind is not Kind.CLOUD:
+            if not held and best is not None and not best_key[0] and entry.rank >= best_key[1]:
+                name = "generic" if load.profile is None else load.profile.name
+                if name in alone and cheapest_possible(load, alone[name], now) > best_key[2]:
+                    continue
+            if screen_now(facts, policy, entry, load, view, now) is not None:
+                continue
+            seen = forecast(entry.target, load, ask, held, now)
+            late = _is_late(seen, load, question, policy)
+            key = (late, entry.rank, seen.cost, entry.index)
+            if key < best_key:
+                best, best_key = _Scored(entry, seen, late), key
+        elif screen_now(facts, policy, entry, load, view, now) is None:
+            seen = forecast(entry.target, load, ask, 0, now)
+            price = (entry.rank, spill_cost_usd(entry.target, facts), seen.ttft_s, entry.index)
+            if price < cloud_key:
+                cloud, cloud_key = _Scored(entry, seen, False), price
+    return best, cloud
+
+
+def _is_late(seen: Forecast, load: Load, question: _Question, policy: Policy) -> bool:
+    """Whether a forecast, with what predictions have been off by, breaks a limit.
+
+    While the label's requests are being spilled, only the wait must be well below the limit: a request whose own prefill is
+    most of its time gains nothing from an emptier queue.
+    """
+    wait = seen.ttft_s - seen.prefill_s
+    limit = _limit(question, load.profile, policy)
+    return wait / question.resume + seen.prefill_s + question.margin > limit or seen.pace_s > question.pace
 
 
 def screen_now(facts: Facts, policy: Policy, entry: Admitted, load: Load, view: View, now: float) -> str | None:
@@ -90,86 +181,78 @@ def spill_cost_usd(target: Target, facts: Facts) -> float:
     return (facts.prompt_tokens * target.price.prompt + completion * target.price.completion) / 1e6
 
 
-def _score(entry: Admitted, load: Load, facts: Facts) -> _Scored:
-    ttft = predict_ttft(entry.target, load, facts.prompt_tokens)
-    return _Scored(entry.index, entry.target, entry.model, entry.rank, ttft, occupancy(entry.target, load))
-
-
-def _pick(
-    facts: Facts,
-    policy: Policy,
-    view: View,
-    now: float,
-    found: Shortlist,
-    screened: list[Candidate],
-    local: list[_Scored],
-    cloud: list[_Scored],
-) -> Decision:
-    """Local within the SLO; else cloud where one is left; else local within the longest wait; else refuse."""
-    slo, models = policy.slo, found.models
-    was_spilling = (facts.label, models) in view.spilling
-    patience = min(slo.max_wait_s, facts.timeout_s or slo.max_wait_s)
-    limit = min(slo.ttft_s * (slo.resume_ratio if was_spilling else 1.0), patience)
-    best_local = min(local, key=lambda s: (s.ttft_s > limit, s.rank, s.ttft_s, s.occupancy, s.index), default=None)
-    saturated = best_local is None or best_local.ttft_s > limit
-    if best_local is not None and not saturated:
-        screened += [
-            _candidate(s.target, s.model, Verdict.ELIGIBLE, "spill: local capacity is within the SLO", s.ttft_s) for s in cloud
-        ]
-        return _chose(best_local, facts, f"predicted {_ms(best_local.ttft_s)} ms", models, screened, local, False)
-    cheapest = min(cloud, key=lambda s: (s.rank, spill_cost_usd(s.target, facts), s.ttft_s, s.index), default=None)
+def _pick(basis: _Basis, found: Shortlist, question: _Question, best: _Scored | None, cheapest: _Scored | None) -> Decision:
+    """Local within the limits; else cloud where one is left; else local within the longest wait; else refuse."""
+    facts, policy, view, models = basis.facts, basis.policy, basis.view, found.models
+    if best is None:
+        if cheapest is None:
+            return Decision(None, _refuse_capacity(basis, None), models, True, basis=basis)
+        known = any(not site.external and site.model in models for site in policy.sites)
+        reason = "spill: no allowed local target is up" if known else "cloud: this model is served outside only"
+        return _chose(cheapest, basis, question, reason, models, True)
+    seen = best.forecast
+    limit = _limit(question, view.loads[best.entry.index].profile, policy)
+    if not best.late:
+        return _chose(best, basis, question, f"predicted {_ms(seen.ttft_s)} ms", models, False)
+    # A long prompt may be late on an idle cluster: only waiting makes targets count as saturated.
+    saturated = seen.ttft_s - seen.prefill_s > limit * question.resume
     if cheapest is not None:
-        reason = _spill_reason(policy, models, best_local, limit)
-        return _chose(cheapest, facts, reason, models, screened, local + cloud, saturated)
-    if best_local is not None and best_local.ttft_s <= patience:
-        reason = f"predicted {_ms(best_local.ttft_s)} ms: waits, no spill ({_why_no_spill(screened)})"
-        return _chose(best_local, facts, reason, models, screened, local, saturated)
-    refusal = _refuse_capacity(facts, policy, view, now, best_local)
-    candidates = (
-        *screened,
-        *(_candidate(s.target, s.model, Verdict.ELIGIBLE, "wait too long", s.ttft_s) for s in local),
+        return _chose(cheapest, basis, question, _spill_reason(seen, question, limit), models, saturated)
+    if seen.ttft_s <= question.patience:
+        reason = f"predicted {_ms(seen.ttft_s)} ms: waits, no spill ({_why_no_spill(basis, found)})"
+        return _chose(best, basis, question, reason, models, saturated)
+    return Decision(None, _refuse_capacity(basis, best), models, saturated, basis=basis)
+
+
+def _spill_reason(seen: Forecast, question: _Question, limit: float) -> str:
+    """The number that decided."""
+    if seen.pace_s > question.pace:
+        return f"spill: best local predicted {seen.pace_s * 1e3:.1f} ms per token, over {question.pace * 1e3:.1f} ms"
+    return f"spill: best local predicted {_ms(seen.ttft_s)} ms + {_ms(question.margin)} ms margin, over {_ms(limit)} ms"
+
+
+def _why_no_spill(basis: _Basis, found: Shortlist) -> str:
+    facts, policy, view = basis.facts, basis.policy, basis.view
+    reasons = (candidate.reason for candidate in found.screened)
+    now_screened = (
+        screen_now(facts, policy, entry, view.loads[entry.index], view, basis.now)
+        for entry in found.admitted
+        if entry.target.kind is Kind.CLOUD
     )
-    return Decision(None, refusal, candidates, models, saturated)
+    for reason in (*now_screened, *reasons):
+        if reason is not None and reason.startswith(("spill:", "budget:")):
+            return reason
+    return "no allowed cloud target"
 
 
-def _spill_reason(policy: Policy, models: tuple[str, ...], best_local: _Scored | None, limit: float) -> str:
-    if best_local is not None:
-        return f"spill: best local predicted {_ms(best_local.ttft_s)} ms, over {_ms(limit)} ms"
-    if any(not site.external and site.model in models for site in policy.sites):
-        return "spill: no allowed local target is up"
-    return "cloud: this model is served outside only"
+def _chose(best: _Scored, basis: _Basis, question: _Question, reason: str, models: tuple[str, ...], saturated: bool) -> Decision:
+    entry, seen, facts = best.entry, best.forecast, basis.facts
+    work = None
+    cost = 0.0
+    if entry.target.kind is Kind.CLOUD:
+        cost = spill_cost_usd(entry.target, facts)
+    else:
+        limit = _limit(question, basis.view.loads[entry.index].profile, basis.policy)
+        work = Work(
+            prefill_s=seen.prefill_s,
+            ttft_s=seen.ttft_s,
+            tau_s=question.ask.tau_s,
+            prompt_tokens=facts.prompt_tokens,
+            cached_tokens=min(facts.prompt_tokens, basis.view.cached.get(entry.index, 0)),
+            output_tokens=question.ask.output_tokens,
+            limit_s=max(0.001, limit - facts.waited_s),
+            prefix=facts.prefix,
+        )
+    choice = Choice(entry.index, entry.target, entry.model, reason, seen.ttft_s, cost, work)
+    return Decision(choice, None, models, saturated, best.late, basis)
 
 
-def _why_no_spill(screened: list[Candidate]) -> str:
-    reasons = [c.reason for c in screened if c.reason.startswith(("spill:", "budget:"))]
-    return reasons[0] if reasons else "no allowed cloud target"
-
-
-def _chose(
-    best: _Scored,
-    facts: Facts,
-    reason: str,
-    models: tuple[str, ...],
-    screened: list[Candidate],
-    scored: list[_Scored],
-    saturated: bool,
-) -> Decision:
-    cost = spill_cost_usd(best.target, facts) if best.target.kind is Kind.CLOUD else 0.0
-    choice = Choice(best.index, best.target, best.model, reason, best.ttft_s, cost)
-    candidates = [_candidate(best.target, best.model, Verdict.CHOSEN, reason, best.ttft_s)]
-    candidates += [
-        _candidate(s.target, s.model, Verdict.ELIGIBLE, "slower, or a less fitting model", s.ttft_s)
-        for s in scored
-        if s is not best
-    ]
-    return Decision(choice, None, (*candidates, *screened), models, saturated)
-
-
-def _refuse_capacity(facts: Facts, policy: Policy, view: View, now: float, best_local: _Scored | None) -> Refusal:
+def _refuse_capacity(basis: _Basis, best: _Scored | None) -> Refusal:
     """503: by residency when the label is what keeps the request from other places of the cluster, else by load."""
-    if best_local is not None:
-        retry = max(1.0, best_local.ttft_s - policy.slo.ttft_s)
-        message = f"All allowed targets are saturated (predicted wait {_ms(best_local.ttft_s)} ms)."
+    facts, policy, view, now = basis.facts, basis.policy, basis.view, basis.now
+    if best is not None:
+        retry = max(1.0, best.forecast.ttft_s - policy.slo.ttft_s)
+        message = f"All allowed targets are saturated (predicted wait {_ms(best.forecast.ttft_s)} ms)."
     else:
         pauses = [load.down_until - now for load in view.loads if load.down_until > now]
         retry = max(1.0, min(pauses, default=_RETRY_WHEN_DOWN_S))
@@ -179,6 +262,44 @@ def _refuse_capacity(facts: Facts, policy: Policy, view: View, now: float, best_
         target.kind is not Kind.CLOUD and target.evidence.process & ~facts.label.process for target in view.membership.targets
     )
     return Refusal("residency_capacity" if narrowed or held_back else "overloaded", 503, message, retry)
+
+
+class _Basis(msgspec.Struct, frozen=True, gc=False):
+    """The arguments of a decision: frozen, so its candidates can be told later exactly as they were."""
+
+    facts: Facts
+    policy: Policy
+    view: View
+    now: float
+
+    def candidates(self, decision: Decision) -> tuple[Candidate, ...]:
+        """Every target with its verdict and reason, the chosen one first."""
+        facts, policy, view, now = self.facts, self.policy, self.view, self.now
+        found = shortlist(facts, policy, view.membership, now)
+        question = _pose(facts, policy, view, found)
+        chosen = decision.chosen
+        told: list[Candidate] = []
+        screened: list[Candidate] = []
+        for entry in found.admitted:
+            target, load = entry.target, view.loads[entry.index]
+            reason = screen_now(facts, policy, entry, load, view, now)
+            if reason is not None:
+                screened.append(_candidate(target, entry.model, Verdict.SCREENED, reason))
+                continue
+            seen = forecast(target, load, question.ask, view.cached.get(entry.index, 0), now)
+            if chosen is not None and chosen.index == entry.index:
+                told.insert(0, _candidate(target, entry.model, Verdict.CHOSEN, chosen.reason, seen.ttft_s))
+                continue
+            told.append(_candidate(target, entry.model, Verdict.ELIGIBLE, _why_not(decision, target), seen.ttft_s))
+        return (*told, *screened, *found.screened)
+
+
+def _why_not(decision: Decision, target: Target) -> str:
+    if decision.chosen is None:
+        return "wait too long"
+    if target.kind is Kind.CLOUD and decision.chosen.target.kind is not Kind.CLOUD:
+        return "spill: local capacity is within the SLO"
+    return "slower, dearer for others, or a less fitting model"
 
 
 def _candidate(target: Target, model: str | None, verdict: Verdict, reason: str, ttft_s: float | None = None) -> Candidate:

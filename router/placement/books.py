@@ -1,0 +1,160 @@
+"""The part of the books that predictions read: prefill seconds booked ahead, tokens held, and what is learned from outcomes.
+
+Kept per target incarnation, changed by booking, first byte and end; `LoadFields` go into the frozen `Load` of the target.
+"""
+
+from __future__ import annotations
+
+from math import exp
+from typing import Any
+
+from router.placement.targets import Load, Work
+
+_FIRST_OBSERVATIONS = 8
+"""The first observations of a slowdown count more: an engine nobody has calibrated can be off by tens."""
+_STEADY = 0.05
+_MOST_CHANGE = 3.0
+"""Observations further from the present belief than this factor count as this far: a prefix that was not there, a stall."""
+
+
+class Entry:
+    """One request's share of a target's books."""
+
+    __slots__ = ("context", "first_at", "peers", "started_at", "work")
+
+    def __init__(self, work: Work, now: float, peers: bool) -> None:
+        self.work = work
+        self.context = work.prompt_tokens + work.output_tokens // 2
+        self.started_at = now
+        self.first_at = 0.0
+        self.peers = peers
+        """True when another router sent it and told us."""
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV-cache tokens it takes that were not there before."""
+        return self.work.prompt_tokens - self.work.cached_tokens + self.work.output_tokens
+
+
+class TargetBook:
+    """The books of one target. Every change answers the `Load` fields that it changed."""
+
+    __slots__ = ("_context", "_front_since", "_kv", "_pace_seen", "_queue", "_queued_s", "_seen", "_work_at", "_work_s")
+
+    def __init__(self) -> None:
+        self._queue: dict[Entry, float] = {}
+        self._queued_s = 0.0
+        self._front_since = 0.0
+        self._context = 0
+        self._kv = 0
+        self._work_s = 0.0
+        self._work_at = 0.0
+        self._seen = 0
+        self._pace_seen = 0
+
+    def booked(self, entry: Entry, now: float) -> dict[str, Any]:
+        """A request is about to be sent."""
+        work = entry.work
+        if not self._queue:
+            self._front_since = now
+        self._queue[entry] = work.prefill_s
+        self._queued_s += work.prefill_s
+        self._context += entry.context
+        self._kv += entry.kv_tokens
+        since = max(0.0, now - self._work_at)
+        self._work_s = self._work_s * exp(-since / work.tau_s) + work.prefill_s
+        self._work_at = max(now, self._work_at)
+        return self._fields()
+
+    def started(self, entry: Entry, now: float) -> dict[str, Any]:
+        """Its first byte came back: its prefill, and with FCFS all before it, are done."""
+        entry.first_at = now
+        self._drop(entry, now)
+        return self._fields()
+
+    def ended(self, entry: Entry, now: float) -> dict[str, Any]:
+        """It left the target."""
+        self._drop(entry, now)
+        self._context -= entry.context
+        self._kv -= entry.kv_tokens
+        return self._fields()
+
+    def learned_first(self, entry: Entry, load: Load, now: float) -> float:
+        """The slowdown after a first byte of our own, by the wait it was given and the wait it had."""
+        believed = load.slowdown or 1.0
+        ratio = (now - entry.started_at) / max(1e-4, entry.work.ttft_s)
+        slowdown = _learn(believed, ratio, self._seen)
+        self._seen += 1
+        return slowdown
+
+    def learned_pace(self, entry: Entry, load: Load, tokens: int, now: float) -> float:
+        """The decode slowdown after an answer of so many tokens; the profile's step for the present load is the measure."""
+        profile = load.profile
+        if profile is None or tokens < 16 or not entry.first_at:
+            return load.pace_slowdown
+        seen = (now - entry.first_at) / (tokens - 1)
+        decoding = max(1, load.inflight - load.unstarted)
+        # Prefills of others stretch steps as well: what they took is not the decode step's slowness.
+        busy = min(0.8, load.work_s / entry.work.tau_s)
+        step = profile.step_s(decoding, load.context_tokens)
+        full = profile.step_s(profile.step_tokens, load.context_tokens)
+        usual = 1.0 / (busy / max(full, step) + (1.0 - busy) / step)
+        believed = load.pace_slowdown or 1.0
+        slowdown = _learn(believed, seen / (usual * believed), self._pace_seen)
+        self._pace_seen += 1
+        return slowdown
+
+    def _drop(self, entry: Entry, now: float) -> None:
+        seconds = self._queue.pop(entry, None)
+        if seconds is None:
+            return
+        self._queued_s = self._queued_s - seconds if self._queue else 0.0
+        # Something of this queue has just been finished, so what is now in front begins now.
+        self._front_since = now
+
+    def _fields(self) -> dict[str, Any]:
+        front = next(iter(self._queue.values()), 0.0)
+        return {
+            "clear_at": self._front_since + self._queued_s,
+            "queue_s": max(0.0, self._queued_s - front),
+            "context_tokens": self._context,
+            "kv_tokens": self._kv,
+            "work_s": self._work_s,
+            "work_at": self._work_at,
+        }
+
+
+class Calibration:
+    """What one router learns over all its targets: the margin of its predictions, and how strict to be with the pace.
+
+    `margin_s` follows the quantile of (actual - predicted) first tokens that `keep` of them stay below (a conformal margin,
+    tracked by stochastic approximation). `pace_share` is raised after every answer that met its limits and lowered after one
+    that did not, so that in the long run the share `goal` meets them (Robbins-Monro).
+    """
+
+    def __init__(self, goal: float, keep: float = 0.9) -> None:
+        self.margin_s = 0.0
+        self.pace_share = 0.85
+        self._goal = goal
+        self._keep = keep
+        self._scale = 0.05
+
+    def first(self, actual_s: float, predicted_s: float) -> None:
+        """A first token came."""
+        error = actual_s - predicted_s
+        self._scale += 0.02 * (min(abs(error), 10 * self._scale) - self._scale)
+        step = 0.1 * self._scale
+        self.margin_s += step * (self._keep if error > self.margin_s else self._keep - 1.0)
+
+    def answered(self, met: bool) -> None:
+        """An answer ended within its limits, or not."""
+        share = self.pace_share + 0.01 * ((1.0 if met else 0.0) - self._goal)
+        self.pace_share = min(1.1, max(0.4, share))
+
+
+def _learn(believed: float, ratio: float, seen: int) -> float:
+    """A belief after one more observation of (seen / believed), on a logarithmic scale, within a thousand either way."""
+    if seen >= _FIRST_OBSERVATIONS:
+        ratio = min(_MOST_CHANGE, max(1 / _MOST_CHANGE, ratio))
+    weight = max(_STEADY, 1.0 / (seen + 1)) if seen < _FIRST_OBSERVATIONS else _STEADY
+    return float(min(1e3, max(1e-3, believed * max(1e-6, ratio) ** weight)))
