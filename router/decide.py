@@ -183,7 +183,7 @@ def spill_cost_usd(target: Target, facts: Facts) -> float:
 
 def _pick(basis: _Basis, found: Shortlist, question: _Question, best: _Scored | None, cheapest: _Scored | None) -> Decision:
     """Local within the limits; else cloud where one is left; else local within the longest wait; else refuse."""
-    facts, policy, view, models = basis.facts, basis.policy, basis.view, found.models
+    policy, view, models = basis.policy, basis.view, found.models
     if best is None:
         if cheapest is None:
             return Decision(None, _refuse_capacity(basis, None), models, True, basis=basis)

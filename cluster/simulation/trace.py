@@ -1,6 +1,7 @@
 """Traces: requests with arrival times, lengths and the blocks of their prompts; read from files, or made up from a seed.
 
-A file has one JSON list a line, gzip or plain: `[time ms, prompt tokens, answer tokens, [block ids, run-length: start, count, ...]]`.
+A file has one JSON list a line, gzip or plain: `[time ms, prompt tokens, answer tokens, [block ids]]`, the block ids run-length
+coded as `start, count, ...`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import gzip
 import json
 import random
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from cluster.simulation.engine import SimulatedRequest
@@ -37,16 +39,17 @@ def read_trace(path: Path, seed: int = 0) -> list[Row]:
         TraceError: a line is not of the format above.
         OSError: the file cannot be read.
     """
-    opened = gzip.open(path, "rt", encoding="ascii") if path.suffix == ".gz" else path.open(encoding="ascii")
+    data = path.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        data = gzip.decompress(data)
     rows: list[Row] = []
-    with opened as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                milliseconds, prompt, answer, runs = json.loads(line)
-                blocks = tuple(block for i in range(0, len(runs), 2) for block in range(runs[i], runs[i] + runs[i + 1]))
-                rows.append((float(milliseconds) / 1e3, int(prompt), int(answer), blocks))
-            except (ValueError, TypeError, IndexError):
-                raise TraceError(f"{path}:{number}: not [time ms, prompt tokens, answer tokens, [start, count, ...]]") from None
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            milliseconds, prompt, answer, runs = json.loads(line)
+            blocks = tuple(block for i in range(0, len(runs), 2) for block in range(runs[i], runs[i] + runs[i + 1]))
+            rows.append((float(milliseconds) / 1e3, int(prompt), int(answer), blocks))
+        except (ValueError, TypeError, IndexError):
+            raise TraceError(f"{path}:{number}: not [time ms, prompt tokens, answer tokens, [start, count, ...]]") from None
     return _spread(sorted(rows, key=lambda row: row[0]), random.Random(seed))
 
 
@@ -54,9 +57,9 @@ def _spread(rows: list[Row], source: random.Random) -> list[Row]:
     times = sorted({row[0] for row in rows})
     if len(times) * 2 > len(rows) or len(times) < 2:
         return rows
-    tick = min(later - earlier for earlier, later in zip(times, times[1:], strict=False))
-    spread = [(time + source.random() * tick, *rest) for time, *rest in rows]
-    return sorted(spread, key=lambda row: row[0])  # type: ignore[arg-type, return-value]
+    tick = min(later - earlier for earlier, later in pairwise(times))
+    spread = [(time + source.random() * tick, prompt, answer, blocks) for time, prompt, answer, blocks in rows]
+    return sorted(spread, key=lambda row: row[0])
 
 
 def link_turns(rows: list[Row]) -> list[SimulatedRequest]:
@@ -115,16 +118,22 @@ def make_tools_trace(count: int = 23_608, seed: int = 1) -> list[Row]:
     return rows
 
 
-def make_documents_trace(count: int = 4_000, seed: int = 2) -> list[Row]:
-    """A made-up trace of questions on long documents: many turns each, bursts, two thirds of the prompt reusable."""
+def make_documents_trace(count: int = 8_000, seed: int = 2) -> list[Row]:
+    """A made-up trace of questions on long documents: several turns each, minutes apart, most of the prompt reusable.
+
+    Conversations begin before the first request that is kept and go on after the last, so that the rate is steady.
+    """
     source = random.Random(seed)
     rows: list[Row] = []
     fresh = 0
-    start = 0.0
-    while len(rows) < count:
-        start += source.expovariate(0.9)
+    span, turns_mean = 3600.0, 3.7
+    rate = count / span / turns_mean
+    start = -span / 3
+    while start < span:
+        start += source.expovariate(rate)
         tokens = int(min(60_000, source.lognormvariate(9.1, 0.7)))
-        clock, prefix = start, ()
+        clock = start
+        prefix: tuple[int, ...] = ()
         for _ in range(1 + min(12, int(source.expovariate(1 / 3.2)))):
             tokens += int(source.lognormvariate(5.6, 0.8))
             new = tokens // BLOCK_TOKENS + 1 - len(prefix)
@@ -134,5 +143,5 @@ def make_documents_trace(count: int = 4_000, seed: int = 2) -> list[Row]:
             rows.append((clock, tokens, answer, blocks))
             prefix = blocks[: tokens // BLOCK_TOKENS]
             tokens += answer
-            clock += 5 + source.expovariate(1 / 150)
-    return sorted(rows, key=lambda row: row[0])[:count]
+            clock += 10 + source.expovariate(1 / 200)
+    return sorted(row for row in rows if 0 <= row[0] < span)[:count]

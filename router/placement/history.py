@@ -30,7 +30,8 @@ class RoutedPrefixes:
 
     def overlap(self, prefix: Sequence[int]) -> Mapping[str, int]:
         """Leading chunks held, by incarnation. One dictionary look-up a chunk, whatever the number of targets."""
-        holders, found = self._holders, {}
+        holders = self._holders
+        found: dict[str, int] = {}
         mask = -1
         depth = 0
         for depth, chunk in enumerate(prefix):

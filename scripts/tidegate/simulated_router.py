@@ -1,19 +1,20 @@
-"""A router of the simulation that decides with the live `decide` and keeps the live `Fleet`: what the planner and the bench run."""
+"""A router of the simulation: it decides with the live `decide` and keeps the live `Fleet`. The planner and the bench run it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.simulation.cluster import CLOUD, REFUSE
+from cluster.simulation.cluster import CLOUD, HOLD, REFUSE
 from cluster.simulation.engine import Gauges, SimulatedRequest
 from cluster.simulation.kv_cache import BLOCK_TOKENS
 from cluster.simulation.outcome import Slo
 from router.config import parse_config
 from router.decide import decide
-from router.decision import Complexity, Facts
+from router.decision import Choice, Complexity, Decision, Facts
+from router.placement.admission import AdmissionQueue, Ticket
 from router.placement.fleet import Booking, Fleet, Notice
 from router.placement.history import RoutedPrefixes
 from router.placement.profile import EngineProfile
@@ -34,13 +35,17 @@ class RouterSetup:
     """
 
     profile: EngineProfile
-    slo: Slo = Slo()
+    slo: Slo = field(default_factory=Slo)
     engines: int = 8
     believed: EngineProfile | None = None
     cloud: bool = False
     goal: float = 0.95
     max_wait_s: float = 1e6
     prefixes: bool = True
+    queue: int = 0
+    """Requests the router may hold back; 0: what is late goes to its target all the same."""
+    tries: int = 8
+    """Held requests that are decided again after a change."""
 
 
 def make_policy(setup: RouterSetup) -> Policy:
@@ -73,11 +78,14 @@ class SimulatedRouter:
         self.fleet = Fleet(math.inf, profiles, RoutedPrefixes(capacity) if setup.prefixes else None, setup.goal, setup.slo.tpot_s)
         self._grant = policy.keys[bytes.fromhex(_KEY_DIGEST)]
         self._bookings: dict[int, Booking] = {}
+        self._setup = setup
+        self.queue = AdmissionQueue(setup.queue) if setup.queue else None
+        self._held: dict[str, SimulatedRequest] = {}
         self._targets = [_engine(policy, i, setup.profile) for i in range(setup.engines)]
         self._cloud = [_cloud(policy)] if setup.cloud else []
         self.fleet.update([Report(target) for target in (*self._targets, *self._cloud)])
 
-    def facts(self, request: SimulatedRequest) -> Facts:
+    def facts(self, request: SimulatedRequest, waited_s: float = 0.0) -> Facts:
         """The facts the live router would have gathered."""
         return Facts(
             request_id=str(request.index),
@@ -89,17 +97,37 @@ class SimulatedRouter:
             prompt_bytes=request.prompt * 4,
             prompt_tokens=request.prompt,
             prefix=request.blocks,
+            waited_s=waited_s,
         )
 
     def place(self, request: SimulatedRequest, now: float) -> int:
-        """Decide and book."""
-        facts = self.facts(request)
-        decision = decide(facts, self.policy, self.fleet.view(now, facts.prefix, BLOCK_TOKENS), now)
-        self.fleet.set_saturated(facts.label, decision.models, decision.saturated)
-        choice = decision.chosen
+        """Decide and book, or hold."""
+        decision = self._decide(request, now, 0.0)
+        choice, queue = decision.chosen, self.queue
         if choice is None:
             return REFUSE
-        booking = self.fleet.book(choice.target, facts.prompt_tokens, now, choice.cost_usd, choice.work, choice.model)
+        if queue is None or not decision.late or choice.work is None:
+            return self._book(request, choice, now)
+        work = choice.work
+        deadline = now + work.limit_s - work.prefill_s - self.fleet.calibration.margin_s
+        ticket = Ticket(str(request.index), "tenant", now, work.prefill_s, deadline, now + self._setup.max_wait_s)
+        self._held[ticket.id] = request
+        displaced = queue.offer(ticket, now)
+        if displaced is None:
+            return HOLD
+        del self._held[displaced.id]
+        return REFUSE  # one class only: the queue is full, and what is displaced is the newcomer itself
+
+    def _decide(self, request: SimulatedRequest, now: float, waited_s: float) -> Decision:
+        facts = self.facts(request, waited_s)
+        decision = decide(facts, self.policy, self.fleet.view(now, facts.prefix, BLOCK_TOKENS), now)
+        self.fleet.set_saturated(facts.label, decision.models, decision.saturated)
+        return decision
+
+    def _book(self, request: SimulatedRequest, choice: Choice, now: float) -> int:
+        if self.queue is not None:
+            self.queue.served(now)
+        booking = self.fleet.book(choice.target, request.prompt, now, choice.cost_usd, choice.work, choice.model)
         if choice.target.kind is Kind.CLOUD:
             self.fleet.end(booking, now, completed=True)
             return CLOUD
@@ -133,8 +161,25 @@ class SimulatedRouter:
         self.fleet.noticed(Notice(str(request.index), self._targets[engine].incarnation, event, work), now)
 
     def release(self, now: float) -> Iterable[tuple[SimulatedRequest, int]]:
-        """Nothing is held."""
-        return ()
+        """Held requests that may go now, and those whose patience has ended."""
+        queue = self.queue
+        gone: list[tuple[SimulatedRequest, int]] = []
+        if queue is None or not len(queue):
+            return gone
+        for ticket in queue.expire(now):
+            gone.append((self._held.pop(ticket.id), REFUSE))
+        for tried, ticket in enumerate(queue.candidates(now)):
+            if tried >= self._setup.tries:
+                break
+            request = self._held[ticket.id]
+            # One that is late already goes when it would be in time had it just come: it takes nothing from the others.
+            waited = now - ticket.arrived if now <= ticket.deadline else 0.0
+            decision = self._decide(request, now, waited)
+            if decision.chosen is not None and not decision.late:
+                queue.take(ticket, now)
+                del self._held[ticket.id]
+                gone.append((request, self._book(request, decision.chosen, now)))
+        return gone
 
 
 _PLAIN = Complexity("", 0.0)
