@@ -8,6 +8,7 @@ first and is final; only what is left is scored. No score brings a screened targ
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -18,8 +19,8 @@ from router.placement.predict import (
     Ask,
     Forecast,
     ask_of,
-    cheapest_possible,
     forecast,
+    rank_costs,
 )
 from router.placement.profile import EngineProfile
 from router.placement.targets import Kind, Load, Target, View, Work
@@ -29,6 +30,9 @@ from router.screen import Admitted, Shortlist, shortlist
 MIN_BYTES_PER_TOKEN = 8
 """No tokenizer in use packs more bytes of ordinary text into a token: a prompt longer than this times the context cannot fit."""
 _RETRY_WHEN_DOWN_S = 5.0
+_FORECASTS = 5
+"""Forecasts made of the most promising targets when there are many, and how many more while all of them are late."""
+_MOST_FORECASTS = 32
 
 
 class _Scored(msgspec.Struct, frozen=True, gc=False):
@@ -104,50 +108,69 @@ def _scan(
 ) -> tuple[_Scored | None, _Scored | None]:
     """The best local target and the cheapest cloud target.
 
-    Targets that hold part of the prompt are looked at first. Of the others most are passed over by a bound: no forecast of
-    theirs could be cheaper than the best one so far.
+    With many targets, a rough cost says which few are worth a forecast; more are looked at while the best one is late.
     """
     loads, cached, ask = view.loads, view.cached, question.ask
     best: _Scored | None = None
-    best_key: tuple[bool, int, float, int] = (True, 1 << 30, math.inf, 0)
-    cloud: _Scored | None = None
-    cloud_key: tuple[int, float, float, int] = (1 << 30, math.inf, math.inf, 0)
-    entries = found.admitted
-    if cached and len(entries) > 8:
-        entries = (*(entry for entry in entries if entry.index in cached), *entries)
-    alone = question.alone
-    for entry in entries:
+    timely: _Scored | None = None
+    best_key = timely_key = (True, 1 << 30, math.inf, 0)
+    seen_targets = 0
+    for entry in _worth_a_look(found, loads, ask, cached, now):
+        if (seen_targets >= _FORECASTS and timely is not None) or seen_targets >= _MOST_FORECASTS:
+            break
         load = loads[entry.index]
-        held = cached.get(entry.index, 0) if cached else 0
-        if entry.target.kind is not Kind.CLOUD:
-            if not held and best is not None and not best_key[0] and entry.rank >= best_key[1]:
-                name = "generic" if load.profile is None else load.profile.name
-                if name in alone and cheapest_possible(load, alone[name], now) > best_key[2]:
-                    continue
-            if screen_now(facts, policy, entry, load, view, now) is not None:
-                continue
-            seen = forecast(entry.target, load, ask, held, now)
-            late = _is_late(seen, load, question, policy)
-            key = (late, entry.rank, seen.cost, entry.index)
-            if key < best_key:
-                best, best_key = _Scored(entry, seen, late), key
-        elif screen_now(facts, policy, entry, load, view, now) is None:
+        if screen_now(facts, policy, entry, load, view, now) is not None:
+            continue
+        seen_targets += 1
+        seen = forecast(entry.target, load, ask, cached.get(entry.index, 0), now)
+        late = _is_late(seen, load, question, policy)
+        key = (late, entry.rank, seen.cost, entry.index)
+        if key < best_key:
+            best, best_key = _Scored(entry, seen, late), key
+        if not late and seen.pace_s <= question.pace and key < timely_key:
+            timely, timely_key = _Scored(entry, seen, False), key
+    outside = _cheapest_outside(facts, policy, view, now, found, ask) if found.outside else None
+    if best is not None and timely is None and not best.late:
+        best = _Scored(best.entry, best.forecast, True)
+    # The price of a slow pace is in the cost already; the limit on it decides only whether something has to leave.
+    return (timely if timely is not None and outside is not None else best), outside
+
+
+def _worth_a_look(
+    found: Shortlist, loads: tuple[Load, ...], ask: Ask, cached: Mapping[int, int], now: float
+) -> Iterable[Admitted]:
+    """The local entries, the more promising ones first when there are many; a better fitting model goes before everything."""
+    entries = found.local
+    if len(entries) <= _FORECASTS:
+        return entries
+    costs = rank_costs(loads, found.places, ask, cached, now)
+    if found.same_rank:
+        return map(entries.__getitem__, sorted(range(len(entries)), key=costs.__getitem__))
+    return map(entries.__getitem__, sorted(range(len(entries)), key=lambda i: (entries[i].rank, costs[i])))
+
+
+def _cheapest_outside(facts: Facts, policy: Policy, view: View, now: float, found: Shortlist, ask: Ask) -> _Scored | None:
+    best: _Scored | None = None
+    best_price: tuple[int, float, float, int] = (1 << 30, math.inf, math.inf, 0)
+    for entry in found.outside:
+        load = view.loads[entry.index]
+        if screen_now(facts, policy, entry, load, view, now) is None:
             seen = forecast(entry.target, load, ask, 0, now)
             price = (entry.rank, spill_cost_usd(entry.target, facts), seen.ttft_s, entry.index)
-            if price < cloud_key:
-                cloud, cloud_key = _Scored(entry, seen, False), price
-    return best, cloud
+            if price < best_price:
+                best, best_price = _Scored(entry, seen, False), price
+    return best
 
 
 def _is_late(seen: Forecast, load: Load, question: _Question, policy: Policy) -> bool:
-    """Whether a forecast, with what predictions have been off by, breaks a limit.
+    """Whether a forecast, with what predictions have been off by, breaks the limit on the first token.
 
     While the label's requests are being spilled, only the wait must be well below the limit: a request whose own prefill is
     most of its time gains nothing from an emptier queue.
     """
     wait = seen.ttft_s - seen.prefill_s
     limit = _limit(question, load.profile, policy)
-    return wait / question.resume + seen.prefill_s + question.margin > limit or seen.pace_s > question.pace
+    return wait / question.resume + seen.prefill_s + question.margin > limit
 
 
 def screen_now(facts: Facts, policy: Policy, entry: Admitted, load: Load, view: View, now: float) -> str | None:

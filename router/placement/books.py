@@ -13,6 +13,8 @@ from router.placement.targets import Load, Work
 _FIRST_OBSERVATIONS = 8
 """The first observations of a slowdown count more: an engine nobody has calibrated can be off by tens."""
 _STEADY = 0.05
+_ALIKE = 1.4
+"""Replicas whose learned slowdowns differ by less than this factor count as alike."""
 _MOST_CHANGE = 3.0
 """Observations further from the present belief than this factor count as this far: a prefix that was not there, a stall."""
 
@@ -36,12 +38,69 @@ class Entry:
         return self.work.prompt_tokens - self.work.cached_tokens + self.work.output_tokens
 
 
+class Belief:
+    """A factor learned from noisy observations of it, on a logarithmic scale."""
+
+    __slots__ = ("_seen", "_weight", "value")
+
+    def __init__(self, weight: float) -> None:
+        self.value = 1.0
+        self._weight = weight
+        self._seen = 0
+
+    def observe(self, implied: float, shared: Belief) -> float:
+        """Take an observation in, here and in what all replicas of the model share.
+
+        Returns:
+            The shared factor while this replica's own differs from it by no more than chance would make it; else its own.
+            Replicas that are alike must look alike: noise between them would place requests by luck.
+        """
+        self._take(implied)
+        shared._take(implied)
+        ratio = self.value / shared.value
+        return shared.value if 1 / _ALIKE < ratio < _ALIKE else self.value
+
+    def _take(self, implied: float) -> None:
+        ratio = implied / self.value
+        weight = self._weight
+        if self._seen < _FIRST_OBSERVATIONS:
+            weight = max(weight, 1.0 / (self._seen + 1))
+        else:
+            ratio = min(_MOST_CHANGE, max(1 / _MOST_CHANGE, ratio))
+        self._seen += 1
+        self.value = min(1e3, max(1e-3, self.value * max(1e-6, ratio) ** weight))
+
+
+class Shared:
+    """What all replicas of one model have in common."""
+
+    __slots__ = ("pace", "prefill")
+
+    def __init__(self) -> None:
+        self.prefill = Belief(_STEADY / 8)
+        self.pace = Belief(_STEADY / 8)
+
+
 class TargetBook:
     """The books of one target. Every change answers the `Load` fields that it changed."""
 
-    __slots__ = ("_context", "_front_since", "_kv", "_pace_seen", "_queue", "_queued_s", "_seen", "_work_at", "_work_s")
+    __slots__ = (
+        "_context",
+        "_front_since",
+        "_kv",
+        "_pace",
+        "_prefill",
+        "_queue",
+        "_queued_s",
+        "_shared",
+        "_work_at",
+        "_work_s",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._prefill = Belief(_STEADY)
+        self._pace = Belief(_STEADY)
         self._queue: dict[Entry, float] = {}
         self._queued_s = 0.0
         self._front_since = 0.0
@@ -49,8 +108,6 @@ class TargetBook:
         self._kv = 0
         self._work_s = 0.0
         self._work_at = 0.0
-        self._seen = 0
-        self._pace_seen = 0
 
     def booked(self, entry: Entry, now: float) -> dict[str, Any]:
         """A request is about to be sent."""
@@ -81,11 +138,8 @@ class TargetBook:
 
     def learned_first(self, entry: Entry, load: Load, now: float) -> float:
         """The slowdown after a first byte of our own, by the wait it was given and the wait it had."""
-        believed = load.slowdown or 1.0
-        ratio = (now - entry.started_at) / max(1e-4, entry.work.ttft_s)
-        slowdown = _learn(believed, ratio, self._seen)
-        self._seen += 1
-        return slowdown
+        implied = (load.slowdown or 1.0) * (now - entry.started_at) / max(1e-4, entry.work.ttft_s)
+        return self._prefill.observe(implied, self._shared.prefill)
 
     def learned_pace(self, entry: Entry, load: Load, tokens: int, now: float) -> float:
         """The decode slowdown after an answer of so many tokens; the profile's step for the present load is the measure."""
@@ -99,10 +153,7 @@ class TargetBook:
         step = profile.step_s(decoding, load.context_tokens)
         full = profile.step_s(profile.step_tokens, load.context_tokens)
         usual = 1.0 / (busy / max(full, step) + (1.0 - busy) / step)
-        believed = load.pace_slowdown or 1.0
-        slowdown = _learn(believed, seen / (usual * believed), self._pace_seen)
-        self._pace_seen += 1
-        return slowdown
+        return self._pace.observe(seen / usual, self._shared.pace)
 
     def _drop(self, entry: Entry, now: float) -> None:
         seconds = self._queue.pop(entry, None)
@@ -150,11 +201,3 @@ class Calibration:
         """An answer ended within its limits, or not."""
         share = self.pace_share + 0.01 * ((1.0 if met else 0.0) - self._goal)
         self.pace_share = min(1.1, max(0.4, share))
-
-
-def _learn(believed: float, ratio: float, seen: int) -> float:
-    """A belief after one more observation of (seen / believed), on a logarithmic scale, within a thousand either way."""
-    if seen >= _FIRST_OBSERVATIONS:
-        ratio = min(_MOST_CHANGE, max(1 / _MOST_CHANGE, ratio))
-    weight = max(_STEADY, 1.0 / (seen + 1)) if seen < _FIRST_OBSERVATIONS else _STEADY
-    return float(min(1e3, max(1e-3, believed * max(1e-6, ratio) ** weight)))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec.structs import replace
 
-from router.placement.books import Calibration, Entry, TargetBook
+from router.placement.books import Calibration, Entry, Shared, TargetBook
 from router.placement.profile import EngineProfile
 from router.placement.targets import Kind, Load, Membership, PrefixLookup, Report, Signals, Target, View, Work
 from router.residency.label import Label
@@ -72,6 +72,7 @@ class Fleet:
         self._profiles = dict(profiles or {})
         self._tpot_s = tpot_s
         self._books: dict[str, TargetBook] = {}
+        self._shared: dict[str, Shared] = {}
         self._peer_bookings: dict[str, Booking] = {}
         self._outputs: dict[str, float] = {}
         self._expected: dict[str, int] = {}
@@ -248,7 +249,9 @@ class Fleet:
     def _enter(self, index: int, booking: Booking, entry: Entry, now: float) -> None:
         book = self._books.get(booking.incarnation)
         if book is None:
-            book = self._books[booking.incarnation] = TargetBook()
+            model = min(self._membership.targets[index].models, default="")
+            shared = self._shared.setdefault(model, Shared())
+            book = self._books[booking.incarnation] = TargetBook(shared)
         booking.entry = entry
         self._loads[index] = replace(self._loads[index], **book.booked(entry, now))
         if entry.work.prefix and self.prefixes is not None:

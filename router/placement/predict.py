@@ -6,6 +6,7 @@ booked on a target, so more load never makes one more attractive.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from math import exp
 
 import msgspec
@@ -24,15 +25,16 @@ KV_PRESSURE_FROM = 0.9
 
 _OWN_WORK = 1.0
 """Price of a second of prefill: computing a prompt again burns time that somebody else will miss."""
-_DECODE_DELAY = 0.05
+_DECODE_DELAY = 0.1
 """Price of a second of prefill for each sequence that decodes meanwhile."""
 _QUEUE_DELAY = 0.5
 """Price of a second of prefill for each request that waits."""
-_PACE = 0.15
+_PACE = 0.05
 """Price of a second of decoding."""
-_PACE_LIMIT = 2.0
+_PACE_LIMIT = 1.0
 """Price of a second of decoding past `_PACE_FROM` of the pace limit."""
 _PACE_FROM = 0.85
+_MOST_BUSY = 0.98
 _USUAL_PACE_S = 0.05
 """Stands for the pace limit where none is set."""
 
@@ -77,59 +79,77 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
         return Forecast(ttft, 0.0, 0.0, ttft)
     profile = load.profile or GENERIC
     slowdown = load.slowdown or 1.0
-    queued = load.unstarted + load.foreign_waiting
-    decoding = load.inflight - load.unstarted + load.foreign - load.foreign_waiting
-    context = load.context_tokens
+    waiting = load.foreign_waiting
+    queued = load.unstarted + waiting
+    decoding = load.inflight + load.foreign - queued
+    prompt, output, tau = ask.prompt_tokens, ask.output_tokens, ask.tau_s
     # The last prompt token is always computed.
-    uncached = max(1, ask.prompt_tokens - cached)
-    prefill = slowdown * profile.prefill_s(uncached, ask.prompt_tokens - uncached, decoding, context)
+    uncached = prompt - cached if cached < prompt else 1
+    prefill = slowdown * profile.prefill_s(uncached, prompt - uncached, decoding, load.context_tokens)
     wait = load.clear_at - now
     if wait < load.queue_s:
         wait = load.queue_s
-    if load.foreign_waiting:
-        wait += load.foreign_waiting * (load.ttft_s or prefill)
-    wait += _wait_for_room(target, profile, load, uncached + ask.output_tokens)
-    pace = _pace(profile, load, slowdown, decoding + 1, context + ask.prompt_tokens, prefill, ask, now)
-    output = ask.output_tokens
+    if waiting:
+        wait += waiting * (load.ttft_s or prefill)
+    wait += _wait_for_room(target, profile, load, uncached + output)
+    # Seconds per answer token while the share `busy` of the engine's time goes into steps that are full of prefill.
+    per_context = profile.per_context
+    step = profile.overhead + per_context * (load.context_tokens + prompt)
+    decode = (load.pace_slowdown or slowdown) * (step + profile.tokens_s(decoding + 1))
+    chunk = slowdown * (step + profile.tokens_s(profile.step_tokens))
+    since = now - load.work_at
+    recent = load.work_s * exp(-since / tau) if since > 0 else load.work_s
+    busy = (recent + prefill) / tau
+    if busy > _MOST_BUSY:
+        busy = _MOST_BUSY
+    pace = decode if chunk <= decode else 1.0 / (busy / chunk + (1.0 - busy) / decode)
     cost = wait + prefill * (1.0 + _OWN_WORK + _DECODE_DELAY * decoding + _QUEUE_DELAY * queued)
-    cost += _PACE * output * (pace + profile.per_context * ask.prompt_tokens * decoding)
+    cost += _PACE * output * (pace + per_context * prompt * decoding)
     if pace > _PACE_FROM * ask.tpot_s:
         cost += _PACE_LIMIT * output * (pace - _PACE_FROM * ask.tpot_s)
     return Forecast(wait + prefill, prefill, pace, cost)
 
 
-def cheapest_possible(load: Load, alone_s: float, now: float) -> float:
-    """A bound no forecast's cost is below, in a fraction of its time.
+def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cached: Mapping[int, int], now: float) -> list[float]:
+    """A rough cost for each of many targets, in a fraction of a forecast's time: good enough to say which are worth one.
+
+    Like the forecast's cost it grows with everything that is booked on a target.
 
     Args:
-        load: the books on a target with none of the prompt in its cache.
-        alone_s: the prefill on an idle engine of its profile.
+        loads: the books of all targets.
+        places: which of them, by index, and their places in the answer: 0, 1, 2 and so on.
+        ask: what the request asks.
+        cached: leading prompt tokens held, by index.
         now: UNIX time in seconds.
     """
-    queued = load.unstarted + load.foreign_waiting
-    decoding = load.inflight + load.foreign - queued
-    wait = load.clear_at - now
-    if wait < load.queue_s:
-        wait = load.queue_s
-    return wait + (load.slowdown or 1.0) * alone_s * (1.0 + _OWN_WORK + _DECODE_DELAY * decoding + _QUEUE_DELAY * queued)
-
-
-def _pace(
-    profile: EngineProfile, load: Load, slowdown: float, decoding: int, context: int, prefill: float, ask: Ask, now: float
-) -> float:
-    """Seconds per answer token while the share `busy` of the engine's time goes into steps that are full of prefill."""
-    attended = context * profile.per_context
-    step = profile.overhead + attended
-    decode = decoding * profile.per_token
-    if decoding > profile.knee:
-        decode += (decoding - profile.knee) * (profile.per_token_full - profile.per_token)
-    full = profile.knee * profile.per_token + max(0, profile.step_tokens - profile.knee) * profile.per_token_full
-    decode_step = (load.pace_slowdown or slowdown) * (step + decode)
-    chunk_step = max(decode_step, slowdown * (step + full))
-    since = now - load.work_at
-    recent = load.work_s * exp(-since / ask.tau_s) if since > 0 else load.work_s
-    busy = min(0.98, (recent + prefill) / ask.tau_s)
-    return 1.0 / (busy / chunk_step + (1.0 - busy) / decode_step)
+    prompt, slowing = ask.prompt_tokens, _PACE * ask.output_tokens / ask.tau_s
+    known: EngineProfile | None = None
+    profile = GENERIC
+    alone = profile.prefill_s(prompt)
+    slow_s = slowing * profile.overhead
+    costs = []
+    # A request ahead costs the price of a decode, and one that waits the difference more: two products less per target.
+    more = _QUEUE_DELAY - _DECODE_DELAY
+    own = 1.0 + _OWN_WORK
+    for load in map(loads.__getitem__, places):
+        if load.profile is not known:
+            known = load.profile
+            profile = known or GENERIC
+            alone = profile.prefill_s(prompt)
+            slow_s = slowing * profile.overhead
+        wait = load.clear_at - now
+        queue = load.queue_s
+        price = own + _DECODE_DELAY * (load.inflight + load.foreign) + more * (load.unstarted + load.foreign_waiting)
+        cost = (load.slowdown or 1.0) * (alone * price + slow_s * load.work_s)
+        costs.append(cost + (wait if wait > queue else queue))
+    for index, held in cached.items():
+        place = places.get(index)
+        if place is not None:
+            load = loads[index]
+            whole = alone if load.profile is known else (load.profile or GENERIC).prefill_s(prompt)
+            price = own + _DECODE_DELAY * (load.inflight + load.foreign) + more * (load.unstarted + load.foreign_waiting)
+            costs[place] -= (load.slowdown or 1.0) * whole * price * (held / prompt if held < prompt else 1.0)
+    return costs
 
 
 def _wait_for_room(target: Target, profile: EngineProfile, load: Load, tokens: int) -> float:

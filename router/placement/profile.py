@@ -44,6 +44,12 @@ class EngineProfile(msgspec.Struct, frozen=True, gc=False):
             seconds += (tokens - self.knee) * (self.per_token_full - self.per_token)
         return seconds
 
+    def tokens_s(self, tokens: int) -> float:
+        """Seconds that so many tokens add to a step."""
+        if tokens > self.knee:
+            return self.knee * self.per_token + (tokens - self.knee) * self.per_token_full
+        return tokens * self.per_token
+
     def prefill_s(self, uncached: int, cached: int = 0, decoding: int = 0, context: float = 0.0) -> float:
         """Seconds until the first token of a prompt that is alone in the queue.
 

@@ -162,13 +162,11 @@ def _maker(cell: Cell, profile: EngineProfile, slo: Slo) -> Callable[[int], Plac
     return lambda number: PEERS[cell.policy](cell.engines, profile, number)
 
 
-def capacity(cell: Cell, run: Callable[[Cell], Outcome], goal: float = 0.95, steps: int = 5) -> float:
+def capacity(cell: Cell, run: Callable[[Cell], Outcome], goal: float = 0.95, steps: int = 6) -> float:
     """The load at which the share `goal` still meets both limits, by bisection; 0.02 wide at the end."""
-    low, high = 0.1, 1.6
-    if run(replace(cell, load=high)).met >= goal:
-        return high
+    low, high = 0.1, 2.6
     # Most are between a half and one: look there first.
-    for load in (0.8, 1.1, 0.5):
+    for load in (1.1, 0.7, 1.5):
         if low < load < high:
             if run(replace(cell, load=load)).met >= goal:
                 low = load

@@ -12,6 +12,7 @@ from cluster.simulation.engine import SimulatedRequest
 from router.decide import decide
 from router.placement.history import RoutedPrefixes
 from router.placement.profile import LLAMA_8B_H100
+from router.placement.targets import Work
 
 from .sections import Goal, Section
 
@@ -22,27 +23,35 @@ PROMPT_TOKENS, CHUNKS = 4_600, 34
 def decision_cost() -> Section:
     """One row per number of targets."""
     section = Section(
-        "CPU us of a decision, prefix look-up of a 4,600-token prompt included", ["targets", "loaded", "idle", "look-up alone"]
+        "CPU us of a decision, prefix look-up of a 4,600-token prompt included",
+        ["targets", "loaded", "idle", "saturated", "look-up alone"],
+        note="loaded: 12 requests in flight on every target, one of them waiting; saturated: all of them waiting.",
     )
     for count in (4, 16, 64, 256):
-        loaded, lookup = _measure(count, busy=True)
-        idle, _ = _measure(count, busy=False)
-        section.rows.append({"targets": str(count), "loaded": loaded, "idle": idle, "look-up alone": lookup})
+        loaded, lookup = _measure(count, 12, 1)
+        idle, _ = _measure(count, 0, 0)
+        saturated, _ = _measure(count, 12, 12)
+        row = {"targets": str(count), "loaded": loaded, "idle": idle, "saturated": saturated, "look-up alone": lookup}
+        section.rows.append(row)
         limit = {4: 25.0, 16: 60.0, 256: 200.0}.get(count)
         if limit:
             section.goals.append(Goal(f"decision at {count} targets, loaded, us", loaded, f"<= {limit:g}", loaded <= limit))
     return section
 
 
-def _measure(count: int, busy: bool) -> tuple[float, float]:
+def _measure(count: int, inflight: int, waiting: int) -> tuple[float, float]:
     setup = RouterSetup(LLAMA_8B_H100, engines=count, believed=LLAMA_8B_H100)
     router = SimulatedRouter(0, setup, make_policy(setup))
     source = random.Random(count)
     now = 1000.0
-    for i in range(count * 12 if busy else 0):
+    for i in range(count * inflight):
         prompt = source.randrange(500, 20_000)
         blocks = [source.randrange(1 << 40) for _ in range(prompt // 512)]
-        router.place(SimulatedRequest(i, now, prompt, 200, blocks), now)
+        request = SimulatedRequest(i, now, prompt, 200, blocks)
+        router.place(request, now)
+        if i < count * (inflight - waiting):
+            router.on_first(request, now + (request.work.ttft_s if isinstance(request.work, Work) else 0.1))
+            now += 0.5 / count
     prefix = tuple(source.randrange(1 << 60) for _ in range(CHUNKS))
     prefixes = router.fleet.prefixes
     assert isinstance(prefixes, RoutedPrefixes)

@@ -126,7 +126,7 @@ def spilling(plan: Plan, run: Run, note: Callable[[str], None], loads: Iterable[
     section = Section(
         "spilled at equal 95 % attainment (cloud answers count as met)",
         ["trace", "load", "policy", "rule", "met %", "spilled %", "cost %"],
-        note="cost: share of all tokens, prompt and answer at one price. Peers: the cheapest rule that reaches 95 %, in hindsight.",
+        note="cost: share of all tokens, prompt and answer at one price. Peers: the cheapest rule with 95 %, in hindsight.",
     )
     peers = [p for p in ("dynamo", "smg_least_load", "mooncake_min_ttft", "vllm_smetric") if p in plan.policies][
         : 2 if plan.quick else 4
