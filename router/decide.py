@@ -2,7 +2,8 @@
 
 `decide(facts, policy, view, now)` is pure: no I/O, no clock, no randomness. The live router, `POST /tidegate/v1/explain`, the
 replay of a log and the property tests call this same function. Screening (`router.screen`, then health and exclusions) comes
-first and is final; only what is left is scored. No score brings a screened target back.
+first and is final; only what is left is scored. No score brings a screened target back. One verdict of health is softer: where
+a circuit breaker's hold is all that keeps a request from every target it may use, the least bad of them is used after all.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import math
 from collections.abc import Iterable, Mapping
 
 import msgspec
+from msgspec.structs import replace
 
 from router.decision import Candidate, Choice, Decision, Facts, Refusal, Verdict
+from router.placement.breaker import Hold, hold, least_bad
 from router.placement.predict import (
     DEFAULT_OUTPUT_TOKENS,
     GENERIC,
@@ -55,6 +58,14 @@ class _Question(msgspec.Struct, frozen=True, gc=False):
     resume: float
 
 
+class _Held(msgspec.Struct, frozen=True, gc=False):
+    """A target that would be scored, were it not for its breaker."""
+
+    entry: Admitted
+    load: Load
+    hold: Hold
+
+
 def decide(facts: Facts, policy: Policy, view: View, now: float) -> Decision:
     """Decide one request.
 
@@ -73,6 +84,13 @@ def decide(facts: Facts, policy: Policy, view: View, now: float) -> Decision:
         return Decision(None, found.refusal, found.models, False)
     question = _pose(facts, policy, view, found)
     best, cloud = _scan(facts, policy, view, now, found, question)
+    if best is None and cloud is None and (last := _last_resort(basis, found, question)) is not None:
+        scored, remark = last
+        outside = scored.entry.target.kind is Kind.CLOUD
+        decision = _pick(basis, found, question, None if outside else scored, scored if outside else None)
+        if decision.chosen is None:
+            return decision
+        return replace(decision, chosen=replace(decision.chosen, reason=decision.chosen.reason + remark))
     return _pick(basis, found, question, best, cloud)
 
 
@@ -119,7 +137,7 @@ def _scan(
         if (seen_targets >= _FORECASTS and timely is not None) or seen_targets >= _MOST_FORECASTS:
             break
         load = loads[entry.index]
-        if screen_now(facts, policy, entry, load, view, now) is not None:
+        if screen_now(facts, policy, entry, load, view, now) is not None or held_back(load, now) is not None:
             continue
         seen_targets += 1
         seen = forecast(entry.target, load, ask, cached.get(entry.index, 0), now)
@@ -134,6 +152,28 @@ def _scan(
         best = _Scored(best.entry, best.forecast, True)
     # The price of a slow pace is in the cost already; the limit on it decides only whether something has to leave.
     return (timely if timely is not None and outside is not None else best), outside
+
+
+def held_back(load: Load, now: float) -> Hold | None:
+    """The hold of a target's circuit breaker, if one is on."""
+    return hold(load.breaker, now) if load.breaker.cause is not None else None
+
+
+def _last_resort(basis: _Basis, found: Shortlist, question: _Question) -> tuple[_Scored, str] | None:
+    """Where breakers are all that keeps a request from every target it may use: the least bad, inside before outside."""
+    facts, view, now = basis.facts, basis.view, basis.now
+    held: list[tuple[Admitted, Load, Hold]] = []
+    for entry in found.admitted:
+        load = view.loads[entry.index]
+        verdict = held_back(load, now)
+        if verdict is not None and screen_now(facts, basis.policy, entry, load, view, now) is None:
+            held.append((entry, load, verdict))
+    if not held:
+        return None
+    entry, load, verdict = min(held, key=lambda h: (h[0].target.kind is Kind.CLOUD, least_bad(h[1].breaker, now), h[0].index))
+    seen = forecast(entry.target, load, question.ask, view.cached.get(entry.index, 0), now)
+    late = entry.target.kind is not Kind.CLOUD and _is_late(seen, load, question, basis.policy)
+    return _Scored(entry, seen, late), f"; the last allowed target in spite of {verdict.reason}"
 
 
 def _worth_a_look(
@@ -154,7 +194,7 @@ def _cheapest_outside(facts: Facts, policy: Policy, view: View, now: float, foun
     best_price: tuple[int, float, float, int] = (1 << 30, math.inf, math.inf, 0)
     for entry in found.outside:
         load = view.loads[entry.index]
-        if screen_now(facts, policy, entry, load, view, now) is None:
+        if screen_now(facts, policy, entry, load, view, now) is None and held_back(load, now) is None:
             seen = forecast(entry.target, load, ask, 0, now)
             price = (entry.rank, spill_cost_usd(entry.target, facts), seen.ttft_s, entry.index)
             if price < best_price:
@@ -308,6 +348,10 @@ class _Basis(msgspec.Struct, frozen=True, gc=False):
             reason = screen_now(facts, policy, entry, load, view, now)
             if reason is not None:
                 screened.append(_candidate(target, entry.model, Verdict.SCREENED, reason))
+                continue
+            verdict = held_back(load, now)
+            if verdict is not None and (chosen is None or chosen.index != entry.index):
+                screened.append(_candidate(target, entry.model, Verdict.SCREENED, verdict.reason))
                 continue
             seen = forecast(target, load, question.ask, view.cached.get(entry.index, 0), now)
             if chosen is not None and chosen.index == entry.index:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from router.placement.breaker import CLOSED, Breaker
 from router.placement.profile import EngineProfile
 from router.residency.label import Evidence, Label
 
@@ -63,14 +64,27 @@ OFFERED: dict[str, frozenset[str]] = {
 """What a model offers, by its `task` in the configuration."""
 
 
+class TlsFiles(msgspec.Struct, frozen=True):
+    """PEM files for TLS towards a target. Empty: the system's trust store, no certificate of our own, the URL's host name."""
+
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    server_name: str = ""
+
+
 class Address(msgspec.Struct, frozen=True):
-    """Where to connect: TCP `host` and `port`, or a unix socket path in `uds`. `base_path` goes before every path."""
+    """Where to connect: TCP `host` and `port`, or a unix socket path in `uds`. `base_path` goes before every path.
+
+    `tls_files` says how TLS is spoken where the system's trust store alone is not the answer.
+    """
 
     host: str = ""
     port: int = 0
     uds: str = ""
     tls: bool = False
     base_path: str = ""
+    tls_files: TlsFiles | None = None
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -101,6 +115,8 @@ class Target(msgspec.Struct, frozen=True):
     price: Price = Price()
     secret: str = ""
     """Name of the configured bearer credential for a `SERVER`; never the credential itself."""
+    token_ids: bool = False
+    """It returns the token ids of a stream on request and takes ids as a prompt, as vLLM does: its streams can be carried on."""
 
 
 class Signals(msgspec.Struct, frozen=True, gc=False):
@@ -128,7 +144,8 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     `inflight` counts the requests this router knows of there, its own and those its peers told it of; `unstarted` are those
     with no byte back yet and `unstarted_tokens` their prompt tokens. `foreign` is the work of anybody else: the last gauges
     less the known share at that moment, of which `foreign_waiting` had not begun. `down_until` is a UNIX time: before it the
-    target is not offered work. Running estimates are 0 before the first observation.
+    target is not offered work, because nothing answered there. `breaker` is what its answers say of its health. Running
+    estimates are 0 before the first observation.
     """
 
     inflight: int = 0
@@ -158,6 +175,7 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     failures: int = 0
     down_until: float = 0.0
     signals: Signals | None = None
+    breaker: Breaker = CLOSED
 
 
 class Work(msgspec.Struct, frozen=True, gc=False):
