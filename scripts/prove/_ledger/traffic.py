@@ -130,6 +130,7 @@ class Traffic:
             unstarted=busy // 2,
             unstarted_tokens=busy * rng.randrange(500),
             foreign=rng.randrange(3),
+            queue_s=busy * rng.random() * 2,
             ttft_s=rng.random(),
             service_s=rng.random() * 4,
             prefill_tps=rng.choice([0.0, 900.0, 20000.0]),
