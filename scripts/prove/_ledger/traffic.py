@@ -112,7 +112,7 @@ class Traffic:
         for _ in range(rng.randrange(3)):
             index = rng.randrange(len(self._loads))
             self._loads[index] = self._random_load(now)
-        view = View(self._membership, tuple(self._loads), self._spilling, rng.choice([0.0, 10.0, float("inf")]))  # type: ignore[arg-type]
+        view = View(self._membership, tuple(self._loads), self._spilling, rng.choice([5.0, 10.0, float("inf")]))  # type: ignore[arg-type]
         tags = rng.choice([(), (), ("eu",), ("phi",)])
         facts = self._facts(f"req-{number}", tags)
         decision = decide(facts, self.policy, view, now)
