@@ -41,12 +41,12 @@ class Entry:
 class Belief:
     """A factor learned from noisy observations of it, on a logarithmic scale."""
 
-    __slots__ = ("_seen", "_weight", "value")
+    __slots__ = ("_weight", "seen", "value")
 
     def __init__(self, weight: float) -> None:
         self.value = 1.0
         self._weight = weight
-        self._seen = 0
+        self.seen = 0
 
     def observe(self, implied: float, shared: Belief) -> float:
         """Take an observation in, here and in what all replicas of the model share.
@@ -57,28 +57,42 @@ class Belief:
         """
         self._take(implied)
         shared._take(implied)
+        return self.beside(shared)
+
+    def beside(self, shared: Belief) -> float:
+        """The factor to go by: this replica's own where it clearly differs from what its model's replicas share."""
         ratio = self.value / shared.value
-        return shared.value if 1 / _ALIKE < ratio < _ALIKE else self.value
+        alike = self.seen < _FIRST_OBSERVATIONS or 1 / _ALIKE < ratio < _ALIKE
+        return shared.value if alike else self.value
 
     def _take(self, implied: float) -> None:
         ratio = implied / self.value
         weight = self._weight
-        if self._seen < _FIRST_OBSERVATIONS:
-            weight = max(weight, 1.0 / (self._seen + 1))
+        if self.seen < _FIRST_OBSERVATIONS:
+            weight = max(weight, 1.0 / (self.seen + 1))
         else:
             ratio = min(_MOST_CHANGE, max(1 / _MOST_CHANGE, ratio))
-        self._seen += 1
+        self.seen += 1
         self.value = min(1e3, max(1e-3, self.value * max(1e-6, ratio) ** weight))
 
 
 class Shared:
-    """What all replicas of one model have in common."""
+    """What all replicas of one model have in common: a replica nobody has tried yet is taken to be like the others."""
 
-    __slots__ = ("pace", "prefill")
+    __slots__ = ("_told", "pace", "prefill")
 
     def __init__(self) -> None:
         self.prefill = Belief(_STEADY / 8)
         self.pace = Belief(_STEADY / 8)
+        self._told = (1.0, 1.0)
+
+    def has_drifted(self) -> bool:
+        """True when either factor has moved by a tenth since this was last true: time to tell all books of the model."""
+        now = (self.prefill.value, self.pace.value)
+        drifted = any(abs(new / old - 1.0) > 0.1 for new, old in zip(now, self._told, strict=True))
+        if drifted:
+            self._told = now
+        return drifted
 
 
 class TargetBook:
@@ -154,6 +168,14 @@ class TargetBook:
         full = profile.step_s(profile.step_tokens, load.context_tokens)
         usual = 1.0 / (busy / max(full, step) + (1.0 - busy) / step)
         return self._pace.observe(seen / usual, self._shared.pace)
+
+    def factors(self) -> dict[str, Any]:
+        """The slowdowns to go by; 0 where nothing was observed on any replica of the model."""
+        shared = self._shared
+        return {
+            "slowdown": self._prefill.beside(shared.prefill) if shared.prefill.seen else 0.0,
+            "pace_slowdown": self._pace.beside(shared.pace) if shared.pace.seen else 0.0,
+        }
 
     def _drop(self, entry: Entry, now: float) -> None:
         seconds = self._queue.pop(entry, None)

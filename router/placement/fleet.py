@@ -135,7 +135,7 @@ class Fleet:
         for report in reports:
             incarnation = report.target.incarnation
             known = self._index.get(incarnation)
-            load = self._loads[known] if known is not None else Load(profile=self._profile_of(report.target))
+            load = self._loads[known] if known is not None else self._fresh_load(report.target)
             before, since = self._peaks.get(incarnation, (0, 0))
             loads.append(_with_signals(load, report.signals, max(before, since)))
             peaks[incarnation] = (since, load.inflight)
@@ -149,6 +149,10 @@ class Fleet:
             if gone and self.prefixes is not None:
                 self.prefixes.forget(gone)
         self._loads = loads
+
+    def _fresh_load(self, target: Target) -> Load:
+        load = Load(profile=self._profile_of(target))
+        return load if target.kind is Kind.CLOUD else replace(load, **TargetBook(self._shared_of(target)).factors())
 
     def _profile_of(self, target: Target) -> EngineProfile | None:
         return next((self._profiles[model] for model in target.models if model in self._profiles), None)
@@ -261,9 +265,7 @@ class Fleet:
     def _enter(self, index: int, booking: Booking, entry: Entry, now: float) -> None:
         book = self._books.get(booking.incarnation)
         if book is None:
-            model = min(self._membership.targets[index].models, default="")
-            shared = self._shared.setdefault(model, Shared())
-            book = self._books[booking.incarnation] = TargetBook(shared)
+            book = self._books[booking.incarnation] = TargetBook(self._shared_of(self._membership.targets[index]))
         booking.entry = entry
         self._loads[index] = replace(self._loads[index], **book.booked(entry, now))
         if entry.work.prefix and self.prefixes is not None:
@@ -279,6 +281,19 @@ class Fleet:
             fields["slowdown"] = book.learned_first(entry, load, now)
             self.calibration.first(now - entry.started_at, entry.work.ttft_s)
         self._loads[index] = replace(load, **fields)
+        shared = self._shared_of(self._membership.targets[index])
+        if not entry.peers and shared.has_drifted():
+            self._tell_all(shared)
+
+    def _shared_of(self, target: Target) -> Shared:
+        return self._shared.setdefault(min(target.models, default=""), Shared())
+
+    def _tell_all(self, shared: Shared) -> None:
+        """Books of replicas that were not asked lately follow what the others of their model have shown."""
+        for index, target in enumerate(self._membership.targets):
+            if target.kind is not Kind.CLOUD and self._shared_of(target) is shared:
+                book = self._books.get(target.incarnation) or TargetBook(shared)
+                self._loads[index] = replace(self._loads[index], **book.factors())
 
     def _account_end(self, index: int, booking: Booking, now: float, completed: bool, tokens: int) -> None:
         if completed and self._membership.targets[index].kind is Kind.CLOUD:

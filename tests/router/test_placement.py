@@ -250,3 +250,21 @@ def test_answer_lengths_are_learned_by_model():
         fleet.first_byte(booking, NOW + i + 0.5)
         fleet.end(booking, NOW + i + 2, completed=True, output_tokens=40)
     assert fleet.view(NOW).output_tokens["tiny"] == pytest.approx(41, abs=1)
+
+
+def test_a_replica_nobody_has_tried_is_taken_to_be_like_the_others():
+    fleet = make_fleet(TARGETS[0], TARGETS[1])
+    now = NOW
+    for _ in range(30):
+        slowdown = fleet.view(now).loads[0].slowdown or 1.0
+        booking = fleet.book(TARGETS[0], 8000, now, work=replace(WORK, prefill_s=0.5 * slowdown, ttft_s=0.5 * slowdown))
+        fleet.first_byte(booking, now + 0.05)
+        fleet.end(booking, now + 0.1, completed=True)
+        now += 20
+    tried, new = fleet.view(now).loads
+    assert tried.slowdown == pytest.approx(0.1, rel=0.2) and new.slowdown == pytest.approx(tried.slowdown, rel=0.2)
+    busy = fleet.book(TARGETS[0], 8000, now, work=WORK)
+    assert decide(make_facts(POLICY), POLICY, fleet.view(now), now).chosen.target.id == TARGETS[1].id
+    fleet.end(busy, now, completed=False)
+    fleet.update([Report(target) for target in TARGETS[:3]])
+    assert fleet.view(now).loads[2].slowdown == pytest.approx(tried.slowdown, rel=0.2), "one that has just come, too"
