@@ -251,7 +251,7 @@ class Serving:
         self._attempt = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
         admitted.receipt.attempts.append(self._attempt)
         request = self._upstream_request(choice, now)
-        self._booking = state.fleet.book(target, self._facts.prompt_tokens, now, choice.cost_usd)
+        self._booking = state.fleet.book(target, self._facts.prompt_tokens, now, choice.cost_usd, choice.work, choice.model)
         if target.kind is not Kind.CLOUD:
             self._dispatch(request)
         elif state.audit is None:
