@@ -1,6 +1,6 @@
 """From token blocks to chunks of text: follows the blocks of one KV cache and says which chunk hashes are whole in it.
 
-A block holds a fixed number of tokens, a chunk a fixed number of bytes, so a chunk spans several blocks or a block several chunks.
+A block holds a fixed number of tokens, a chunk a fixed number of bytes: a chunk spans several blocks, or a block several chunks.
 A chunk is in the cache when every block that holds a part of it is. For each block only the text behind its last chunk border is
 kept (fewer bytes than a chunk), because that is what its children continue.
 """
@@ -57,6 +57,9 @@ class BlockText:
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    def __contains__(self, chunk: int) -> bool:
+        return chunk in self._held
 
     def held(self) -> Iterator[int]:
         """Every chunk that is whole in the cache."""
@@ -224,5 +227,5 @@ def _read_extra_keys(keys: list[object] | None, lora: str, *, is_first: bool) ->
         rest.pop(0)
     salt = ""
     if is_first and rest and isinstance(rest[-1], str):
-        salt = rest.pop()
+        salt = str(rest.pop())
     return salt, bool(rest)

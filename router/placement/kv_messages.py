@@ -22,8 +22,8 @@ BEAT_S = 1.0
 class TextProfile(msgspec.Struct, frozen=True):
     """How one engine turns a request into prompt text, as far as that can be done elsewhere.
 
-    `templates` maps `default` (and `tool_use`, where there is one) to a chat template; it is empty when the engine renders chats in
-    a way of its own. `completion_prefix` is the text of the tokens put before a plain prompt. `problem` says why texts of this
+    `templates` maps `default` (and `tool_use`, where there is one) to a chat template; it is empty when the engine renders chats
+    in a way of its own. `completion_prefix` is the text of the tokens put before a plain prompt. `problem` says why texts of this
     engine cannot be told exactly ("" when they can).
     """
 
@@ -46,7 +46,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class Chunks(msgspec.Struct, frozen=True, tag="chunks", gc=False):
-    """What changed. With `reset` everything said before is void, and the whole table follows in messages up to the next `Beat`."""
+    """What changed. With `reset` everything said before is void, and the whole table follows up to the next `Beat`."""
 
     stored: bytes = b""
     removed: bytes = b""
@@ -83,7 +83,8 @@ def decode_message(body: bytes) -> Message:
     Raises:
         msgspec.MsgspecError: it is none.
     """
-    return _DECODER.decode(body)
+    message: Message = _DECODER.decode(body)
+    return message
 
 
 def pack_hashes(hashes: Iterable[int]) -> bytes:

@@ -1,4 +1,4 @@
-"""From blocks to chunks: whatever enters and leaves the cache, in any order, the chunks told are the ones that are whole in it."""
+"""From blocks to chunks: whatever enters and leaves the cache, in any order, the chunks told are those that are whole in it."""
 
 import random
 import tracemalloc
