@@ -51,7 +51,7 @@ async def _serve(config: Config) -> None:
         )
     router = RouterProcess(config, policy, secret or new_secret(), read_credentials(config, home()), f"router-{os.getpid()}")
     egress = address_of(config.egress.url) if config.egress.url else None
-    router.state.fleet.update([Report(t) for t in fixed_targets(config, egress, "egress")])
+    router.take_reports([Report(t) for t in fixed_targets(config, egress, "egress")])
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

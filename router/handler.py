@@ -22,9 +22,11 @@ from router.ledger.receipts import Attempt, Receipt, open_receipt, read_usage, u
 from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind
 from router.policy import KeyGrant
+from router.prefixes import FILLS_CACHE, NO_CHAINS
 from router.residency.guard import PASS_LIFETIME_S, Pass, issue_pass
 from router.residency.label import Label
 from router.residency.resolve import read_tags, resolve_label
+from router.screen import resolve_models
 from router.state import RouterState
 from router.wire.errors import ApiError
 from router.wire.events import EventStream
@@ -68,6 +70,7 @@ class Admitted:
     __slots__ = (
         "asks_usage",
         "body",
+        "chains",
         "deadline",
         "facts",
         "form",
@@ -97,6 +100,7 @@ class Admitted:
         self.facts = facts
         self.receipt = receipt
         self.form = form
+        self.chains = NO_CHAINS
         # On the clock of the event loop, which is the monotonic one.
         self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
         countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS
@@ -139,6 +143,7 @@ class _Relay:
         now = time.time()
         self.attempt.first_byte = now
         self.state.fleet.first_byte(self.booking, now)
+        self.state.prefixes.computed(self.admitted.chains, self.choice.model, self.choice.target.incarnation, time.monotonic())
 
 
 class ModelHandler:
@@ -196,6 +201,8 @@ class ModelHandler:
     async def _serve(self, admitted: Admitted, client: Client) -> None:
         state, facts = self._state, admitted.facts
         state.retry_budget.deposit()
+        if facts.endpoint in FILLS_CACHE:
+            admitted.chains = state.prefixes.chains(facts.endpoint, admitted.parsed, resolve_models(facts, state.policy))
         decision: Decision | None = None
         held: Exchange | None = None
         try:
@@ -244,6 +251,7 @@ class ModelHandler:
         attempt = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
         receipt.attempts.append(attempt)
         booking = state.fleet.book(target, admitted.facts.prompt_tokens, now, choice.cost_usd)
+        state.prefixes.routed(admitted.chains, choice.model, target.incarnation)
         relay = _Relay(state, client, choice, attempt, booking, admitted)
         timeouts = state.config.timeouts
         exchange = Exchange(client, relay, timeouts.first_byte_s, timeouts.idle_s, admitted.deadline)
@@ -258,6 +266,8 @@ class ModelHandler:
             ending = Ending.BROKEN_BEFORE
         finally:
             self._close_attempt(attempt, booking, exchange, ending)
+            if not attempt.first_byte:
+                state.prefixes.failed(admitted.chains, choice.model, target.incarnation)
         return self._conclude(admitted, choice, exchange, ending, client)
 
     def _upstream_request(self, admitted: Admitted, choice: Choice, now: float) -> bytes:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from router.config import Config
@@ -11,9 +12,11 @@ from router.identity.limits import Limits
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
 from router.placement.fleet import Fleet
-from router.placement.targets import Kind
+from router.placement.targets import Kind, Report, Target
+from router.placement.trust import Verdict
 from router.policy import Policy
-from router.residency.guard import derive_target_key
+from router.prefixes import Prefixes
+from router.residency.guard import PASS_LIFETIME_S, Pass, derive_target_key, issue_pass
 from router.residency.label import Label
 from router.wire.retry_budget import RetryBudget
 from router.wire.upstream import Pool
@@ -41,7 +44,8 @@ class RouterState:
         self.fleet = Fleet(policy.daily_budget_usd)
         self.limits = Limits()
         self.receipts = ReceiptBook()
-        self.metrics = Metrics(self.fleet)
+        self.prefixes = Prefixes(secret)
+        self.metrics = Metrics(self.fleet, self.trust_of)
         self.pool = Pool(config.timeouts.connect_s)
         self.retry_budget = RetryBudget(time.monotonic())
         self.draining = False
@@ -63,6 +67,23 @@ class RouterState:
             return False
         only_cloud = not self.config.models and all(target.kind == "cloud" for target in self.config.targets)
         return only_cloud or any(target.kind is not Kind.CLOUD for target in targets)
+
+    def take_reports(self, reports: Sequence[Report]) -> None:
+        """The cluster's word for who is up, to everybody here who keeps books on targets."""
+        self.fleet.update(reports)
+        self.prefixes.update(reports)
+
+    def trust_of(self, target: Target, signals_age_s: float | None) -> Verdict:
+        """How far a target's word about itself can be believed now."""
+        return self.prefixes.trust(target, signals_age_s, time.monotonic())
+
+    def own_pass(self, target: Target, method: str, path: str) -> str:
+        """A pass for something the router itself wants of a target: its label admits that target and nothing more."""
+        evidence = target.evidence
+        label_text = self.label_text(Label(evidence.process, evidence.store, evidence.duties))
+        expires = time.time() + PASS_LIFETIME_S
+        permission = Pass(f"own-{secrets.token_hex(6)}", target.incarnation, self.policy.epoch, label_text, expires)
+        return issue_pass(self.target_key(target.incarnation), permission, method, path)
 
     def target_key(self, incarnation: str) -> bytes:
         """The pass key of one target incarnation (cached: one HMAC per incarnation, not per request)."""

@@ -48,10 +48,10 @@ def read_profile(model: Path, tokenizer: Path, options: TextOptions, token_bytes
     config = _read_json(tokenizer / "tokenizer_config.json")
     special = {**_read_json(tokenizer / "special_tokens_map.json"), **config}
     kind = _read_json(model / "config.json").get("model_type")
-    templates = _templates(tokenizer, config, options)
+    templates, problem = _templates(tokenizer, config, options), token_bytes.problem
     own_code = kind in _OWN_RENDERING or options.tokenizer_mode not in ("auto", "hf", "slow")
     if own_code or ((tokenizer / "tekken.json").exists() and not options.chat_template):
-        templates = {}
+        templates, problem = {}, problem or "chats are rendered by the engine's own code"
     given = options.chat_template_content_format
     return TextProfile(
         templates=templates,
@@ -61,7 +61,7 @@ def read_profile(model: Path, tokenizer: Path, options: TextOptions, token_bytes
         hide_tools_when_none=options.exclude_tools_when_tool_choice_none,
         completion_prefix=token_bytes.prefix,
         compose=token_bytes.compose,
-        problem=token_bytes.problem,
+        problem=problem,
     )
 
 

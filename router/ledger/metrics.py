@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from router.placement.fleet import Fleet
+from router.placement.targets import Target
+from router.placement.trust import LEVEL, Verdict
+
+TrustOf = Callable[[Target, float | None], Verdict]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -17,8 +21,9 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 class _FleetCollector(Collector):
     """Gauges read from the router's books when somebody scrapes, so that they cost nothing otherwise."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, trust_of: TrustOf) -> None:
         self._fleet = fleet
+        self._trust_of = trust_of
 
     def collect(self) -> Iterator[Metric]:
         """One sample per target and gauge."""
@@ -28,6 +33,7 @@ class _FleetCollector(Collector):
         foreign = GaugeMetricFamily("tidegate_target_foreign", "requests others have there", labels=names)
         kv = GaugeMetricFamily("tidegate_target_kv_usage", "KV-cache usage, 0..1", labels=names)
         age = GaugeMetricFamily("tidegate_target_signal_age_seconds", "age of the target's signals", labels=names)
+        trust = GaugeMetricFamily("tidegate_trust_state", "2: EXACT, 1: DEGRADED, 0: BLIND", labels=names)
         now = time.time()
         view = self._fleet.view(now)
         for target, load in zip(view.membership.targets, view.loads, strict=True):
@@ -35,16 +41,18 @@ class _FleetCollector(Collector):
             up.add_metric(values, 0.0 if load.down_until > now else 1.0)
             inflight.add_metric(values, load.inflight)
             foreign.add_metric(values, load.foreign)
-            if load.signals is not None:
+            signal_age = None if load.signals is None else max(0.0, now - load.signals.sampled_at)
+            trust.add_metric(values, LEVEL[self._trust_of(target, signal_age).trust])
+            if load.signals is not None and signal_age is not None:
                 kv.add_metric(values, load.signals.kv_usage)
-                age.add_metric(values, max(0.0, now - load.signals.sampled_at))
-        yield from (up, inflight, foreign, kv, age)
+                age.add_metric(values, signal_age)
+        yield from (up, inflight, foreign, kv, age, trust)
 
 
 class Metrics:
     """The router's counters; one instance and one registry per router, so that tests can have several."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, trust_of: TrustOf) -> None:
         self._registry = CollectorRegistry()
         names = ["model", "target", "zone", "status"]
         self._requests = Counter("tidegate_requests", "answered requests", names, registry=self._registry)
@@ -63,7 +71,7 @@ class Metrics:
         )
         self._children: dict[tuple[str, str, str, int], Counter] = {}
         self._timers: dict[str, tuple[Histogram, Histogram]] = {}
-        self._registry.register(_FleetCollector(fleet))
+        self._registry.register(_FleetCollector(fleet, trust_of))
 
     def answered(self, model: str, target: str, zone: str, status: int, first_byte_s: float, total_s: float) -> None:
         """A response was forwarded to its end; a `first_byte_s` below 0 is not counted."""

@@ -211,9 +211,8 @@ class PrefixIndex:
             routed[chunk] = routed.get(chunk, 0) | bit
             if chunk in stored:
                 stored.move_to_end(chunk)
-        if not self._exact & bit:
-            while len(recent) > self._history_chunks:
-                self._unroute(recent.popitem(last=False)[0], bit)
+        while len(recent) > self._history_chunks:
+            self._unroute(recent.popitem(last=False)[0], bit)
 
     def computed(self, incarnation: str, hashes: tuple[int, ...], now: float, judged: bool = True) -> None:
         """The replica has answered with a first byte, so the prompt is in its cache: events should say so soon.
