@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from router.placement.trust import Trust
 from router.policy import compile_policy
 from router.process import RouterProcess
 from router.residency.guard import Place, derive_target_key
+from router.residency.label import Evidence
 from tests.live.plain_stack import free_port
 from tests.router.builders import digest
 
@@ -53,17 +55,17 @@ class Bench:
                 "keys": [{"id": "k", "sha256": digest(KEY)}],
             }
         )
+        self.config = config
         self.policy = compile_policy(config, Path.cwd())
-        self.router = RouterProcess(config, self.policy, SECRET, {}, "live")
         self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
         self._reporting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self.loop.run_until_complete(self.engine.start())
+        self.run(self.engine.start())
         vocabulary = self.policy.vocabulary
         zones = vocabulary.zone_mask(["local"])
-        from router.residency.label import Evidence
-
         self.target = Target(
             id="smol@local/1",
             incarnation=INCARNATION,
@@ -75,9 +77,10 @@ class Bench:
             context_tokens=self.engine.context_tokens,
             slots=self.engine.slots,
         )
-        self.loop.run_until_complete(self._open())
+        self.run(self._open())
 
     async def _open(self) -> None:
+        self.router = RouterProcess(self.config, self.policy, SECRET, {}, "live")
         self.router.start()
         self._reporting = asyncio.create_task(self._report())
         await asyncio.sleep(0.5)
@@ -92,14 +95,17 @@ class Bench:
         async def close() -> None:
             if self._reporting is not None:
                 self._reporting.cancel()
-            await self.router.drain()
+                await self.router.drain()
+            await self.engine.stop()
 
-        self.loop.run_until_complete(close())
-        self.loop.run_until_complete(self.engine.stop())
+        self.run(close())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(30)
         self.loop.close()
 
     def run(self, coroutine):
-        return self.loop.run_until_complete(coroutine)
+        """In the loop of the engine's supervisor and the router, which goes on between tests."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(550)
 
     @property
     def state(self):
