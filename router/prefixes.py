@@ -38,6 +38,9 @@ class Chain(msgspec.Struct, frozen=True, gc=False):
     rendered: bool
 
 
+NO_CHAIN = Chain((), 0, False)
+
+
 class PromptChains(msgspec.Struct, frozen=True, gc=False):
     """A request's prompt, by model; no text of it is kept."""
 
@@ -119,7 +122,10 @@ class Prefixes:
                 return Chain(chunk_hashes(key, prompt.space, prompt.text), len(prompt.text), True)
             except NoText:
                 pass
-        raw = _ENCODER.encode([body[name] for name in _RAW if body.get(name)])[:LONGEST_RAW]
+        try:
+            raw = _ENCODER.encode([body[name] for name in _RAW if body.get(name)])[:LONGEST_RAW]
+        except UnicodeEncodeError:  # a lone surrogate, which the engine will refuse
+            return NO_CHAIN
         salt = body.get("cache_salt")
         space = b"raw\0" + namespace("", salt if isinstance(salt, str) else "")
         return Chain(chunk_hashes(key, space, raw), len(raw), False)
