@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from router.placement.chunks import bytes_until
+from router.placement.chunks import ENDS
 
 MAX_CHUNKS = 1_000_000
 """Default bound on the table of events; see `bytes_per_chunk` in the tests for what one entry costs."""
@@ -178,23 +178,29 @@ class PrefixIndex:
             hashes: `chunk_hashes` of the prompt.
             prompt_bytes: length of the whole prompt's text in bytes.
         """
-        stored, routed = self._stored, self._routed
+        stored, routed, names = self._stored, self._routed, self._names
         alive = self._known
-        depths: list[tuple[int, int]] = []
-        for i, chunk in enumerate(hashes):
+        found: dict[str, int] = {}
+        depth = 0
+        for chunk in hashes:
             mask = alive & (stored.get(chunk, 0) | routed.get(chunk, 0))
             if mask != alive:
-                if i:
-                    depths.append((alive & ~mask, i))
+                if depth:
+                    gone, held = alive ^ mask, ENDS[depth - 1]
+                    while gone:
+                        lowest = gone & -gone
+                        found[names[lowest.bit_length() - 1]] = held
+                        gone ^= lowest
+                alive = mask
                 if not mask:
                     break
-                alive = mask
-        else:
-            if hashes:
-                depths.append((alive, len(hashes)))
-        if not depths:
-            return CachedPrefix(prompt_bytes)
-        found = {name: bytes_until(depth) for bits, depth in depths for name in self._in(bits)}
+            depth += 1
+        if depth:
+            held = ENDS[depth - 1]
+            while alive:
+                lowest = alive & -alive
+                found[names[lowest.bit_length() - 1]] = held
+                alive ^= lowest
         return CachedPrefix(prompt_bytes, found)
 
     def route(self, incarnation: str, hashes: tuple[int, ...]) -> None:
@@ -267,14 +273,6 @@ class PrefixIndex:
             self._routed[chunk] = mask
         else:
             self._routed.pop(chunk, None)
-
-    def _in(self, bits: int) -> list[str]:
-        names = []
-        while bits:
-            low = bits & -bits
-            names.append(self._names[low.bit_length() - 1])
-            bits ^= low
-        return names
 
     def _sweep(self) -> None:
         """Take retired bits out of the table a slice at a time: a whole table at once would hold up every request."""
