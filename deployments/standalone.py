@@ -50,7 +50,7 @@ async def _serve(config: Config) -> None:
             "`egress.url`, and the same `secret` to both"
         )
     router = RouterProcess(config, policy, secret or new_secret(), read_credentials(config, home()), f"router-{os.getpid()}")
-    egress = address_of(config.egress.url) if config.egress.url else None
+    egress = address_of(config.egress.url, config.egress.tls) if config.egress.url else None
     router.take_reports([Report(t) for t in fixed_targets(config, egress, "egress")])
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -124,7 +124,7 @@ class Prefixes:
                 pass
         try:
             raw = _ENCODER.encode([body[name] for name in _RAW if body.get(name)])[:LONGEST_RAW]
-        except UnicodeEncodeError:  # a lone surrogate, which the engine will refuse
+        except (UnicodeEncodeError, OverflowError, RecursionError):  # what the engine will refuse, or what no text is
             return NO_CHAIN
         salt = body.get("cache_salt")
         space = b"raw\0" + namespace("", salt if isinstance(salt, str) else "")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import uvicorn
 
-from router.app import Discreet, PublicApp, admin_app
+from router.app import Discreet, admin_app, model_operations, public_app
 from router.config import Config
 from router.kv_feeds import KvFeeds
 from router.placement.kv_messages import KV_PATH
@@ -69,8 +69,9 @@ class RouterProcess:
         except OSError:
             sockets[0].close()
             raise
-        for app, listener in zip((PublicApp(self.state), admin_app(self.state)), sockets, strict=True):
-            server = make_server(Discreet(app), grace_s=self._grace_s)
+        public = make_server(Discreet(public_app(self.state)), direct=model_operations(self.state), grace_s=self._grace_s)
+        admin = make_server(Discreet(admin_app(self.state)), grace_s=self._grace_s)
+        for server, listener in zip((public, admin), sockets, strict=True):
             self._servers.append(server)
             self._tasks.append(asyncio.get_running_loop().create_task(server.serve(sockets=[listener])))
         self._watch = asyncio.get_running_loop().create_task(self._feeds.run())

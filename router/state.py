@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-from router.config import Config
+from router.config import Config, home
 from router.identity.limits import Limits
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
@@ -19,6 +19,7 @@ from router.prefixes import Prefixes
 from router.residency.guard import PASS_LIFETIME_S, Pass, derive_target_key, issue_pass
 from router.residency.label import Label
 from router.wire.retry_budget import RetryBudget
+from router.wire.tls import TlsContexts
 from router.wire.upstream import Pool
 
 FindReceipt = Callable[[str], Awaitable[dict[str, Any] | None]]
@@ -33,6 +34,9 @@ class RouterState:
         secret: the cluster secret that passes are signed with.
         credentials: bearer tokens of servers that already run, by target id.
         router_id: names this process in receipts and headers.
+
+    Raises:
+        ConfigError: a file for TLS towards a target cannot be used.
     """
 
     def __init__(
@@ -46,7 +50,9 @@ class RouterState:
         self.receipts = ReceiptBook()
         self.prefixes = Prefixes(secret)
         self.metrics = Metrics(self.fleet, self.trust_of)
-        self.pool = Pool(config.timeouts.connect_s)
+        tls = TlsContexts(home())
+        tls.prepare(config)
+        self.pool = Pool(config.timeouts.connect_s, tls)
         self.retry_budget = RetryBudget(time.monotonic())
         self.draining = False
         self.find_elsewhere: FindReceipt | None = None

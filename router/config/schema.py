@@ -121,6 +121,24 @@ class Credential(_Strict):
         return self
 
 
+class Tls(_Strict):
+    """How TLS is spoken to an `https://` address. The peer's certificate and name are verified in any case."""
+
+    ca_file: str | None = None
+    """PEM with the authorities that may have signed the peer's certificate. Default: the system's."""
+    cert_file: str | None = None
+    """The router's own certificate (PEM, with its chain), for mutual TLS."""
+    key_file: str | None = None
+    server_name: str | None = None
+    """The name the peer's certificate must carry. Default: the host of the URL."""
+
+    @model_validator(mode="after")
+    def _both(self) -> Tls:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("`cert_file` and `key_file` come together")
+        return self
+
+
 class Prices(_Strict):
     """US dollars per million tokens."""
 
@@ -134,7 +152,8 @@ class ExternalTarget(_Strict):
     id: Name
     kind: Literal["server", "cloud"]
     url: str
-    """Base URL without `/v1`, e.g. `http://10.0.0.7:8080` or `https://api.openai.com`."""
+    """Base URL without `/v1`, e.g. `http://10.0.0.7:8080`, `https://api.openai.com`, or `unix:///run/engine.sock` (`server`)."""
+    tls: Tls | None = None
     zone: Name
     store: list[Name] | None = None
     duties: list[Name] = []
@@ -155,8 +174,10 @@ class ExternalTarget(_Strict):
     @field_validator("url")
     @classmethod
     def _plain_url(cls, value: str) -> str:
-        if not re.match(r"https?://[^/\s?#@]+(/[^\s?#]*)?\Z", value):
-            raise ValueError("a base URL looks like https://host[:port][/path], without user, query or fragment")
+        if not re.match(r"https?://[^/\s?#@]+(/[^\s?#]*)?\Z|unix:///[^\s?#]*[^\s?#/]\Z", value):
+            raise ValueError(
+                "a base URL looks like https://host[:port][/path] or unix:///path/to/socket, without user, query or fragment"
+            )
         return value.rstrip("/")
 
     _id = field_validator("id")(_check_name)
@@ -170,6 +191,10 @@ class ExternalTarget(_Strict):
             )
         if not self.models:
             raise ValueError("name at least one model")
+        if self.kind == "cloud" and self.url.startswith("unix:"):
+            raise ValueError("url: a unix socket is on this machine, and a cloud target is outside")
+        if self.tls is not None and not self.url.startswith("https:"):
+            raise ValueError("tls: the url must begin with https://")
         if self.kind == "cloud" and self.task == "transcription":
             raise ValueError("the egress passes JSON only: a cloud target cannot have the task `transcription`")
         for model in self.models:
@@ -247,6 +272,14 @@ class Egress(_Strict):
     """The process that holds cloud credentials. Without `url`, one is started beside the router."""
 
     url: str | None = None
+    tls: Tls | None = None
+    """How the router speaks TLS to it, where `url` is an `https://` address (a TLS proxy before the egress)."""
+
+    @model_validator(mode="after")
+    def _over_tls(self) -> Egress:
+        if self.tls is not None and not (self.url or "").startswith("https:"):
+            raise ValueError("tls: `url` must begin with https://")
+        return self
 
 
 class Secret(_Strict):

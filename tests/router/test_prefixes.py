@@ -4,13 +4,15 @@ import json
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from router.placement.chunks import chunk_hashes, namespace
 from router.placement.kv_messages import Beat, Chunks, Hello, TextProfile, pack_hashes
 from router.placement.prefix import CONFIRM_AFTER_S
 from router.placement.targets import Address, Endpoint, Kind, Report, Target
 from router.placement.trust import SelfTest, Trust
-from router.prefixes import Prefixes
+from router.prefixes import FILLS_CACHE, Prefixes
 from router.residency.label import Evidence
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -164,6 +166,47 @@ def test_only_what_could_become_exact_is_tested():
     prefixes.hear("b", BEAT, 0.0)
     assert prefixes.awaiting_test(0.0) == ["a"]
     assert prefixes.awaiting_test(10.0) == []
+
+
+NAMES = st.sampled_from(
+    [
+        "role",
+        "content",
+        "type",
+        "text",
+        "tool_calls",
+        "function",
+        "arguments",
+        "name",
+        "tool_call_id",
+        "self",
+        "messages",
+        "bos_token",
+    ]
+)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.sampled_from(["user", "tool", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4) | NAMES, inner, max_size=5),
+    max_leaves=20,
+)
+BODY_NAMES = st.sampled_from(
+    ["messages", "tools", "prompt", "input", "system", "chat_template_kwargs", "reasoning_effort", "documents", "cache_salt"]
+)
+
+
+FUZZED = prefixes_with(a_target("a"))
+
+
+@settings(max_examples=300)
+@given(st.dictionaries(BODY_NAMES, JSON | st.lists(st.dictionaries(NAMES, JSON))), st.sampled_from(sorted(FILLS_CACHE)))
+def test_no_body_can_break_it(body, endpoint):
+    """What cannot be rendered is the engine's to refuse; here it only is not known."""
+    FUZZED.cached(FUZZED.chains(endpoint, body, ("m",)))
 
 
 def test_strange_bodies_do_no_harm():
