@@ -11,22 +11,28 @@ from __future__ import annotations
 
 import hmac
 from bisect import bisect_right
+from collections.abc import Iterator
 
 from siphashc import siphash
 
 KEY_BYTES = 16
-_FINE, _FINE_UNTIL = 128, 1024
-_MIDDLE, _MIDDLE_UNTIL = 512, 32 * 1024
-_COARSE, LONGEST_TEXT = 2048, 2 * 1024 * 1024
+LONGEST_TEXT = 2 * 1024 * 1024
+_STEPS = ((128, 1024), (256, 4096), (512, 32 * 1024), (2048, LONGEST_TEXT))
+"""Lengths of chunks, and up to where each holds: fine where prompts are short, coarse where a few tokens do not matter."""
 
-ENDS: tuple[int, ...] = (
-    *range(_FINE, _FINE_UNTIL + 1, _FINE),
-    *range(_FINE_UNTIL + _MIDDLE, _MIDDLE_UNTIL + 1, _MIDDLE),
-    *range(_MIDDLE_UNTIL + _COARSE, LONGEST_TEXT + 1, _COARSE),
-)
-"""Where chunks end, in bytes from the beginning: fine where prompts are short, coarse where a few tokens do not matter.
 
-What is not known of a cached prefix is less than 128 bytes up to 1 kB, less than 512 up to 32 kB, and less than a sixteenth of it
+def _ends() -> Iterator[int]:
+    end = 0
+    for length, until in _STEPS:
+        while end < until:
+            end += length
+            yield end
+
+
+ENDS: tuple[int, ...] = tuple(_ends())
+"""Where chunks end, in bytes from the beginning.
+
+What is not known of a cached prefix is less than one chunk: 128 bytes up to 1 kB, 256 up to 4 kB, 512 up to 32 kB, a sixteenth
 beyond. Text behind `LONGEST_TEXT` is not indexed.
 """
 
