@@ -101,7 +101,9 @@ def _add_explain(app: FastAPI, state: RouterState) -> None:
         except ClientLeft:
             return Response(status_code=499)
         request_id = request_id_of(request.scope["headers"])
-        return _json(explain_request(state, request.scope["headers"], body, request_id), headers={"x-request-id": request_id})
+        return _json(
+            await explain_request(state, request.scope["headers"], body, request_id), headers={"x-request-id": request_id}
+        )
 
 
 async def _receipt(state: RouterState, request_id: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ authenticate -> label -> parse -> facts -> limits; `router.serving` goes on from
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import msgspec
 
@@ -15,6 +16,7 @@ from router.ledger.receipts import open_receipt
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant
 from router.refusal import fail, refuse
+from router.residency.classify.rule import Classifier, Verdict, needed
 from router.residency.label import Label
 from router.residency.resolve import read_tags, resolve_label
 from router.serving import AdmittedRequest, Serving
@@ -59,6 +61,8 @@ class ModelHandler:
             check_announced(request.headers, self.max_body_bytes)
             request.context = _Opened(request_id, grant, label, tags)
         except ApiError as error:
+            if state.audit is not None:
+                state.audit.turned_away(error.code)
             refuse(state, request, error, request_id)
         except Exception as error:
             fail(state, request, error, request_id)
@@ -70,15 +74,34 @@ class ModelHandler:
         request.context = None
         try:
             admitted = self._admit(request, opened)
-            facts = admitted.facts
-            reserved = state.limits.reserve(facts.key, facts.prompt_tokens, facts.max_tokens, time.time())
-            serving = Serving(state, admitted, request, reserved)
+            if state.classifier is not None and must_classify(state, admitted.facts.label):
+                state.spawn(self._classify_and_serve(request, admitted, state.classifier))
+            else:
+                self._serve(request, admitted)
         except ApiError as error:
+            if state.audit is not None:
+                grant = opened.grant
+                state.audit.refused(opened.request_id, grant.id, grant.tenant, request.path, error.status, error.code)
             refuse(state, request, error, opened.request_id)
         except Exception as error:
             fail(state, request, error, opened.request_id)
-        else:
-            serving.start()
+
+    async def _classify_and_serve(self, request: DirectRequest, admitted: AdmittedRequest, classifier: Classifier) -> None:
+        """What stands in the request could change where it may go: look, tighten, then serve."""
+        try:
+            verdict = await classify(classifier, admitted.facts.label, admitted.parsed, unread=admitted.form is not None)
+            admitted.tighten(verdict, self._state.label_text(verdict.label))
+            if not request.gone:
+                self._serve(request, admitted)
+        except ApiError as error:
+            refuse(self._state, request, error, admitted.request_id)
+        except Exception as error:
+            fail(self._state, request, error, admitted.request_id)
+
+    def _serve(self, request: DirectRequest, admitted: AdmittedRequest) -> None:
+        facts = admitted.facts
+        reserved = self._state.limits.reserve(facts.key, facts.prompt_tokens, facts.max_tokens, time.time())
+        Serving(self._state, admitted, request, reserved).start()
 
     def _admit(self, request: DirectRequest, opened: _Opened) -> AdmittedRequest:
         state = self._state
@@ -92,6 +115,28 @@ class ModelHandler:
         facts = gather_facts(opened.request_id, grant, path, parsed, label, state.policy, timeout_s)
         receipt = open_receipt(facts, state.policy.epoch, state.label_text(label), opened.tags, time.time())
         return AdmittedRequest(path, headers, body, parsed, facts, receipt, form)
+
+
+def must_classify(state: RouterState, label: Label) -> bool:
+    """Whether what stands in a request could change where it may go."""
+    if state.classifier is None:
+        return False
+    evidence = (target.evidence for target in state.fleet.membership.targets)
+    return needed(state.classifier.rules, label, evidence, time.time())
+
+
+async def classify(classifier: Classifier, label: Label, body: dict[str, Any], *, unread: bool = False) -> Verdict:
+    """What the texts of a request tighten its label to; `unread` when it brings more than texts (a recording).
+
+    Raises:
+        ApiError: 403 when no zone is left.
+    """
+    verdict = await classifier.tighten(label, body)
+    if unread and not classifier.rules.read_media:
+        verdict = Verdict(verdict.label.meet(classifier.rules.unknown), verdict.kinds, verdict.unknown or "media")
+    if verdict.label.process == 0 or verdict.label.store == 0:
+        raise ApiError(403, "residency_denied", "No zone may have a request with what was found in this one.")
+    return verdict
 
 
 def identify(state: RouterState, headers: Headers) -> tuple[KeyGrant, Label, tuple[str, ...]]:

@@ -29,6 +29,7 @@ class KeyGrant(msgspec.Struct, frozen=True):
     requests_per_minute: int = 0
     daily_tokens: int = 0
     timeout_s: float = 0.0
+    continuation: bool = True
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -160,6 +161,7 @@ def _compile_keys(config: Config, tags: dict[str, Label], base: Path) -> dict[by
             requests_per_minute=key.requests_per_minute,
             daily_tokens=key.daily_tokens,
             timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
+            continuation=config.continuation if key.continuation is None else key.continuation,
         )
     return grants
 
@@ -241,6 +243,7 @@ def fixed_targets(config: Config, egress: Address | None, egress_incarnation: st
                 slots=item.slots,
                 price=Price(item.price.prompt, item.price.completion),
                 secret=item.id if item.kind == "server" and item.credential else "",
+                token_ids=item.token_ids,
             )
         )
     return tuple(targets)

@@ -11,6 +11,7 @@ import uvicorn
 from router.app import Discreet, admin_app, model_operations, public_app
 from router.config import Config
 from router.kv_feeds import KvFeeds
+from router.ledger.log import AuditLog
 from router.placement.kv_messages import KV_PATH
 from router.placement.targets import Report, Target
 from router.placement.trust import SelfTest
@@ -30,6 +31,7 @@ class RouterProcess:
         credentials: bearer tokens of servers that already run, by target id.
         router_id: names this process.
         grace_s: how long running responses may go on while draining.
+        audit: the audit log, closed when the router has drained.
 
     Raises:
         OSError: an address is taken.
@@ -43,8 +45,10 @@ class RouterProcess:
         credentials: Mapping[str, str],
         router_id: str,
         grace_s: float = 30.0,
+        audit: AuditLog | None = None,
     ) -> None:
         self.state = RouterState(config, policy, secret, credentials, router_id)
+        self.state.audit = audit
         self._servers: list[uvicorn.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._watch: asyncio.Task[None] | None = None
@@ -92,6 +96,8 @@ class RouterProcess:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         self.state.pool.close()
+        if self.state.audit is not None:
+            await asyncio.to_thread(self.state.audit.close)
 
 
 def _calm_garbage_collector() -> None:

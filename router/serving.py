@@ -6,6 +6,7 @@ no task: each step is one call, made by the bytes that arrive. `Serving` is the 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from typing import Any
@@ -15,10 +16,12 @@ from msgspec.structs import replace
 from router.decide import decide
 from router.decision import Choice, Decision, Facts, Refusal
 from router.ledger.receipts import Attempt, Receipt, read_usage, used_tokens
+from router.ledger.writer import AuditUnavailable
 from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind
 from router.prefixes import FILLS_CACHE, NO_CHAINS
 from router.refusal import fail, refuse
+from router.residency.classify.rule import Verdict
 from router.residency.guard import PASS_LIFETIME_S, Pass, issue_pass
 from router.screen import resolve_models
 from router.state import RouterState
@@ -90,6 +93,15 @@ class AdmittedRequest:
     def request_id(self) -> str:
         """The id the receipt is found by."""
         return self.facts.request_id
+
+    def tighten(self, verdict: Verdict, label_text: str) -> None:
+        """Go on under the label that classification left; the receipt says what kinds of things were found, never the text."""
+        receipt = self.receipt
+        found = "+".join(verdict.kinds) + (f" unknown:{verdict.unknown}" if verdict.unknown else "")
+        receipt.label_sources["classifier"] = found.strip() or "nothing found"
+        if verdict.label != self.facts.label:
+            self.facts = replace(self.facts, label=verdict.label)
+            receipt.label = label_text
 
 
 class Serving:
@@ -193,12 +205,17 @@ class Serving:
         if self._tries >= MAX_ATTEMPTS:
             raise ApiError(502, "upstream_error", f"{MAX_ATTEMPTS} targets failed this request.")
         now = time.time()
-        decision = self._decision = decide(self._facts, state.policy, state.fleet.view(now), now)
+        view, audit = state.fleet.view(now), state.audit
+        decision = self._decision = decide(self._facts, state.policy, view, now)
+        if audit is not None:
+            audit.decided(self._facts, state.policy.epoch, view, decision, now, self._admitted.receipt.label_sources)
         if not self._tries:
             state.fleet.set_saturated(self._facts.label, decision.models, decision.saturated)
         if decision.chosen is None:
             assert decision.refusal is not None
             raise _to_error(decision.refusal, self._held)
+        if audit is not None and not audit.healthy and state.config.audit.when_unwritable == "refuse":
+            raise ApiError(503, "overloaded", "Nothing is served while the audit log cannot be written.", retry_after_s=5)
         if self._tries and not state.retry_budget.withdraw(time.monotonic()):
             raise ApiError(502, "upstream_error", "A target failed, and the router's retry budget is used up.")
         self._tries += 1
@@ -227,8 +244,40 @@ class Serving:
         request = self._upstream_request(choice, now)
         self._booking = state.fleet.book(target, self._facts.prompt_tokens, now, choice.cost_usd)
         state.prefixes.routed(admitted.chains, choice.model, target.incarnation)
-        if target.kind is Kind.CLOUD:
-            state.metrics.spilled(target.id)
+        if target.kind is not Kind.CLOUD:
+            self._dispatch(request)
+        elif state.audit is None:
+            self._when_announced(request, AuditUnavailable("the audit log is switched off"))
+        else:
+            evidence = state.policy.place_of(target.evidence).to_text()
+            done = functools.partial(self._when_announced, request)
+            state.audit.announce(self._facts, choice, state.policy.epoch, len(request), evidence, done)
+
+    def _when_announced(self, request: bytes, error: BaseException | None) -> None:
+        """The intent to send something outside is on the medium, or it is not, and then nothing is sent."""
+        state = self._state
+        try:
+            if self._client.gone or error is not None:
+                now = time.time()
+                self._attempt.ended, self._attempt.ending = now, "not_sent"
+                state.fleet.end(self._booking, now, completed=False)
+            if self._client.gone:
+                self._admitted.receipt.code = "client_gone"
+                self._close()
+            elif error is not None:
+                self._attempt.failure = str(error)
+                self._prepare_retry()
+                self._try_next()
+            else:
+                state.metrics.spilled(self._choice.target.id)
+                self._dispatch(request)
+        except ApiError as refused:
+            self._refuse(refused)
+        except Exception as unexpected:
+            self._fail(unexpected)
+
+    def _dispatch(self, request: bytes) -> None:
+        state, admitted, target = self._state, self._admitted, self._choice.target
         timeouts, pool = state.config.timeouts, state.pool
         exchange = Exchange(self._client, self, request, pool.now(), timeouts.first_byte_s, timeouts.idle_s, admitted.deadline)
         pool.send(target.incarnation, target.address, exchange)
@@ -266,7 +315,7 @@ class Serving:
         # A client's short deadline says nothing about the target: it must not take it away from everybody else.
         broken = ending in (Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER) and exchange.failure != DEADLINE
         if broken or (ending is Ending.HELD and exchange.status >= 500 and exchange.status != 503):
-            reached = exchange.status != 0 or exchange.connection is not None
+            reached = bool(exchange.status) or exchange.connection is not None
             self._state.fleet.failed(attempt.incarnation, now, reached, self._booking.started_at)
 
     def _conclude(self, exchange: Exchange, ending: Ending) -> None:
@@ -315,6 +364,8 @@ class Serving:
         receipt.ended = time.time()
         self._state.limits.settle(self._facts.key, self._reserved, used_tokens(receipt))
         self._state.receipts.add(receipt, self._decision)
+        if self._state.audit is not None:
+            self._state.audit.ended(receipt)
 
 
 def _to_error(refusal: Refusal, held: Exchange | None) -> ApiError:

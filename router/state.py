@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from router.config import Config, home
 from router.identity.limits import Limits
+from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
 from router.placement.fleet import Fleet
@@ -16,6 +18,7 @@ from router.placement.targets import Kind, Report, Target
 from router.placement.trust import Verdict
 from router.policy import Policy
 from router.prefixes import Prefixes
+from router.residency.classify.rule import make_classifier
 from router.residency.guard import PASS_LIFETIME_S, Pass, derive_target_key, issue_pass
 from router.residency.label import Label
 from router.wire.retry_budget import RetryBudget
@@ -48,18 +51,22 @@ class RouterState:
         self.fleet = Fleet(policy.daily_budget_usd)
         self.limits = Limits()
         self.receipts = ReceiptBook()
+        self.audit: AuditLog | None = None
+        """Records decisions and receipts; None where it is switched off, and nothing may be sent outside then."""
         self.prefixes = Prefixes(secret)
         self.metrics = Metrics(self.fleet, self.trust_of)
         tls = TlsContexts(home())
         tls.prepare(config)
         self.pool = Pool(config.timeouts.connect_s, tls)
         self.retry_budget = RetryBudget(time.monotonic())
+        self.classifier = make_classifier(config.classify, policy.tags, secret)
         self.draining = False
         self.find_elsewhere: FindReceipt | None = None
         """Asks the other router replicas for a receipt; None where there are none."""
         self._secret = secret
         self._credentials = {target: token.encode("latin-1") for target, token in credentials.items()}
         self._keys: dict[str, bytes] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._label_texts: dict[Label, str] = {}
 
     def __repr__(self) -> str:
@@ -90,6 +97,12 @@ class RouterState:
         expires = time.time() + PASS_LIFETIME_S
         permission = Pass(f"own-{secrets.token_hex(6)}", target.incarnation, self.policy.epoch, label_text, expires)
         return issue_pass(self.target_key(target.incarnation), permission, method, path)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that has to wait, and keep hold of it until it is done. It must not raise."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def target_key(self, incarnation: str) -> bytes:
         """The pass key of one target incarnation (cached: one HMAC per incarnation, not per request)."""

@@ -113,6 +113,8 @@ class Target(msgspec.Struct, frozen=True):
     price: Price = Price()
     secret: str = ""
     """Name of the configured bearer credential for a `SERVER`; never the credential itself."""
+    token_ids: bool = False
+    """It returns the token ids of a stream on request and takes ids as a prompt, as vLLM does: its streams can be carried on."""
 
 
 class Signals(msgspec.Struct, frozen=True, gc=False):

@@ -26,7 +26,7 @@ from router.wire.direct import ClientListener, DirectHandler, DirectRequest
 from router.wire.errors import ApiError
 from router.wire.patience import Patience, Verdict
 
-_WRITE_HIGH_WATER = 64 * 1024
+_WRITE_HIGH_WATER = 32 * 1024
 
 
 class RelayProtocol(HttpToolsProtocol):
@@ -290,12 +290,11 @@ class _QuietServer(uvicorn.Server):
         yield
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second: every tenth time, look for clients that take too long."""
-        if counter % 10 == 0:
-            now = asyncio.get_running_loop().time()
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, RelayProtocol):
-                    connection.judge(now)
+        """Called ten times a second: look for clients that take too long, at a tenth of them, so that 10,000 cost no pause."""
+        now = asyncio.get_running_loop().time()
+        for connection in list(self.server_state.connections)[counter % 10 :: 10]:
+            if isinstance(connection, RelayProtocol):
+                connection.judge(now)
         return await super().on_tick(counter)
 
 

@@ -5,6 +5,5 @@ it does not find changes nothing.
 """
 
 from router.residency.classify.kinds import CATEGORY, Category, Finding, Kind, Scan
-from router.residency.classify.scan import Scanner
 
-__all__ = ["CATEGORY", "Category", "Finding", "Kind", "Scan", "Scanner"]
+__all__ = ["CATEGORY", "Category", "Finding", "Kind", "Scan"]

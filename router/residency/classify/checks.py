@@ -352,3 +352,10 @@ def mx_clabe(digits: str) -> bool:
 def in_aadhaar_shape(digits: str) -> bool:
     """Never begins with 0 or 1, and is no palindrome."""
     return digits[0] not in "01" and digits != digits[::-1]
+
+
+def cn_ric(code: str) -> bool:
+    """Chinese resident identity (GB 11643): division, birth date, ISO 7064 MOD 11-2. Divisions come and go: only their form counts."""
+    if code[0] not in "12345689" or not yyyymmdd(code[6:14]):
+        return False
+    return "10X98765432"[weighted(code, (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2), 11)] == code[17]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 import re2
 
+from router.residency.classify.checks import cn_ric
 from router.residency.classify.cues import Cue
 from router.residency.classify.iban import iban_end
 from router.residency.classify.kinds import Kind
@@ -165,7 +166,7 @@ _CODES: tuple[_Code, ...] = (
     ),
     _Code("us.dea", Kind.HEALTH_ID, r"[ABFGMPRX][A-Z9]\d{7}", _dea, 0.5, _HEALTH, True),
     _Code("pt.cc", _N, r"\d{8} ?\d ?[A-Z][A-Z0-9]\d", "pt.cc", 0.85),
-    _Code("cn.ric", _N, r"[1-9]\d{16}X", "cn.ric", 0.95),
+    _Code("cn.ric", _N, r"[1-9]\d{16}X", cn_ric, 0.95),
     _Code("lk.nic", _N, r"\d{9}[VX]", None, 0.55),
     _Code("nz.nhi", Kind.HEALTH_ID, r"[A-HJ-NP-Z]{3}\d{4}", None, 0.1, frozenset({Cue.HEALTH}), True),
     _Code("mrz", Kind.PASSPORT, r"[PIACV][A-Z<][A-Z<]{3}[A-Z]{2}[A-Z<]{24,40}<", None, 0.85, _NONE, True),
@@ -223,7 +224,7 @@ class CodeFinder:
 
     def _code(self, view: View, code: _Code, check: Check | None, start: int, end: int) -> None:
         raw = view.text[start:end].upper()
-        bare = raw if code.kind in (Kind.IP_ADDRESS, Kind.DEVICE_ID) else _JOINERS.sub("", raw)
+        bare = raw if code.kind in (Kind.IP_ADDRESS, Kind.DEVICE_ID) or code.name == "fi.hetu" else _JOINERS.sub("", raw)
         if check is not None:
             try:
                 if not check(bare):
@@ -234,7 +235,9 @@ class CodeFinder:
             return
         if view.text[end : end + 1] in ("-", ":", ".") and view.text[end + 1 : end + 2].isalnum():
             return
-        confidence = view.weigh(code.plain, start, end, code.cues)
+        # As short as 1.2.3.4: a version sooner than somebody's address.
+        plain = 0.45 if code.name == "ipv4" and len(raw) <= 8 else code.plain
+        confidence = view.weigh(plain, start, end, code.cues)
         if confidence >= 0.5:
             view.add(code.kind, start, end, confidence, code.name)
 

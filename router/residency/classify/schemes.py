@@ -96,7 +96,7 @@ _ROWS: tuple[_Row, ...] = (
     ("in.aadhaar", _N, (12,), "in_.aadhaar", 0.4, 0.7, "4-4-4", _ID),
     ("pk.cnic", _N, (13,), lambda d: d[0] in "1234567", 0.1, 0.75, "5-7-1", _ID),
     ("lk.nic", _N, (12,), checks.lk_nic, 0.2, 0.2, "", _ID),
-    ("cn.ric", _N, (18,), "cn.ric", 0.95, 0.95, "", _ID),
+    ("cn.ric", _N, (18,), checks.cn_ric, 0.95, 0.95, "", _ID),
     ("kr.rrn", _N, (13,), checks.kr_rrn, 0.35, 0.8, "6-7", _ID),
     ("jp.my_number", _N, (12,), checks.jp_my_number, _WEAK, 0.55, "4-4-4", _ID),
     ("th.pin", _N, (13,), "th.pin", 0.4, 0.8, "1-4-5-2-1", _ID),

@@ -13,7 +13,7 @@ from _classifier.benign import BENIGN
 from _classifier.corpus import Message, messages
 from _classifier.identifiers import STRUCTURED
 from _classifier.measure import Score, measure
-from router.residency.classify import Scanner
+from router.residency.classify.scan import Scanner
 
 GOALS = {"recall": 0.95, "false_alarms": 0.05, "ms_per_1k": 2.0, "worst_step_ms": 20.0}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 
-from router.residency.classify import Scanner
+from router.residency.classify.scan import Scanner
 
 SIZE = 100_000
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from _classifier.corpus import Message
-from router.residency.classify import Scanner
+from router.residency.classify.scan import Scanner
 
 
 class Score:
