@@ -142,6 +142,17 @@ class Prefixes:
                     found[incarnation] = held if chain.size == size else held * size // chain.size
         return CachedPrefix(size, found)
 
+    def held_tokens(self, chains: PromptChains, prompt_tokens: int, places: Mapping[str, int]) -> dict[int, int]:
+        """The same for a decision: prompt tokens that a target holds, by its place in the membership; absent: none.
+
+        Args:
+            chains: the request's.
+            prompt_tokens: its estimated length.
+            places: incarnation to place.
+        """
+        cached = self.cached(chains)
+        return {places[name]: cached.tokens(name, prompt_tokens) for name in cached.found if name in places}
+
     def routed(self, chains: PromptChains, model: str, incarnation: str) -> None:
         """The request is on its way there. Tell `computed` or `failed` of it later, once."""
         chain = chains.by_model.get(model)

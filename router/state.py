@@ -14,6 +14,7 @@ from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
 from router.placement.fleet import Fleet
+from router.placement.prefix import CHUNK_COST, PrefixIndex
 from router.placement.targets import Kind, Report, Target
 from router.placement.trust import Verdict
 from router.policy import Policy
@@ -53,7 +54,7 @@ class RouterState:
         self.receipts = ReceiptBook()
         self.audit: AuditLog | None = None
         """Records decisions and receipts; None where it is switched off, and nothing may be sent outside then."""
-        self.prefixes = Prefixes(secret)
+        self.prefixes = Prefixes(secret, PrefixIndex(config.router.prefix_index_mib * 1024 * 1024 // CHUNK_COST))
         self.metrics = Metrics(self.fleet, self.trust_of)
         tls = TlsContexts(home())
         tls.prepare(config)

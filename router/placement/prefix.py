@@ -14,8 +14,10 @@ import msgspec
 
 from router.placement.chunks import ENDS
 
-MAX_CHUNKS = 1_000_000
-"""Default bound on the table of events; see `bytes_per_chunk` in the tests for what one entry costs."""
+CHUNK_COST = 160
+"""Bytes of memory per entry of the table, rounded up from what `scripts/bench/prefix` measures."""
+MAX_CHUNKS = 256 * 1024 * 1024 // CHUNK_COST
+"""Default bound on the table of events."""
 HISTORY_CHUNKS = 4096
 """Default bound on one replica's history: about 2 MB of prompt text."""
 CONFIRM_AFTER_S = 3.0

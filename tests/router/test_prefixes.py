@@ -59,6 +59,15 @@ def test_what_an_agent_tells_is_found_for_the_rendered_prompt():
     assert share(prefixes, "b", {**LONG, "cache_salt": "t"}) > 0.85
 
 
+def test_a_decision_gets_tokens_by_place():
+    prefixes = prefixes_with(a_target("a"), a_target("b"))
+    prefixes.hear("a", stored(prefixes), 0.0)
+    chains = prefixes.chains(Endpoint.CHAT, LONG, ("m",))
+    held = prefixes.held_tokens(chains, 825, {"b": 0, "a": 1})
+    assert list(held) == [1] and 700 < held[1] < 825
+    assert prefixes.held_tokens(chains, 825, {"b": 0}) == {}
+
+
 def test_models_do_not_mix():
     prefixes = prefixes_with(a_target("a", "m"), a_target("b", "n"))
     prefixes.hear("a", stored(prefixes, model="m"), 0.0)
