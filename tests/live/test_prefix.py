@@ -254,6 +254,7 @@ def test_events_that_are_cut_degrade_within_five_seconds_and_come_back(bench):
     pid = bench.engine.agent.pid
 
     async def story():
+        assert await bench.until(lambda: bench.trust().trust is Trust.EXACT, 90), bench.trust()
         os.kill(pid, signal.SIGSTOP)
         started = time.monotonic()
         assert await bench.until(lambda: bench.trust().trust is Trust.DEGRADED, 5.0), bench.trust()
