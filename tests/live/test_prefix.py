@@ -79,6 +79,8 @@ class Bench:
             slots=self.engine.slots,
         )
         self.run(self._open())
+        # Whatever test comes first: on a busy machine the self-test's two prompts take minutes.
+        self.run(self.until(lambda: self.trust().trust is Trust.EXACT, 240))
 
     async def _open(self) -> None:
         self.router = RouterProcess(self.config, self.policy, SECRET, {}, "live")
@@ -164,7 +166,7 @@ def cached_tokens(answer: dict) -> int:
 
 
 def test_a_healthy_engine_becomes_exact_by_its_self_test(bench):
-    assert bench.run(bench.until(lambda: bench.trust().trust is Trust.EXACT, 90)), bench.trust()
+    assert bench.run(bench.until(lambda: bench.trust().trust is Trust.EXACT, 10)), bench.trust()
     assert bench.state.prefixes.describe(INCARNATION)["self_test"] == "passed"
     assert b'tidegate_trust_state{target="smol@local/1",zone="local"} 2.0' in bench.state.metrics.render()
 
@@ -262,7 +264,7 @@ def test_events_that_are_cut_degrade_within_five_seconds_and_come_back(bench):
         answer = await bench.chat(messages=[{"role": "user", "content": "Still there?"}])  # the choice goes on
         assert answer["choices"]
         os.kill(pid, signal.SIGKILL)
-        assert await bench.until(lambda: bench.trust().trust is Trust.EXACT, 60), bench.trust()
+        assert await bench.until(lambda: bench.trust().trust is Trust.EXACT, 90), bench.trust()
         assert bench.engine.agent.pid != pid
         messages = [{"role": "system", "content": STORY}, {"role": "user", "content": "Where are the books about 7?"}]
         assert bench.predicted(messages=messages) > 0.8
