@@ -15,6 +15,7 @@ from router.placement.breaker import hold, state_of
 from router.placement.targets import Endpoint
 from router.placement.trust import FALLBACK
 from router.policy import Policy
+from router.screen import resolve_models
 from router.state import RouterState
 from router.wire.json_body import parse_object
 from router.wire.request import Headers
@@ -35,7 +36,8 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
     facts = gather_facts(request_id, grant, Endpoint.CHAT, parsed, label, state.policy)
     complexity = judge_complexity(parsed, facts.prompt_tokens, state.policy)
     now = time.time()
-    decision = decide(facts, state.policy, state.fleet.view(now), now)
+    chains = state.prefixes.chains(facts.endpoint, parsed, resolve_models(facts, state.policy))
+    decision = decide(facts, state.policy, state.view_for(facts, chains, now), now)
     answer = describe_decision(facts, decision, state.policy, tags)
     if found:
         answer["label"]["sources"]["classifier"] = found

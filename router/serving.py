@@ -233,7 +233,7 @@ class Serving:
         if self._tries >= MAX_ATTEMPTS:
             raise ApiError(502, "upstream_error", f"{MAX_ATTEMPTS} targets failed this request.")
         now = time.time()
-        view, audit = state.fleet.view(now), state.audit
+        view, audit = state.view_for(self._facts, self._admitted.chains, now), state.audit
         decision = self._decision = decide(self._facts, state.policy, view, now)
         if audit is not None:
             audit.decided(self._facts, state.policy.epoch, view, decision, now, self._admitted.receipt.label_sources)

@@ -8,17 +8,20 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from router.config import Config, home
+from router.decision import Facts
 from router.identity.limits import Limits
 from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
 from router.placement.fleet import Fleet
 from router.placement.prefix import CHUNK_COST, PrefixIndex
-from router.placement.targets import Kind, Report, Target
+from router.placement.targets import Kind, Report, Target, View
 from router.placement.trust import Verdict
 from router.policy import Policy
-from router.prefixes import Prefixes
+from router.prefixes import Prefixes, PromptChains
 from router.residency.classify.rule import make_classifier
 from router.residency.guard import PASS_LIFETIME_S, Pass, derive_target_key, issue_pass
 from router.residency.label import Label
@@ -86,6 +89,12 @@ class RouterState:
         """The cluster's word for who is up, to everybody here who keeps books on targets."""
         self.fleet.update(reports)
         self.prefixes.update(reports)
+
+    def view_for(self, facts: Facts, chains: PromptChains, now: float) -> View:
+        """Everything a decision on this request may see: the books, and who holds how much of its prompt."""
+        view = self.fleet.view(now)
+        held = self.prefixes.held_tokens(chains, facts.prompt_tokens, self.fleet.places)
+        return msgspec.structs.replace(view, cached=held) if held else view
 
     def trust_of(self, target: Target, signals_age_s: float | None) -> Verdict:
         """How far a target's word about itself can be believed now."""
