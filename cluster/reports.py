@@ -28,6 +28,7 @@ class ReplicaFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     context_tokens: int = 0
     slots: int = 0
     signals: Signals | None = None
+    kv_port: int = 0
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -72,4 +73,4 @@ def build_report(facts: ReplicaFacts, vocabulary: Vocabulary) -> Report:
         slots=facts.slots,
         token_ids=facts.task == "generate",
     )
-    return Report(target, facts.signals)
+    return Report(target, facts.signals, facts.kv_port)

@@ -17,6 +17,7 @@ from ray import serve
 
 from cluster.labels import place_of, why_unknown, zone_of
 from cluster.reports import ReplicaFacts, encode_report
+from deployments.kv_agent import chunk_key_of
 from deployments.secret import cluster_secret
 from deployments.vllm_command import check_model
 from deployments.vllm_process import EnginePlan, VllmProcess
@@ -90,6 +91,7 @@ class Engine:
             gpus=settings.replicas.gpus,
             visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES") if settings.replicas.gpus else "",
             withhold=settings.withhold,
+            chunk_key=chunk_key_of(secret, settings.model),
         )
         self._process = VllmProcess(plan)
         _log.info("tidegate: %s starts; its log is %s", self._id, self._process.log_path)
@@ -131,6 +133,7 @@ class Engine:
                 context_tokens=process.context_tokens,
                 slots=process.slots,
                 signals=self._signals,
+                kv_port=process.kv_port,
             )
         )
 

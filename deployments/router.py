@@ -39,7 +39,7 @@ class RouterReplica:
         self._process = RouterProcess(config, policy, secret, credentials, f"router-{actor[:8]}", GRACE_S, audit)
         state = self._process.state
         state.find_elsewhere = self._ask_peers
-        self._membership = Membership(config, policy, engines, egress, state.fleet.update)
+        self._membership = Membership(config, policy, engines, egress, self._process.take_reports)
         self._process.start()
         self._watch = asyncio.get_running_loop().create_task(self._membership.run())
 

@@ -53,7 +53,7 @@ async def _serve(config: Config) -> None:
     credentials, audit = read_credentials(config, home()), open_audit(config, policy, home())
     router = RouterProcess(config, policy, secret or new_secret(), credentials, f"router-{os.getpid()}", audit=audit)
     egress = address_of(config.egress.url, config.egress.tls) if config.egress.url else None
-    router.state.fleet.update([Report(t) for t in fixed_targets(config, egress, "egress")])
+    router.take_reports([Report(t) for t in fixed_targets(config, egress, "egress")])
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -144,7 +144,7 @@ def resolve_source(source: str, base: Path | None = None) -> str:
     return source
 
 
-def build_argv(model: Model, source: str, host: str, port: int) -> list[str]:
+def build_argv(model: Model, source: str, host: str, port: int, kv_arguments: Sequence[str] = ()) -> list[str]:
     """The whole command line; ours come last, and the last one wins.
 
     Args:
@@ -152,9 +152,10 @@ def build_argv(model: Model, source: str, host: str, port: int) -> list[str]:
         source: what `resolve_source` returned.
         host: address to listen on.
         port: a free port.
+        kv_arguments: `KvSockets.arguments`.
     """
     ours = ["--host", host, "--port", str(port), "--served-model-name", model.id, "--middleware", GUARD]
-    ours.append("--disable-uvicorn-access-log")
+    ours += ["--disable-uvicorn-access-log", *kv_arguments]
     return [sys.executable, "-m", _server_module(), "--model", source, *model.args, *ours]
 
 

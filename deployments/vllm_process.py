@@ -22,6 +22,7 @@ from cluster.gpu import read_gpus, with_gpus
 from cluster.vllm_metrics import parse_signals
 from deployments import leash
 from deployments.engine_errors import EngineStartError, explain_start_failure
+from deployments.kv_agent import KvAgent, make_sockets, plan_agent, remove_sockets
 from deployments.vllm_command import build_argv, build_env, check_model, guard_env, resolve_source, slots_of
 from router.config import ConfigError, Model, home
 from router.placement.targets import Signals
@@ -37,7 +38,8 @@ class EnginePlan(msgspec.Struct, frozen=True):
     """What to start and as whom. `key` is the guard's key of this incarnation; it never leaves the node.
 
     `host` is the address the server listens on, `visible_gpus` its `CUDA_VISIBLE_DEVICES` (None: all), `withhold` names
-    of environment variables that it must not inherit.
+    of environment variables that it must not inherit. With a `chunk_key` an agent beside it tells routers what its KV cache
+    holds, in hashes under that key.
     """
 
     model: Model
@@ -50,6 +52,7 @@ class EnginePlan(msgspec.Struct, frozen=True):
     visible_gpus: str | None = ""
     withhold: frozenset[str] = frozenset()
     stop_grace_s: float = 8.0
+    chunk_key: bytes = b""
 
 
 class VllmProcess:
@@ -74,12 +77,19 @@ class VllmProcess:
         self._exited = asyncio.Event()
         self._started_at = 0.0
         self._client: httpx.AsyncClient | None = None
+        self._sockets = make_sockets(plan.model) if plan.chunk_key and argv is None else None
+        self.agent: KvAgent | None = None
         self.port = 0
         self.pid = 0
         self.exit_code: int | None = None
         self.context_tokens = 0
         self.slots = slots_of(plan.model.args)
         self.log_path = log_file(plan.model.id, plan.incarnation)
+
+    @property
+    def kv_port(self) -> int:
+        """Where the agent listens; 0 without one."""
+        return self.agent.port if self.agent is not None else 0
 
     @property
     def alive(self) -> bool:
@@ -98,6 +108,7 @@ class VllmProcess:
             await self._launch()
             await self._wait_until_up()
             self.context_tokens = await self._read_context_tokens()
+            await self._start_agent()
         except BaseException:
             await self.stop()
             raise
@@ -141,6 +152,9 @@ class VllmProcess:
 
     async def stop(self) -> None:
         """End it and every process it started: SIGTERM, a grace, SIGKILL. Does nothing when it does not run."""
+        if self.agent is not None:
+            await self.agent.stop()
+            self.agent = None
         if self._control >= 0:
             os.close(self._control)
             self._control = -1
@@ -152,13 +166,34 @@ class VllmProcess:
         if self._client is not None:
             await self._client.aclose()
             self._client = None
+        remove_sockets(self._sockets)
+
+    async def _start_agent(self) -> None:
+        """After the server is up: the replay buffer still has everything from the beginning."""
+        plan = self._plan
+        if self._sockets is None:
+            return
+        self.agent = KvAgent(
+            plan_agent(
+                plan.model,
+                self._source,
+                self._sockets,
+                host=plan.host,
+                incarnation=plan.incarnation,
+                place=plan.place,
+                guard_key=plan.key,
+                chunk_key=plan.chunk_key,
+            )
+        )
+        await self.agent.start()
 
     async def _launch(self) -> None:
         self.port = free_port(self._plan.host)
         prepare_log(self.log_path)
         plan = self._plan
         if self._argv is None:
-            argv = build_argv(plan.model, self._source, plan.host, self.port)
+            kv_arguments = self._sockets.arguments if self._sockets is not None else ()
+            argv = build_argv(plan.model, self._source, plan.host, self.port, kv_arguments)
         else:
             argv = [part.replace("{port}", str(self.port)) for part in self._argv]
         env = build_env(

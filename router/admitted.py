@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from router.decision import Facts
 from router.ledger.receipts import Receipt
 from router.placement.targets import Endpoint
+from router.prefixes import NO_CHAINS
 from router.residency.classify.rule import Verdict
 from router.residency.declassify import Declassified
 from router.residency.redact import NAME
@@ -28,6 +29,7 @@ class AdmittedRequest:
     __slots__ = (
         "asks_usage",
         "body",
+        "chains",
         "countable",
         "deadline",
         "facts",
@@ -59,6 +61,7 @@ class AdmittedRequest:
         self.form = form
         self.values: dict[str, str] = {}
         """What stands for what in a redacted request; empty: it goes as it came."""
+        self.chains = NO_CHAINS
         # On the clock of the event loop, which is the monotonic one.
         self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
         self.countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS

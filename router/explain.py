@@ -13,7 +13,9 @@ from router.facts import gather_facts, judge_complexity
 from router.handler import classify, identify, must_classify
 from router.placement.breaker import hold, state_of
 from router.placement.targets import Endpoint
+from router.placement.trust import FALLBACK
 from router.policy import Policy
+from router.screen import resolve_models
 from router.state import RouterState
 from router.wire.json_body import parse_object
 from router.wire.request import Headers
@@ -34,7 +36,8 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
     facts = gather_facts(request_id, grant, Endpoint.CHAT, parsed, label, state.policy)
     complexity = judge_complexity(parsed, facts.prompt_tokens, state.policy)
     now = time.time()
-    decision = decide(facts, state.policy, state.fleet.view(now), now)
+    chains = state.prefixes.chains(facts.endpoint, parsed, resolve_models(facts, state.policy))
+    decision = decide(facts, state.policy, state.view_for(facts, chains, now), now)
     answer = describe_decision(facts, decision, state.policy, tags)
     if found:
         answer["label"]["sources"]["classifier"] = found
@@ -82,6 +85,7 @@ def describe_cluster(state: RouterState) -> dict[str, Any]:
     for target, load in zip(view.membership.targets, view.loads, strict=True):
         signals = None if load.signals is None else msgspec.to_builtins(load.signals)
         age = None if load.signals is None else round(max(0.0, now - load.signals.sampled_at), 3)
+        verdict = state.trust_of(target, age)
         targets.append(
             {
                 "target": target.id,
@@ -100,7 +104,10 @@ def describe_cluster(state: RouterState) -> dict[str, Any]:
                 "ttft_s": round(load.ttft_s, 4),
                 "signals": signals,
                 "signal_age_s": age,
-                "trust": _trust(target.kind.value, age),
+                "trust": verdict.trust.value,
+                "trust_reason": verdict.reason,
+                "placed_by": FALLBACK[verdict.trust],
+                "cache": state.prefixes.describe(target.incarnation),
             }
         )
     return {
@@ -111,8 +118,3 @@ def describe_cluster(state: RouterState) -> dict[str, Any]:
         "zones": {zone: {"external": spec.external} for zone, spec in state.config.zones.items()},
         "targets": targets,
     }
-
-
-def _trust(kind: str, age: float | None) -> str:
-    """How far a target's signals can be believed: DEGRADED is gauges only, BLIND is the router's own books only."""
-    return "DEGRADED" if kind == "replica" and age is not None and age < 5.0 else "BLIND"

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import uvicorn
 
 from router.app import Discreet, admin_app, model_operations, public_app
 from router.config import Config
+from router.kv_feeds import KvFeeds
 from router.ledger.log import AuditLog
+from router.placement.kv_messages import KV_PATH
+from router.placement.targets import Report, Target
+from router.placement.trust import SelfTest
 from router.policy import Policy
+from router.self_test import run_self_test
 from router.state import RouterState
 from router.wire.http_server import make_server, open_socket
 
@@ -46,7 +51,17 @@ class RouterProcess:
         self.state.audit = audit
         self._servers: list[uvicorn.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._watch: asyncio.Task[None] | None = None
         self._grace_s = grace_s
+        self._feeds = KvFeeds(self.state.prefixes, lambda target: self.state.own_pass(target, "GET", KV_PATH), self._test)
+
+    def take_reports(self, reports: Sequence[Report]) -> None:
+        """The cluster's word for who is up."""
+        self.state.take_reports(reports)
+        self._feeds.update(reports)
+
+    async def _test(self, target: Target) -> SelfTest:
+        return await run_self_test(self.state.prefixes, target, lambda to, path: self.state.own_pass(to, "POST", path))
 
     def start(self) -> None:
         """Open the listeners and begin to serve."""
@@ -63,11 +78,13 @@ class RouterProcess:
         for server, listener in zip((public, admin), sockets, strict=True):
             self._servers.append(server)
             self._tasks.append(asyncio.get_running_loop().create_task(server.serve(sockets=[listener])))
+        self._watch = asyncio.get_running_loop().create_task(self._feeds.run())
 
     @property
     def alive(self) -> bool:
         """True while every listener serves."""
-        return bool(self._tasks) and not any(task.done() for task in self._tasks)
+        tasks = [*self._tasks, *([self._watch] if self._watch is not None else [])]
+        return bool(self._tasks) and not any(task.done() for task in tasks)
 
     async def drain(self) -> None:
         """Stop accepting, let running responses finish within the grace, then close everything."""
@@ -75,6 +92,9 @@ class RouterProcess:
         for server in self._servers:
             server.should_exit = True
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
         self.state.pool.close()
         if self.state.audit is not None:
             await asyncio.to_thread(self.state.audit.close)

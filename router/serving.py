@@ -20,9 +20,11 @@ from router.ledger.receipts import Attempt, Receipt, read_usage, used_tokens
 from router.ledger.writer import AuditUnavailable
 from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind
+from router.prefixes import FILLS_CACHE
 from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
 from router.residency.guard import PASS_LIFETIME_S, Pass, issue_pass
 from router.residency.restored_answer import RestoredBody, RestoredEvents
+from router.screen import resolve_models
 from router.state import RouterState
 from router.wire.continuation import ask_for_token_ids
 from router.wire.direct import DirectRequest
@@ -91,8 +93,12 @@ class Serving:
 
     def start(self) -> None:
         """Decide and send; everything else follows from what the target does."""
-        self._state.retry_budget.deposit()
+        state, admitted = self._state, self._admitted
+        state.retry_budget.deposit()
         try:
+            if admitted.path in FILLS_CACHE:
+                models = resolve_models(self._facts, state.policy)
+                admitted.chains = state.prefixes.chains(admitted.path, admitted.parsed, models)
             self._try_next()
         except ApiError as error:
             self._refuse(error)
@@ -143,6 +149,8 @@ class Serving:
         self._attempt.first_byte = now
         if exchange.status < 400:
             self._state.fleet.first_byte(self._booking, now)
+            choice = self._choice
+            self._state.prefixes.computed(self._admitted.chains, choice.model, choice.target.incarnation, time.monotonic())
 
     def on_end(self, exchange: Exchange, ending: Ending) -> None:
         """The attempt is over: answered, or try again."""
@@ -169,7 +177,7 @@ class Serving:
         if self._tries >= MAX_ATTEMPTS:
             raise ApiError(502, "upstream_error", f"{MAX_ATTEMPTS} targets failed this request.")
         now = time.time()
-        view, audit = state.fleet.view(now), state.audit
+        view, audit = state.view_for(self._facts, self._admitted.chains, now), state.audit
         decision = self._decision = decide(self._facts, state.policy, view, now)
         if audit is not None:
             audit.decided(self._facts, state.policy.epoch, view, decision, now, self._admitted.receipt.label_sources)
@@ -252,6 +260,7 @@ class Serving:
         admitted.receipt.attempts.append(self._attempt)
         request = self._upstream_request(choice, now)
         self._booking = state.fleet.book(target, self._facts.prompt_tokens, now, choice.cost_usd, choice.work, choice.model)
+        state.prefixes.routed(admitted.chains, choice.model, target.incarnation)
         if target.kind is not Kind.CLOUD:
             self._dispatch(request)
         elif state.audit is None:
@@ -324,6 +333,9 @@ class Serving:
         attempt.ended = now
         attempt.ending = ending.name.lower()
         attempt.failure = exchange.failure
+        if not attempt.first_byte or exchange.status >= 400:
+            choice = self._choice
+            self._state.prefixes.failed(self._admitted.chains, choice.model, choice.target.incarnation)
         if self._trail is not None and self._trail.prompt:
             attempt.prompt_tokens = len(self._trail.prompt) + len(self._trail.answer) - self._trail.delivered
             attempt.completion_tokens = self._trail.delivered

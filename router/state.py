@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from router.config import Config, home
+from router.decision import Facts
 from router.identity.limits import Limits
 from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
 from router.placement.fleet import Fleet
-from router.placement.targets import Kind
+from router.placement.prefix import CHUNK_COST, PrefixIndex
+from router.placement.targets import Kind, Report, Target, View
+from router.placement.trust import Verdict
 from router.policy import Policy
+from router.prefixes import Prefixes, PromptChains
 from router.residency.classify.rule import make_classifier
-from router.residency.guard import derive_target_key
+from router.residency.guard import PASS_LIFETIME_S, Pass, derive_target_key, issue_pass
 from router.residency.label import Label
 from router.wire.retry_budget import RetryBudget
 from router.wire.tls import TlsContexts
@@ -50,7 +57,8 @@ class RouterState:
         self.receipts = ReceiptBook()
         self.audit: AuditLog | None = None
         """Records decisions and receipts; None where it is switched off, and nothing may be sent outside then."""
-        self.metrics = Metrics(self.fleet)
+        self.prefixes = Prefixes(secret, PrefixIndex(config.router.prefix_index_mib * 1024 * 1024 // CHUNK_COST))
+        self.metrics = Metrics(self.fleet, self.trust_of)
         tls = TlsContexts(home())
         tls.prepare(config)
         self.pool = Pool(config.timeouts.connect_s, tls)
@@ -76,6 +84,29 @@ class RouterState:
             return False
         only_cloud = not self.config.models and all(target.kind == "cloud" for target in self.config.targets)
         return only_cloud or any(target.kind is not Kind.CLOUD for target in targets)
+
+    def take_reports(self, reports: Sequence[Report]) -> None:
+        """The cluster's word for who is up, to everybody here who keeps books on targets."""
+        self.fleet.update(reports)
+        self.prefixes.update(reports)
+
+    def view_for(self, facts: Facts, chains: PromptChains, now: float) -> View:
+        """Everything a decision on this request may see: the books, and who holds how much of its prompt."""
+        view = self.fleet.view(now)
+        held = self.prefixes.held_tokens(chains, facts.prompt_tokens, self.fleet.places)
+        return msgspec.structs.replace(view, cached=held) if held else view
+
+    def trust_of(self, target: Target, signals_age_s: float | None) -> Verdict:
+        """How far a target's word about itself can be believed now."""
+        return self.prefixes.trust(target, signals_age_s, time.monotonic())
+
+    def own_pass(self, target: Target, method: str, path: str) -> str:
+        """A pass for something the router itself wants of a target: its label admits that target and nothing more."""
+        evidence = target.evidence
+        label_text = self.label_text(Label(evidence.process, evidence.store, evidence.duties))
+        expires = time.time() + PASS_LIFETIME_S
+        permission = Pass(f"own-{secrets.token_hex(6)}", target.incarnation, self.policy.epoch, label_text, expires)
+        return issue_pass(self.target_key(target.incarnation), permission, method, path)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something that has to wait, and keep hold of it until it is done. It must not raise."""

@@ -55,6 +55,8 @@ class RouterOptions(_Strict):
     replicas: int = Field(default=1, ge=1, le=64)
     cpus: float = Field(default=0.5, ge=0)
     label_selector: dict[str, str] = {}
+    prefix_index_mib: int = Field(default=256, ge=8)
+    """Bound on the memory in which a router keeps what its replicas' prefix caches hold."""
 
 
 class Zone(_Strict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 import prometheus_client
@@ -15,6 +15,10 @@ from prometheus_client.registry import Collector
 
 from router.placement.breaker import hold, state_of
 from router.placement.fleet import Fleet
+from router.placement.targets import Target
+from router.placement.trust import LEVEL, Verdict
+
+TrustOf = Callable[[Target, float | None], Verdict]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -22,8 +26,9 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 class _FleetCollector(Collector):
     """Gauges read from the router's books when somebody scrapes, so that they cost nothing otherwise."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, trust_of: TrustOf) -> None:
         self._fleet = fleet
+        self._trust_of = trust_of
 
     def collect(self) -> Iterator[Metric]:
         """One sample per target and gauge."""
@@ -34,6 +39,7 @@ class _FleetCollector(Collector):
         kv = GaugeMetricFamily("tidegate_target_kv_usage", "KV-cache usage, 0..1", labels=names)
         age = GaugeMetricFamily("tidegate_target_signal_age_seconds", "age of the target's signals", labels=names)
         health = GaugeMetricFamily("tidegate_breaker_state", "circuit breaker: 0 closed, 1 half-open, 2 open", labels=names)
+        trust = GaugeMetricFamily("tidegate_trust_state", "2: EXACT, 1: DEGRADED, 0: BLIND", labels=names)
         now = time.time()
         view = self._fleet.view(now)
         for target, load in zip(view.membership.targets, view.loads, strict=True):
@@ -42,10 +48,12 @@ class _FleetCollector(Collector):
             health.add_metric(values, state_of(load.breaker, now).value)
             inflight.add_metric(values, load.inflight)
             foreign.add_metric(values, load.foreign)
-            if load.signals is not None:
+            signal_age = None if load.signals is None else max(0.0, now - load.signals.sampled_at)
+            trust.add_metric(values, LEVEL[self._trust_of(target, signal_age).trust])
+            if load.signals is not None and signal_age is not None:
                 kv.add_metric(values, load.signals.kv_usage)
-                age.add_metric(values, max(0.0, now - load.signals.sampled_at))
-        yield from (up, inflight, foreign, kv, age, health)
+                age.add_metric(values, signal_age)
+        yield from (up, inflight, foreign, kv, age, health, trust)
 
 
 class _Durations:
@@ -91,7 +99,7 @@ class _AnswerCollector(Collector):
 class Metrics:
     """The router's counters; one instance and one registry per router, so that tests can have several."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, trust_of: TrustOf) -> None:
         self._registry = CollectorRegistry()
         self._answered = _AnswerCollector()
         self._registry.register(self._answered)
@@ -101,7 +109,7 @@ class Metrics:
         self._breaks = prometheus_client.Counter(
             "tidegate_stream_breaks", "streams that broke, by what became of them", ["target", "outcome"], registry=self._registry
         )
-        self._registry.register(_FleetCollector(fleet))
+        self._registry.register(_FleetCollector(fleet, trust_of))
 
     def answered(self, model: str, target: str, zone: str, status: int, first_byte_s: float, total_s: float) -> None:
         """A response was forwarded to its end; a `first_byte_s` below 0 is not counted."""

@@ -97,6 +97,11 @@ class Fleet:
         """The current targets."""
         return self._membership
 
+    @property
+    def places(self) -> Mapping[str, int]:
+        """Incarnation to place in the membership."""
+        return self._index
+
     def view(self, now: float, prefix: Sequence[int] = (), chunk_tokens: float = 0.0) -> View:
         """Everything a decision may see, frozen.
 

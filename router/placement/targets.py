@@ -132,10 +132,14 @@ class Signals(msgspec.Struct, frozen=True, gc=False):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """One member of the cluster as it describes itself: the target and its latest signals (None: never read)."""
+    """One member of the cluster as it describes itself: the target and its latest signals (None: never read).
+
+    `kv_port` is where the agent beside it tells what its KV cache holds, on the target's host; 0: there is none.
+    """
 
     target: Target
     signals: Signals | None = None
+    kv_port: int = 0
 
 
 class Load(msgspec.Struct, frozen=True, gc=False):

@@ -94,7 +94,21 @@ def _print_target(console: Console, target: dict[str, Any]) -> None:
         parts += [f"running {signals.get('running', '?')}", f"waiting {signals.get('waiting', '?')}"]
         parts += [f"KV cache {usage:.0%}"] if isinstance(usage, int | float) and usage >= 0 else []
     parts.append(f"signals {age:.1f} s old" if isinstance(age, int | float) else "no signals")
-    console.print(f"     {', '.join(parts)} ({target.get('trust', '?')})", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"     {', '.join(parts)}", markup=False, highlight=False, soft_wrap=True)
+    _print_trust(console, target)
+
+
+def _print_trust(console: Console, target: dict[str, Any]) -> None:
+    """How far the router believes the target, why not further, and what it goes by instead."""
+    trust, reason = str(target.get("trust", "?")), target.get("trust_reason")
+    colour = {"EXACT": "green", "DEGRADED": "yellow"}.get(trust, "dim")
+    text = f"placed by {target['placed_by']}" if target.get("placed_by") else ""
+    text = "; ".join(str(part) for part in (reason, text) if part)
+    cache = _dict(target.get("cache"))
+    if cache.get("blocks"):
+        text += f"; {cache['blocks']} blocks known"
+    text = f" ({text})" if text else ""
+    console.print(f"     trust: [{colour}]{escape(trust)}[/]{escape(text)}", highlight=False, soft_wrap=True)
 
 
 def print_processes(console: Console, home: Home, ours: Iterable[Process]) -> None:

@@ -20,6 +20,7 @@ class FakeProcess:
     alive = True
     exit_code = None
     port = 31000
+    kv_port = 31001
     pid = 7
     context_tokens = 2048
     slots = 16
@@ -49,6 +50,7 @@ async def test_it_describes_itself(monkeypatch):
     assert report.target.id == "smol@eu/ab12cd" and report.target.incarnation.startswith("ab12cd34ef-")
     assert (report.target.evidence.process, report.target.evidence.duties) == (0b10, 1)
     assert report.signals == Signals(5.0, running=1)
+    assert report.kv_port == 31001
     status = await engine.status()
     assert (status["pid"], status["log"], status["warning"]) == (7, "/logs/x.log", None)
 

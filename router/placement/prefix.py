@@ -1,0 +1,298 @@
+"""Which replica has which prompt prefix in its KV cache: a table from chunk hash to a bit mask of replicas.
+
+Two sources. *Events*: what the agent beside an engine says of its cache; exact, and taken back when a block goes. *Own history*:
+what this router has just sent somewhere. It counts at once, so that a burst with one new prefix goes to one place; it is dropped
+when the events had time to confirm it. Replicas without events keep their history, as a bounded LRU: the fallback.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from router.placement.chunks import ENDS
+
+CHUNK_COST = 160
+"""Bytes of memory per entry of the table, rounded up from what `scripts/bench/prefix` measures."""
+MAX_CHUNKS = 256 * 1024 * 1024 // CHUNK_COST
+"""Default bound on the table of events."""
+HISTORY_CHUNKS = 4096
+"""Default bound on one replica's history: about 2 MB of prompt text."""
+CONFIRM_AFTER_S = 3.0
+"""Events are late by a scheduler step, a flush and a network hop; after this they are not late, they are missing."""
+_SWEEP_STEP = 20_000
+
+
+class CachedPrefix(msgspec.Struct, frozen=True, gc=False):
+    """How much of one prompt is cached where: bytes of text by incarnation; who is missing has nothing of it."""
+
+    prompt_bytes: int = 0
+    found: Mapping[str, int] = {}
+
+    def share(self, incarnation: str) -> float:
+        """The cached part of the prompt on one replica, 0 to 1."""
+        return self.found.get(incarnation, 0) / self.prompt_bytes if self.prompt_bytes else 0.0
+
+    def tokens(self, incarnation: str, prompt_tokens: int) -> int:
+        """The same in tokens, of a prompt of `prompt_tokens`; an engine always computes the last token itself."""
+        if not self.prompt_bytes:
+            return 0
+        return min(prompt_tokens * self.found.get(incarnation, 0) // self.prompt_bytes, max(prompt_tokens - 1, 0))
+
+
+NOTHING_CACHED = CachedPrefix()
+
+
+class Confirmation(msgspec.Struct, frozen=True, gc=False):
+    """What became of one routed prompt: whether its replica's events confirmed it."""
+
+    incarnation: str
+    confirmed: bool
+
+
+class _Pending(msgspec.Struct, gc=False):
+    due: float
+    slot: int
+    incarnation: str
+    hashes: tuple[int, ...]
+    judged: bool
+
+
+class PrefixIndex:
+    """The table of one router process. One owner, no locks, no clock: times are seconds on one clock of the caller's.
+
+    Args:
+        max_chunks: bound on the entries that come from events; the ones that were not routed or stored for longest go first.
+        history_chunks: bound on the history kept per replica.
+    """
+
+    def __init__(self, max_chunks: int = MAX_CHUNKS, history_chunks: int = HISTORY_CHUNKS) -> None:
+        self._max_chunks = max_chunks
+        self._history_chunks = history_chunks
+        self._stored: OrderedDict[int, int] = OrderedDict()
+        self._routed: dict[int, int] = {}
+        self._recent: dict[int, OrderedDict[int, int]] = {}
+        self._pending: deque[_Pending] = deque()
+        self._slot_of: dict[str, int] = {}
+        self._names: list[str] = []
+        self._free: list[int] = []
+        self._exact = 0
+        self._known = 0
+        self._retired = 0
+        self._to_sweep: list[int] = []
+        self._sweeping = 0
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    @property
+    def history_entries(self) -> int:
+        """Entries of all replicas' histories."""
+        return sum(len(recent) for recent in self._recent.values())
+
+    # Replicas
+
+    def join(self, incarnation: str) -> None:
+        """Make room for a replica. Joining twice changes nothing."""
+        if incarnation in self._slot_of:
+            return
+        if self._free:
+            slot = self._free.pop()
+            self._names[slot] = incarnation
+        else:
+            slot = len(self._names)
+            self._names.append(incarnation)
+        self._slot_of[incarnation] = slot
+        self._recent[slot] = OrderedDict()
+        self._known |= 1 << slot
+
+    def leave(self, incarnation: str) -> None:
+        """Forget a replica. Its bits are ignored at once, and swept out of the table by `tend`."""
+        slot = self._slot_of.pop(incarnation, None)
+        if slot is None:
+            return
+        bit = 1 << slot
+        for chunk in self._recent.pop(slot):
+            self._unroute(chunk, bit)
+        self._names[slot] = ""
+        self._known &= ~bit
+        self._exact &= ~bit
+        self._retired |= bit
+
+    def trust_events(self, incarnation: str, exact: bool) -> None:
+        """Say whether a replica's events are complete: then its history is only for what they had no time to confirm."""
+        slot = self._slot_of.get(incarnation)
+        if slot is None or bool(self._exact >> slot & 1) is exact:
+            return
+        self._exact ^= 1 << slot
+        if exact:
+            # What was history until now is in the events, or it is gone.
+            recent, self._recent[slot] = self._recent[slot], OrderedDict()
+            for chunk in recent:
+                self._unroute(chunk, 1 << slot)
+
+    # Events
+
+    def store(self, incarnation: str, chunks: Iterable[int]) -> None:
+        """These chunks are in the replica's cache now."""
+        slot = self._slot_of.get(incarnation)
+        if slot is None:
+            return
+        bit, table = 1 << slot, self._stored
+        for chunk in chunks:
+            table[chunk] = table.get(chunk, 0) | bit
+            table.move_to_end(chunk)
+        while len(table) > self._max_chunks:
+            table.popitem(last=False)
+
+    def remove(self, incarnation: str, chunks: Iterable[int]) -> None:
+        """These chunks are not in the replica's cache any more. Chunks it never had are fine."""
+        slot = self._slot_of.get(incarnation)
+        if slot is None:
+            return
+        keep, bit, table = ~(1 << slot), 1 << slot, self._stored
+        routed, recent = self._routed, self._recent[slot]
+        for chunk in chunks:
+            mask = table.get(chunk, 0) & keep
+            if mask:
+                table[chunk] = mask
+            else:
+                table.pop(chunk, None)
+            if chunk in routed and recent.pop(chunk, None) is not None:
+                self._unroute(chunk, bit)
+
+    def clear(self, incarnation: str) -> None:
+        """The replica's cache is empty, or what was said of it so far does not count."""
+        if incarnation in self._slot_of:
+            exact = bool(self._exact >> self._slot_of[incarnation] & 1)
+            self.leave(incarnation)
+            self.join(incarnation)
+            self.trust_events(incarnation, exact)
+
+    # Requests
+
+    def find(self, hashes: Sequence[int], prompt_bytes: int) -> CachedPrefix:
+        """How much of a prompt each replica has: the longest run of chunks from the beginning.
+
+        Args:
+            hashes: `chunk_hashes` of the prompt.
+            prompt_bytes: length of the whole prompt's text in bytes.
+        """
+        stored, routed, names = self._stored, self._routed, self._names
+        alive = self._known
+        found: dict[str, int] = {}
+        depth = 0
+        for chunk in hashes:
+            mask = alive & (stored.get(chunk, 0) | routed.get(chunk, 0))
+            if mask != alive:
+                if depth:
+                    gone, held = alive ^ mask, ENDS[depth - 1]
+                    while gone:
+                        lowest = gone & -gone
+                        found[names[lowest.bit_length() - 1]] = held
+                        gone ^= lowest
+                alive = mask
+                if not mask:
+                    break
+            depth += 1
+        if depth:
+            held = ENDS[depth - 1]
+            while alive:
+                lowest = alive & -alive
+                found[names[lowest.bit_length() - 1]] = held
+                alive ^= lowest
+        return CachedPrefix(prompt_bytes, found)
+
+    def route(self, incarnation: str, hashes: tuple[int, ...]) -> None:
+        """A request with this prompt is on its way to a replica: until its events say so, assume that it will have it.
+
+        Tell `computed` or `failed` of the same prompt later, once.
+        """
+        slot = self._slot_of.get(incarnation)
+        if slot is None or not hashes:
+            return
+        bit, recent, routed, stored = 1 << slot, self._recent[slot], self._routed, self._stored
+        for chunk in hashes:
+            recent[chunk] = recent.pop(chunk, 0) + 1
+            routed[chunk] = routed.get(chunk, 0) | bit
+            if chunk in stored:
+                stored.move_to_end(chunk)
+        while len(recent) > self._history_chunks:
+            self._unroute(recent.popitem(last=False)[0], bit)
+
+    def computed(self, incarnation: str, hashes: tuple[int, ...], now: float, judged: bool = True) -> None:
+        """The replica has answered with a first byte, so the prompt is in its cache: events should say so soon.
+
+        Args:
+            incarnation: the replica.
+            hashes: as given to `route`.
+            now: seconds on the clock that `tend` is called with.
+            judged: whether missing events would mean anything; a prompt shorter than a block of the cache has none.
+        """
+        slot = self._slot_of.get(incarnation)
+        if slot is not None and hashes:
+            self._pending.append(_Pending(now + CONFIRM_AFTER_S, slot, incarnation, hashes, judged))
+
+    def failed(self, incarnation: str, hashes: tuple[int, ...]) -> None:
+        """The replica never computed the prompt."""
+        slot = self._slot_of.get(incarnation)
+        if slot is not None:
+            self._drop(slot, hashes)
+
+    def tend(self, now: float) -> list[Confirmation]:
+        """What has to be done now and then (every second): confirm or drop what was routed, sweep out who has left.
+
+        Returns:
+            For each prompt that a replica with complete events had time to confirm: whether it did.
+        """
+        results = []
+        while self._pending and self._pending[0].due <= now:
+            pending = self._pending.popleft()
+            if self._slot_of.get(pending.incarnation) != pending.slot or not self._exact >> pending.slot & 1:
+                continue
+            bit = 1 << pending.slot
+            if pending.judged:
+                results.append(Confirmation(pending.incarnation, bool(self._stored.get(pending.hashes[0], 0) & bit)))
+            self._drop(pending.slot, pending.hashes)
+        self._sweep()
+        return results
+
+    def _drop(self, slot: int, hashes: Iterable[int]) -> None:
+        recent = self._recent[slot]
+        for chunk in hashes:
+            count = recent.get(chunk, 0)
+            if count > 1:
+                recent[chunk] = count - 1
+            elif count:
+                del recent[chunk]
+                self._unroute(chunk, 1 << slot)
+
+    def _unroute(self, chunk: int, bit: int) -> None:
+        mask = self._routed.get(chunk, 0) & ~bit
+        if mask:
+            self._routed[chunk] = mask
+        else:
+            self._routed.pop(chunk, None)
+
+    def _sweep(self) -> None:
+        """Take retired bits out of the table a slice at a time: a whole table at once would hold up every request."""
+        if not self._to_sweep:
+            if self._sweeping:
+                self._free += [i for i in range(len(self._names)) if self._sweeping >> i & 1]
+                self._sweeping = 0
+            if not self._retired:
+                return
+            self._sweeping, self._retired = self._retired, 0
+            self._to_sweep = list(self._stored)
+        table, keep = self._stored, ~self._sweeping
+        batch, self._to_sweep = self._to_sweep[-_SWEEP_STEP:], self._to_sweep[:-_SWEEP_STEP]
+        for chunk in batch:
+            mask = table.get(chunk)
+            if mask is None:
+                continue
+            if mask & keep:
+                table[chunk] = mask & keep
+            else:
+                del table[chunk]

@@ -1,0 +1,29 @@
+"""The line of `tidegate status` that says how far a replica is believed."""
+
+import io
+
+import pytest
+from rich.console import Console
+from tidegate.render import print_cluster
+
+
+def shown(**target) -> str:
+    stream = io.StringIO()
+    basics = {"target": "m@eu/1", "kind": "replica", "zone": "eu", "models": ["m"], "up": True, "inflight": 0}
+    print_cluster(Console(file=stream, width=200), {"zones": {}, "ready": True, "targets": [{**basics, **target}]})
+    return stream.getvalue()
+
+
+def test_a_healthy_replica_reads_exact():
+    text = shown(trust="EXACT", trust_reason="", placed_by="its KV-cache events", cache={"blocks": 512})
+    assert "trust: EXACT (placed by its KV-cache events; 512 blocks known)" in text
+
+
+def test_a_doubt_comes_with_its_reason_and_its_fallback():
+    text = shown(trust="DEGRADED", trust_reason="KV-cache events are cut", placed_by="its gauges")
+    assert "trust: DEGRADED (KV-cache events are cut; placed by its gauges)" in text
+
+
+@pytest.mark.parametrize("target", [{}, {"trust": "BLIND"}, {"trust": "[red]x[/]", "trust_reason": "[b]"}])
+def test_missing_fields_and_markup_do_no_harm(target):
+    assert "trust: " in shown(**target)
