@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
+from router.residency.classify.kinds import Category, Kind
+
 if TYPE_CHECKING:
     from router.config.schema import Config
 
@@ -13,6 +15,9 @@ LOCAL = "local"
 """The built-in tag: every zone that is not external. It is also the default label."""
 ANY = "any"
 """The built-in tag: every zone of the configuration."""
+
+CATEGORIES = tuple(category.value for category in Category)
+KINDS = tuple(kind.value for kind in Kind)
 
 
 def check_references(config: Config) -> None:
@@ -38,6 +43,10 @@ def check_references(config: Config) -> None:
         for duty in tag.require:
             known("duty", duty, duties, f"residency.tags.{name}.require")
     known("tag", config.residency.default, tags, "residency.default")
+    for i, rule in enumerate(config.classify.rules):
+        known("tag", rule.meet, tags, f"classify.rules[{i}].meet")
+    if config.classify.unknown is not None:
+        known("tag", config.classify.unknown, tags, "classify.unknown")
     for i, model in enumerate(config.models):
         for j, replicas in enumerate(model.replicas):
             known("zone", replicas.zone, zones, f"models[{i}].replicas[{j}].zone")
