@@ -30,6 +30,8 @@ class Plan(msgspec.Struct, frozen=True):
     domain_models: dict[str, str] = {}
     domain_floor: float = 0.6
     header_names: frozenset[str] = frozenset()
+    by_gain: bool = True
+    """False: rules and domains only; what they leave open is not this module's to decide (`tier` is "")."""
 
 
 class Asker(msgspec.Struct, frozen=True, gc=False):
@@ -83,8 +85,10 @@ def judge_request(body: dict[str, Any], tokens: int, plan: Plan, track: Track, a
         rule = first_match(plan.rules, shape)
         if rule is not None and not rule.leave:
             return _by_rule(rule, plan, gain, domain, shape, track, features)
-    taken = step(track, plan.wish, gain, len(plan.tiers) - 1)
     prefer = plan.domain_models.get(domain, "")
+    if not plan.by_gain:
+        return Judged("", prefer, gain, domain, (f"domain {domain} ({sure:.0%})",), track, (), "", features)
+    taken = step(track, plan.wish, gain, len(plan.tiers) - 1)
     reasons = reasons_of(gain, taken, plan.tiers, domain, sure, prefer, asked)
     return Judged(plan.tiers[taken.tier], prefer, gain, domain, reasons, taken.track, taken.thresholds, "", features)
 
