@@ -49,7 +49,16 @@ def shortlist(facts: Facts, policy: Policy, membership: Membership, now: float) 
         now: UNIX time in seconds.
     """
     key = facts.key
-    scope = (policy.epoch, facts.label, facts.model, facts.complexity.tier, facts.complexity.model, facts.endpoint, key.models, key.spill)
+    scope = (
+        policy.epoch,
+        facts.label,
+        facts.model,
+        facts.complexity.tier,
+        facts.complexity.model,
+        facts.endpoint,
+        key.models,
+        key.spill,
+    )
     found = membership.memo.get(scope)
     if found is None or now >= found.valid_until:
         found = _screen_all(facts, policy, membership, now)

@@ -46,7 +46,14 @@ class ComplexityBooks:
         turns = body.get("messages", body.get("input"))
         wanted = plan.tiers.index(judged.tier)
         kept, why = keep_or_raise(
-            self._pins.pop(key, None), wanted, judged.gain, judged.thresholds, judged.model, len(turns or ()), asker.now, self._margin
+            self._pins.pop(key, None),
+            wanted,
+            judged.gain,
+            judged.thresholds,
+            judged.model,
+            len(turns or ()),
+            asker.now,
+            self._margin,
         )
         self._pins[key] = kept
         forget_oldest(self._pins, MAX_CONVERSATIONS)

@@ -7,7 +7,8 @@ next requests. `step` is pure: the caller keeps the state, one per tenant and ro
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Sequence
 
 import msgspec
 
@@ -31,9 +32,10 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 class Track(msgspec.Struct, frozen=True, gc=False):
-    """What is remembered of one stream of requests: the latest gains, oldest first, and per boundary the requests owed."""
+    """What is remembered of one stream of requests: the latest gains, oldest first and by size, and per boundary the requests owed."""
 
     window: tuple[float, ...]
+    ordered: tuple[float, ...]
     debts: tuple[float, ...]
     seen: int = 0
 
@@ -49,7 +51,8 @@ class Step(msgspec.Struct, frozen=True, gc=False):
 
 def first_track(cuts: tuple[float, ...], boundaries: int) -> Track:
     """The state before any request: as if the traffic were the training pool, whose percentiles are `cuts`."""
-    return Track(tuple(cuts[::4])[:WINDOW], (0.0,) * boundaries)
+    start = tuple(cuts[::4])[:WINDOW]
+    return Track(start, tuple(sorted(start)), (0.0,) * boundaries)
 
 
 def step(track: Track, wish: Wish, gain: float, boundaries: int) -> Step:
@@ -64,7 +67,7 @@ def step(track: Track, wish: Wish, gain: float, boundaries: int) -> Step:
     if wish.price is not None:
         tier = boundaries if gain > wish.price else 0
         return Step(tier, (wish.price,) * boundaries, (), remember(track, gain))
-    ordered = sorted(track.window)
+    ordered = track.ordered
     shares = wish.shares or (share_for_loss(ordered, wish.max_loss or 0.0),) * boundaries
     tier = 0
     thresholds = []
@@ -81,7 +84,7 @@ def step(track: Track, wish: Wish, gain: float, boundaries: int) -> Step:
         max(-_DEBT_LIMIT, min(_DEBT_LIMIT, (track.debts[i] if i < len(track.debts) else 0.0) + _share(shares, i) - (tier > i)))
         for i in range(boundaries)
     )
-    return Step(tier, tuple(thresholds), tuple(shares), remember(Track(track.window, debts, track.seen), gain))
+    return Step(tier, tuple(thresholds), tuple(shares), remember(Track(track.window, ordered, debts, track.seen), gain))
 
 
 def remember(track: Track, gain: float) -> Track:
@@ -89,10 +92,14 @@ def remember(track: Track, gain: float) -> Track:
     window = track.window
     # The stand-ins leave two at a time, so that the user's own traffic soon speaks for itself.
     drop = 2 if track.seen < 26 and len(window) > 2 else 1 if len(window) >= WINDOW else 0
-    return Track((*window[drop:], gain), track.debts, track.seen + 1)
+    ordered = list(track.ordered)
+    for old in window[:drop]:
+        del ordered[bisect_left(ordered, old)]
+    insort(ordered, gain)
+    return Track((*window[drop:], gain), tuple(ordered), track.debts, track.seen + 1)
 
 
-def upper_quantile(ordered: list[float], share: float) -> float:
+def upper_quantile(ordered: Sequence[float], share: float) -> float:
     """The value that `share` of the sorted values lie above; linear in between."""
     if not ordered:
         return 0.0
@@ -105,7 +112,7 @@ def upper_quantile(ordered: list[float], share: float) -> float:
     return ordered[low] + (place - low) * (ordered[low + 1] - ordered[low])
 
 
-def share_for_loss(ordered: list[float], max_loss: float) -> float:
+def share_for_loss(ordered: Sequence[float], max_loss: float) -> float:
     """The smallest share to escalate so that the gains given up by the rest stay within `max_loss` per request on average.
 
     The gains are calibrated, so their sum is the quality that is expected to be lost.
@@ -123,7 +130,7 @@ def share_for_loss(ordered: list[float], max_loss: float) -> float:
 
 def rank_in(track: Track, gain: float) -> float:
     """Share of the remembered requests with a smaller gain: for an explanation in words."""
-    ordered = sorted(track.window)
+    ordered = track.ordered
     return (bisect_left(ordered, gain) + bisect_right(ordered, gain)) / 2 / (len(ordered) or 1)
 
 

@@ -77,9 +77,9 @@ def judge_request(body: dict[str, Any], tokens: int, plan: Plan, track: Track, a
     """
     asked = peel_request(body)
     features = read_features(asked.text)
-    reading = read_gains(plan.model, features)
+    reading = read_gains(plan.model, features, plan.head)
     domain, sure = domain_of(plan, reading)
-    gain = reading.gains[plan.head]
+    gain = reading.gains[0]
     if plan.rules:
         shape = read_shape(body, asked, features, tokens, domain, asker.key, asker.tenant, asker.now, asker.headers)
         rule = first_match(plan.rules, shape)
@@ -101,12 +101,13 @@ def domain_of(plan: Plan, reading: Reading) -> tuple[str, float]:
     return (plan.model.domains.names[reading.domains.index(sure)] if sure >= plan.domain_floor else "general"), sure
 
 
-def _by_rule(
-    rule: Rule, plan: Plan, gain: float, domain: str, shape: Shape, track: Track, features: Features
-) -> Judged:
+def _by_rule(rule: Rule, plan: Plan, gain: float, domain: str, shape: Shape, track: Track, features: Features) -> Judged:
     what = f"model {rule.model}" if rule.model else f"tier {rule.tier}"
     tier = rule.tier if rule.tier in plan.tiers else plan.tiers[-1]  # an unknown tier is refused when a rule is read
-    reasons = (f"rule `{rule.name}` asks for {what}", f"about {shape.tokens} prompt tokens, language {shape.language or 'unknown'}")
+    reasons = (
+        f"rule `{rule.name}` asks for {what}",
+        f"about {shape.tokens} prompt tokens, language {shape.language or 'unknown'}",
+    )
     return Judged(tier, rule.model, gain, domain, reasons, track, (), rule.name, features)
 
 

@@ -49,7 +49,11 @@ def reasons_of(
     if taken.thresholds:
         boundary = min(taken.tier, len(taken.thresholds) - 1) if taken.tier < len(taken.thresholds) else taken.tier - 1
         side = "above" if taken.tier > boundary else "not above"
-        held = f", which holds {taken.shares[min(boundary, len(taken.shares) - 1)]:.0%} beyond `{tiers[boundary]}`" if taken.shares else ""
+        held = (
+            f", which holds {taken.shares[min(boundary, len(taken.shares) - 1)]:.0%} beyond `{tiers[boundary]}`"
+            if taken.shares
+            else ""
+        )
         said.append(f"{side} the threshold {taken.thresholds[boundary]:+.3f}{held}")
     if domain != "general":
         said.append(f"domain {domain} ({sure:.0%})" + (f" prefers model {prefer}" if prefer else ""))

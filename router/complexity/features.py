@@ -29,7 +29,17 @@ _CUT = bytes(
 _MATHS = b"=+*/^<>|\\{}"
 _POINTS = b".,;:!?()[]'\"-"
 _KIND = bytes(
-    85 if 65 <= byte <= 90 else 48 if 48 <= byte <= 57 else 61 if byte in _MATHS else 46 if byte in _POINTS else 128 if byte >= 128 else 97
+    85
+    if 65 <= byte <= 90
+    else 48
+    if 48 <= byte <= 57
+    else 61
+    if byte in _MATHS
+    else 46
+    if byte in _POINTS
+    else 128
+    if byte >= 128
+    else 97
     for byte in range(256)
 )
 """Kind of a byte: U upper case, 0 digit, = maths, . punctuation, 128 outside ASCII, a the rest."""

@@ -22,6 +22,11 @@ _FIELD_BITS = 20
 """A field of a packed bucket: a capped text has at most 4,001 buckets, and 4,001 times 255 stays below 2**20."""
 _MASK = (1 << _FIELD_BITS) - 1
 _OFFSET = 128
+_WIDE_BITS = 40
+"""A field of a packed feature weight: values up to 2**20 steps in a hundred features, times 255, stay below 2**40."""
+_WIDE_MASK = (1 << _WIDE_BITS) - 1
+_STEPS = 256
+"""Steps of a feature's value that domains can tell apart."""
 
 
 class GainHead(msgspec.Struct, frozen=True):
@@ -42,12 +47,17 @@ class GainHead(msgspec.Struct, frozen=True):
 
 
 class DomainHead(msgspec.Struct, frozen=True):
-    """Domains with their weights; the first one's field follows those of the gains."""
+    """Domains with their weights; the first one's field follows those of the gains.
+
+    `hand[i]` has the int8 weights of feature `features[i]` for all domains in one number, like the packed buckets.
+    """
 
     names: tuple[str, ...]
     scales: tuple[float, ...]
     biases: tuple[float, ...]
-    hand: tuple[tuple[tuple[int, float], ...], ...]
+    features: tuple[int, ...]
+    hand: tuple[int, ...]
+    hand_scale: float
     field: int
 
 
@@ -86,24 +96,27 @@ def compile_model(stored: Stored) -> Model:
         packed = [number | (weight + _OFFSET) << shift for number, weight in zip(packed, table, strict=True)]
     shared: dict[int, int] = {}
     packed = [shared.setdefault(number, number) for number in packed]  # most buckets are empty: keep one number for them
-    domains = stored.domains
-    heads = []
-    for row, bias in zip(domains.hand, domains.biases, strict=True):
-        weights, offset = _fold(row, stored)
-        heads.append((weights, bias + offset))
     return Model(
         packed,
         tuple(_compile_gain(gain, stored, place, tables[place]) for place, gain in enumerate(stored.gains)),
-        DomainHead(
-            tuple(domains.names),
-            tuple(domains.scales),
-            tuple(bias for _, bias in heads),
-            tuple(weights for weights, _ in heads),
-            len(stored.gains),
-        ),
+        _compile_domains(stored),
         tuple(stored.means),
         tuple(stored.deviations),
     )
+
+
+def _compile_domains(stored: Stored) -> DomainHead:
+    domains = stored.domains
+    folded = [_fold(row, stored) for row in domains.hand]
+    used = sorted({i for weights, _ in folded for i, _ in weights})
+    dense = [dict(weights) for weights, _ in folded]
+    largest = max((abs(weight) for weights, _ in folded for _, weight in weights), default=1.0)
+    scale = largest / 127
+    hand = tuple(
+        sum((round(row.get(i, 0.0) / scale) + _OFFSET) << place * _WIDE_BITS for place, row in enumerate(dense)) for i in used
+    )
+    biases = tuple(bias + offset for bias, (_, offset) in zip(domains.biases, folded, strict=True))
+    return DomainHead(tuple(domains.names), tuple(domains.scales), biases, tuple(used), hand, scale / _STEPS, len(stored.gains))
 
 
 def _compile_gain(gain: StoredGain, stored: Stored, place: int, table: array[int]) -> GainHead:
@@ -128,7 +141,7 @@ def compile_trees(trees: Trees) -> Scorer:
     lines = ["def score(v):", " return ("]
     lines += [f"  {'+' if i else ''}{_expression(trees, root)}" for i, root in enumerate(trees.roots)] or ["  0.0"]
     scope: dict[str, Any] = {}
-    exec("\n".join([*lines, " )"]), {"__builtins__": {}}, scope)  # noqa: S102 - see the docstring
+    exec("\n".join([*lines, " )"]), {"__builtins__": {}}, scope)
     scorer: Scorer = scope["score"]
     return scorer
 
@@ -140,15 +153,15 @@ def _expression(trees: Trees, node: int) -> str:
     return f"({left} if v[{int(trees.feature[node])}]<={float(trees.threshold[node])!r} else {right})"
 
 
-def read_gains(model: Model, features: Features) -> Reading:
-    """Every head's answer for one text."""
+def read_gains(model: Model, features: Features, only: int | None = None) -> Reading:
+    """Every head's answer for one text, or with `only` that one gain (and the domains)."""
     buckets, values = features.buckets, features.values
     total = sum(map(model.packed.__getitem__, buckets))
     count = len(buckets)
     norm = 1.0 / math.sqrt(count) if count else 0.0
     bias = _OFFSET * count
     gains = []
-    for head in model.gains:
+    for head in model.gains if only is None else (model.gains[only],):
         words = ((total >> head.field * _FIELD_BITS) & _MASK) - bias
         linear = head.offset
         for i, weight in head.hand:
@@ -158,17 +171,21 @@ def read_gains(model: Model, features: Features) -> Reading:
 
 
 def _read_domains(head: DomainHead, total: int, bias: int, norm: float, values: list[float]) -> tuple[float, ...]:
-    """Softmax over the domains."""
-    logits = []
-    fields = total >> head.field * _FIELD_BITS
-    for scale, constant, hand in zip(head.scales, head.biases, head.hand, strict=True):
-        logit = constant + scale * norm * ((fields & _MASK) - bias)
-        for i, weight in hand:
-            logit += weight * values[i]
-        logits.append(logit)
-        fields >>= _FIELD_BITS
-    if not logits:
+    """Softmax over the domains. Features count in whole steps, so that one sum of whole numbers serves all domains."""
+    if not head.names:
         return ()
+    hand = steps = 0
+    for i, weights in zip(head.features, head.hand, strict=True):
+        if value := int(values[i] * _STEPS):
+            hand += weights * value
+            steps += value
+    steps *= _OFFSET
+    fields = total >> head.field * _FIELD_BITS
+    logits = []
+    for scale, constant in zip(head.scales, head.biases, strict=True):
+        logits.append(constant + scale * norm * ((fields & _MASK) - bias) + head.hand_scale * ((hand & _WIDE_MASK) - steps))
+        fields >>= _FIELD_BITS
+        hand >>= _WIDE_BITS
     highest = max(logits)
     shares = [math.exp(logit - highest) for logit in logits]
     whole = sum(shares)

@@ -29,7 +29,17 @@ _OPEN = re.compile(r"<([A-Za-z][A-Za-z0-9_-]{1,40})(?:\s[^<>]{0,200})?>")
 _ASKED = re.compile(
     r"<(user_query|user_request|user_message|task|query|question|request|userRequest)>\s*(.{1,8000}?)\s*</\1>", re.S
 )
-_LABELS = ("### Question:", "## Question", "Question:", "User question:", "User request:", "My request:", "Query:", "Task:", "<query>")
+_LABELS = (
+    "### Question:",
+    "## Question",
+    "Question:",
+    "User question:",
+    "User request:",
+    "My request:",
+    "Query:",
+    "Task:",
+    "<query>",
+)
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):

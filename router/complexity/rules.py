@@ -16,7 +16,21 @@ from router.complexity.features import Features
 from router.complexity.language import guess_language
 from router.complexity.peel import Asked
 
-_CODE = ("```", "\ndef ", "\nclass ", "\nimport ", "#include", "SELECT ", "();", "){", ") {", "=>", "</", "public static", "Traceback (")
+_CODE = (
+    "```",
+    "\ndef ",
+    "\nclass ",
+    "\nimport ",
+    "#include",
+    "SELECT ",
+    "();",
+    "){",
+    ") {",
+    "=>",
+    "</",
+    "public static",
+    "Traceback (",
+)
 _LATEX = ("\\frac", "\\int", "\\sum", "\\begin{", "\\sqrt", "\\boxed")
 _MATHS_SYMBOLS = re.compile(r"[∑∫√≤≥≠≈∂∀∃∈π]")
 _MATHS_TERMS = re.compile(r"[0-9] ?[*^/=] ?[0-9]")

@@ -143,7 +143,9 @@ class Complexity(_Strict):
         shares = self.share if isinstance(self.share, dict) else {}
         for tier, share in shares.items():
             if tier not in self.tiers[1:]:
-                raise ValueError(f"share: `{tier}` is no tier above the smallest; there are {', '.join(self.tiers[1:]) or 'none'}")
+                raise ValueError(
+                    f"share: `{tier}` is no tier above the smallest; there are {', '.join(self.tiers[1:]) or 'none'}"
+                )
             if not 0 <= share <= 1:
                 raise ValueError(f"share.{tier}: a share lies between 0 and 1")
         if sum(shares.values()) > 1 or (isinstance(self.share, float | int) and not 0 <= self.share <= 1):

@@ -34,7 +34,7 @@ def recovered(scores: Sequence[float], small: Sequence[float], large: Sequence[f
     if not len(scores) == len(small) == len(large) or not len(scores):
         raise ValueError("scores, small and large need one entry for each of at least one row")
     order = list(range(len(scores)))
-    random.Random(0).shuffle(order)  # noqa: S311 - breaks ties, hides nothing
+    random.Random(0).shuffle(order)
     order.sort(key=lambda row: -scores[row])
     return _curve([large[row] - small[row] for row in order], bins)
 
@@ -78,7 +78,7 @@ def apgr_interval(
     scores: Sequence[float], small: Sequence[float], large: Sequence[float], draws: int = 200, seed: int = 0
 ) -> Interval:
     """APGR with a percentile bootstrap over rows."""
-    dice = random.Random(seed)  # noqa: S311
+    dice = random.Random(seed)
     order = sorted(range(len(scores)), key=lambda row: -scores[row])
     gains = [large[row] - small[row] for row in order]
     found = []

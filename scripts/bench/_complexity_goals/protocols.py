@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from sklearn.linear_model import Ridge
-
 from _complexity.data import Outcomes, without_questions
 from _complexity.domains import MEASURED, fit_domains, labels_of
 from _complexity.fit import fit_gain, steady_target
+from sklearn.linear_model import Ridge
 from tidegate.curves import Interval, apgr, apgr_interval, cpt
 
 PAIR = ("m_Meta-Llama-3_1-70B-Instruct", "m_Meta-Llama-3_1-8B-Instruct")
@@ -130,5 +129,3 @@ def domain_scores(sources: list[Outcomes], test: Outcomes) -> dict[str, tuple[fl
         recall = right / max(1, int((truth == place).sum()))
         found[name] = (precision, recall, 2 * precision * recall / max(1e-9, precision + recall))
     return found
-
-

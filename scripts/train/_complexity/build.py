@@ -53,7 +53,9 @@ def build_prior(folder: Path) -> Stored:
         store_gain(general, "general", "small", "large", "+".join(sets), everything, means, deviations),
         store_gain(llama, "llama-3.1-8b-70b", "Llama-3.1-8B", "Llama-3.1-70B", "mmlu_pro", pro, means, deviations),
     ]
-    return Stored(features_digest(), means.tolist(), deviations.tolist(), gains, build_domains(list(sets.values()), means, deviations))
+    return Stored(
+        features_digest(), means.tolist(), deviations.tolist(), gains, build_domains(list(sets.values()), means, deviations)
+    )
 
 
 def build_own(path: Path, name: str, prior: Stored) -> Stored:

@@ -35,7 +35,20 @@ _SUBJECTS = {
 _DOMAIN_OF = {subject: name for name, subjects in _SUBJECTS.items() for subject in subjects.split()}
 _LEFT_OUT = frozenset({"formal_logic", "global_facts", "mmlu"})
 """Subjects that are two domains at once, or a mixture."""
-_TONGUES = "German French Spanish Italian English Portuguese Dutch Polish Chinese Japanese Arabic Turkish".split()
+_TONGUES = [
+    "German",
+    "French",
+    "Spanish",
+    "Italian",
+    "English",
+    "Portuguese",
+    "Dutch",
+    "Polish",
+    "Chinese",
+    "Japanese",
+    "Arabic",
+    "Turkish",
+]
 _PHRASES = (
     "the meeting is moved to Thursday", "please find the invoice attached", "we apologise for the delay", "the patient feels better",
     "good morning, how can I help you", "the contract ends in March", "our office is closed on Monday", "the machine is out of order",
@@ -50,7 +63,15 @@ _EXTRACT = (
     "Pull the {f} out of this email: {p}", "Return a table with the {f} found in: {p}", "Classify this message as {f}: {p}",
     "Fasse den folgenden Text in {n} Sätzen zusammen: {p}", "Rewrite this paragraph and keep the {f}: {p}",
 )  # fmt: skip
-_FIELDS = ("names and dates", "order number and amount", "email addresses", "diagnoses", "parties and clauses", "prices", "keywords")
+_FIELDS = (
+    "names and dates",
+    "order number and amount",
+    "email addresses",
+    "diagnoses",
+    "parties and clauses",
+    "prices",
+    "keywords",
+)
 _CHAT = (
     "hi", "hello there", "thanks a lot!", "ok great, thank you", "how are you today?", "hey, can you help me?", "good morning!",
     "who are you?", "what can you do?", "tell me a joke", "hallo, wie geht's?", "bonjour, ça va ?", "lol nice", "please go on", "bye",
@@ -58,7 +79,7 @@ _CHAT = (
     "my {r} is annoying me, what should I say?", "recommend a film for me and my {r}", "thanks, my {r} will like that",
 )  # fmt: skip
 _MARKS = frozenset({"digits", "maths_signs", "equals", "backslashes", "carets", "backticks", "braces", "dollars", "percents"})
-_RELATIVES = "sister brother mother father friend colleague daughter son neighbour boss".split()
+_RELATIVES = ["sister", "brother", "mother", "father", "friend", "colleague", "daughter", "son", "neighbour", "boss"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +110,7 @@ def labels_of(data: Outcomes) -> np.ndarray:
 
 def written_examples(count: int = 240) -> tuple[list[str], np.ndarray]:
     """Requests for translation, extraction and chat made from templates: text and label."""
-    dice = random.Random(0)  # noqa: S311 - examples, not secrets
+    dice = random.Random(0)
     texts, labels = [], []
     for _ in range(count):
         phrase = " ".join(dice.sample(_PHRASES, dice.randint(1, 3)))
