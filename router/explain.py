@@ -40,11 +40,11 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
     answer = describe_decision(facts, decision, state.policy, tags)
     if found:
         answer["label"]["sources"]["classifier"] = found
-    answer["complexity"] = _describe_complexity(parsed, facts, state.policy)
+    answer["complexity"] = describe_complexity(parsed, facts, state.policy)
     return answer
 
 
-def _describe_complexity(body: dict[str, Any], facts: Facts, policy: Policy) -> dict[str, Any]:
+def describe_complexity(body: dict[str, Any], facts: Facts, policy: Policy) -> dict[str, Any]:
     """The choice of the tier and, where a fitted gain decides, the terms that add up to it."""
     complexity = facts.complexity if facts.complexity.tier else judge_complexity(body, facts.prompt_tokens, policy, facts.key)
     found: dict[str, Any] = msgspec.to_builtins(complexity)

@@ -32,7 +32,7 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 class Track(msgspec.Struct, frozen=True, gc=False):
-    """What is remembered of one stream of requests: the latest gains, oldest first and by size, and per boundary the requests owed."""
+    """The latest gains of one stream of requests, oldest first and by size, and the requests owed per boundary."""
 
     window: tuple[float, ...]
     ordered: tuple[float, ...]

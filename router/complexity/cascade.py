@@ -16,8 +16,10 @@ from typing import Any
 import msgspec
 
 _REFUSALS = re.compile(
-    r"^\W*(i(?:'| a)?m (?:sorry|unable|not able|not sure)|i (?:can(?:no|')t|cannot|do not|don't) (?:help|assist|answer|provide|know|have)"
-    r"|as an ai|unfortunately,? i|sorry,? (?:but )?i|es tut mir leid|ich kann (?:das |dir |ihnen )?(?:leider )?nicht|leider kann ich"
+    r"^\W*(i(?:'| a)?m (?:sorry|unable|not able|not sure)"
+    r"|i (?:can(?:no|')t|cannot|do not|don't) (?:help|assist|answer|provide|know|have)"
+    r"|as an ai|unfortunately,? i|sorry,? (?:but )?i\b|es tut mir leid"
+    r"|ich kann (?:das |dir |ihnen )?(?:leider )?nicht|leider kann ich"
     r"|je (?:suis désolé|ne peux pas|ne sais pas)|lo siento)",
     re.I,
 )
@@ -62,8 +64,8 @@ class Evidence(msgspec.Struct, frozen=True, gc=False):
 
 
 def judge_answer(evidence: Evidence, doubt: Doubt) -> Verdict:
-    """Whether to ask the next tier. Values that are no numbers (an engine sends -inf or null) count as improbable, not as fine."""
-    logprobs = [value if math.isfinite(value) else -20.0 for value in evidence.logprobs]
+    """Whether to ask the next tier. A log-probability that is no number (-inf, NaN) counts as improbable."""
+    logprobs = [max(-100.0, min(0.0, value)) if math.isfinite(value) else -20.0 for value in evidence.logprobs]
     mean = sum(logprobs) / len(logprobs) if logprobs else math.nan
     confidence = math.exp(max(-50.0, mean)) if logprobs else math.nan
     if evidence.complete and not evidence.text.strip():

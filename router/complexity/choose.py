@@ -1,4 +1,4 @@
-"""From a request to a tier: rules first, then the conversation's pin, then expected gain against a threshold; always with reasons.
+"""From a request to a tier: rules first, then expected gain against a threshold; always with reasons.
 
 `judge_request` is pure: weights, rules and wishes come compiled in a `Plan`, what changes from request to request (the share
 tracker) comes in and goes out as a value. It names a tier or a preferred model and nothing else: what may serve the request is

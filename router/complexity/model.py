@@ -122,9 +122,19 @@ def _compile_domains(stored: Stored) -> DomainHead:
 def _compile_gain(gain: StoredGain, stored: Stored, place: int, table: array[int]) -> GainHead:
     weights, offset = _fold(gain.hand, stored)
     return GainHead(
-        gain.name, gain.small, gain.large, gain.base, gain.scale, table, weights, offset,
-        gain.trees, compile_trees(gain.trees), tuple(gain.cuts), place,
-    )  # fmt: skip
+        gain.name,
+        gain.small,
+        gain.large,
+        gain.base,
+        gain.scale,
+        table,
+        weights,
+        offset,
+        gain.trees,
+        compile_trees(gain.trees),
+        tuple(gain.cuts),
+        place,
+    )
 
 
 def _fold(row: list[float], stored: Stored) -> tuple[tuple[tuple[int, float], ...], float]:

@@ -97,7 +97,7 @@ class Feedback(_Strict):
 
 
 class Experiment(_Strict):
-    """A share of the traffic through another complexity setting: `ab` answers with it, `shadow` only looks at what it would do."""
+    """A share of the traffic through another setting: `ab` answers with it, `shadow` only looks at what it would do."""
 
     name: Name
     share: float = Field(gt=0, le=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 BINS = 10
 """RouteLLM evaluates ten quantiles of the router's scores."""
@@ -59,7 +60,7 @@ def apgr(scores: Sequence[float], small: Sequence[float], large: Sequence[float]
 
 def _area(points: Sequence[float]) -> float:
     width = 1.0 / (len(points) - 1)
-    return sum((a + b) / 2 * width for a, b in zip(points, points[1:], strict=False))
+    return sum((a + b) / 2 * width for a, b in pairwise(points))
 
 
 def cpt(scores: Sequence[float], small: Sequence[float], large: Sequence[float], share: float) -> float:
@@ -68,7 +69,7 @@ def cpt(scores: Sequence[float], small: Sequence[float], large: Sequence[float],
     Linear between the ten quantiles; 100 where the curve never gets there.
     """
     points = recovered(scores, small, large)
-    for place, (a, b) in enumerate(zip(points, points[1:], strict=False)):
+    for place, (a, b) in enumerate(pairwise(points)):
         if a < share <= b:
             return 100.0 * (place + (share - a) / (b - a)) / (len(points) - 1)
     return 100.0
@@ -110,7 +111,7 @@ def aiq(points: Sequence[tuple[float, float]]) -> float:
         raise ValueError("AIQ needs settings of different cost")
     if hull[-1][0] < high:
         hull.append((high, hull[-1][1]))
-    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(hull, hull[1:], strict=False))
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(hull))
     return area / (high - low)
 
 

@@ -15,9 +15,22 @@ from router.complexity.weights import DEFAULT, Trees, WeightsError, pack_weights
 
 MODEL = load_model(DEFAULT)
 EXTREMES = [
-    "", " ", "\x00", "a" * 1_000_000, "9" * 1_000_000, "?" * 100_000, "```" * 50_000, "\U0001f600" * 5000, "\ud800" * 100,
-    "\nA. x\nB. y" * 5000, "a " * 500_000, "\u0301" * 9000, "ｆｕｌｌ ｗｉｄｔｈ", "١٢٣ عربى", "\nB. ",
-]  # fmt: skip
+    "",
+    " ",
+    "\x00",
+    "a" * 1_000_000,
+    "9" * 1_000_000,
+    "?" * 100_000,
+    "```" * 50_000,
+    "\U0001f600" * 5000,
+    "\ud800" * 100,
+    "\nA. x\nB. y" * 5000,
+    "a " * 500_000,
+    "\u0301" * 9000,
+    "\uff46\uff55\uff4c\uff4c \uff57\uff49",
+    "١٢٣ عربى",
+    "\nB. ",
+]
 
 
 @pytest.mark.parametrize("text", EXTREMES, ids=range(len(EXTREMES)))
@@ -55,13 +68,23 @@ def test_domains_of_plain_requests():
 
     assert domain("Write a python function that returns the longest substring of a string without repeated characters.") == "code"
     assert domain("The plaintiff sued the defendant for breach of contract. Will the court grant the motion to dismiss?") == "law"
-    assert domain("A patient has chest pain, fever and a cough. Which diagnosis and treatment are most likely?") == "medicine"
+    assert (
+        domain("A 45-year-old woman comes to the physician because of fever and abdominal pain. Which drug treats it?")
+        == "medicine"
+    )
     assert domain("Translate into German: the invoice is attached") == "translation"
     assert domain("hello, how are you?") == "chat"
 
 
 def test_trees_as_an_expression_are_the_trees():
-    trees = Trees([0, 3], [0, -1, -1, 1, -1, 5, -1, -1], [0.5, 0, 0, 2, 0, 1, 0, 0], [1, 0, 0, 4, 0, 6, 0, 0], [2, 0, 0, 5, 0, 7, 0, 0], [0.0, -1.0, 2.0, 0.0, 10.0, 0.0, 20.0, 40.0])  # fmt: skip
+    trees = Trees(
+        [0, 3],
+        [0, -1, -1, 1, -1, 5, -1, -1],
+        [0.5, 0, 0, 2, 0, 1, 0, 0],
+        [1, 0, 0, 4, 0, 6, 0, 0],
+        [2, 0, 0, 5, 0, 7, 0, 0],
+        [0.0, -1.0, 2.0, 0.0, 10.0, 0.0, 20.0, 40.0],
+    )
     from router.complexity.model import compile_trees
 
     score = compile_trees(trees)

@@ -20,16 +20,16 @@ def quantise(weights: np.ndarray) -> tuple[bytes, float]:
     return np.clip(np.round(weights / scale), -127, 127).astype(np.int8).tobytes(), scale
 
 
-def store_gain(parts: Parts, name: str, small: str, large: str, trained_on: str, data: Outcomes, means: np.ndarray, deviations: np.ndarray) -> StoredGain:  # fmt: skip
+def store_gain(
+    parts: Parts, name: str, small: str, large: str, trained_on: str, data: Outcomes, means: np.ndarray, deviations: np.ndarray
+) -> StoredGain:
     """A fitted head as the file has it; hand weights move to the file's common standardisation."""
     table, scale = quantise(parts.table)
     trees, _ = export_trees(parts.trees, parts.tree_weight)
     linear = parts.linear * deviations / parts.deviations
     base = parts.base - parts.tree_weight * parts.tree_offset + float(parts.linear @ ((means - parts.means) / parts.deviations))
     cuts = np.quantile(parts.predict(data.hand, data.words), np.linspace(0, 1, 101))
-    return StoredGain(
-        name, small, large, trained_on, len(data), base, scale, table, linear.tolist(), trees, cuts.tolist()
-    )  # fmt: skip
+    return StoredGain(name, small, large, trained_on, len(data), base, scale, table, linear.tolist(), trees, cuts.tolist())
 
 
 def build_prior(folder: Path) -> Stored:
@@ -43,10 +43,16 @@ def build_prior(folder: Path) -> Stored:
     targets = {name: data.gain for name, data in sets.items()}
     targets["mmlu_pro_llama31"] = steady_target(pro.gain, _others(pro))
     everything = Outcomes(
-        "general", tuple(p for data in sets.values() for p in data.prompts), np.concatenate([d.subjects for d in sets.values()]), keys,
-        np.concatenate([d.folds for d in sets.values()]), np.concatenate([d.small for d in sets.values()]),
-        np.concatenate([d.large for d in sets.values()]), hand=hand, words=words,
-    )  # fmt: skip
+        "general",
+        tuple(p for data in sets.values() for p in data.prompts),
+        np.concatenate([d.subjects for d in sets.values()]),
+        keys,
+        np.concatenate([d.folds for d in sets.values()]),
+        np.concatenate([d.small for d in sets.values()]),
+        np.concatenate([d.large for d in sets.values()]),
+        hand=hand,
+        words=words,
+    )
     general = fit_gain(hand, words, np.concatenate(list(targets.values())), keys)
     llama = fit_gain(pro.hand, pro.words, targets["mmlu_pro_llama31"], pro.keys)
     gains = [

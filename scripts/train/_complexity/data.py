@@ -24,7 +24,7 @@ _CHOICES = re.compile(r"\n\s*\(?[A-J][.):]\s.*", re.S)
 
 @dataclass(frozen=True)
 class Outcomes:
-    """One benchmark. `small` and `large` are scores in 0..1; `others` the scores of further models, by row, where there are any."""
+    """One benchmark. `small` and `large` are scores in 0..1; `others` the scores of further models, where there are any."""
 
     name: str
     prompts: tuple[str, ...]

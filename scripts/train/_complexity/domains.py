@@ -50,19 +50,39 @@ _TONGUES = [
     "Turkish",
 ]
 _PHRASES = (
-    "the meeting is moved to Thursday", "please find the invoice attached", "we apologise for the delay", "the patient feels better",
-    "good morning, how can I help you", "the contract ends in March", "our office is closed on Monday", "the machine is out of order",
-    "das Treffen ist am Donnerstag", "la réunion est reportée", "el informe está listo", "thank you for your order",
-)  # fmt: skip
+    "the meeting is moved to Thursday",
+    "please find the invoice attached",
+    "we apologise for the delay",
+    "the patient feels better",
+    "good morning, how can I help you",
+    "the contract ends in March",
+    "our office is closed on Monday",
+    "the machine is out of order",
+    "das Treffen ist am Donnerstag",
+    "la réunion est reportée",
+    "el informe está listo",
+    "thank you for your order",
+)
 _TRANSLATE = (
-    "Translate the following text into {t}: {p}", "Translate to {t}: {p}", "How do you say '{p}' in {t}?", "Übersetze ins {t}: {p}",
-    "Traduis en {t} : {p}", "What is the {t} translation of: {p}", "Traduce al {t}: {p}", "Please give me a {t} translation of this.\n{p}",
-)  # fmt: skip
+    "Translate the following text into {t}: {p}",
+    "Translate to {t}: {p}",
+    "How do you say '{p}' in {t}?",
+    "Übersetze ins {t}: {p}",
+    "Traduis en {t} : {p}",
+    "What is the {t} translation of: {p}",
+    "Traduce al {t}: {p}",
+    "Please give me a {t} translation of this.\n{p}",
+)
 _EXTRACT = (
-    "Extract the {f} from this text as JSON: {p}", "List all {f} mentioned below.\n{p}", "Summarize the following in {n} bullet points: {p}",
-    "Pull the {f} out of this email: {p}", "Return a table with the {f} found in: {p}", "Classify this message as {f}: {p}",
-    "Fasse den folgenden Text in {n} Sätzen zusammen: {p}", "Rewrite this paragraph and keep the {f}: {p}",
-)  # fmt: skip
+    "Extract the {f} from this text as JSON: {p}",
+    "List all {f} mentioned below.\n{p}",
+    "Summarize the following in {n} bullet points: {p}",
+    "Pull the {f} out of this email: {p}",
+    "Return a table with the {f} found in: {p}",
+    "Classify this message as {f}: {p}",
+    "Fasse den folgenden Text in {n} Sätzen zusammen: {p}",
+    "Rewrite this paragraph and keep the {f}: {p}",
+)
 _FIELDS = (
     "names and dates",
     "order number and amount",
@@ -73,11 +93,29 @@ _FIELDS = (
     "keywords",
 )
 _CHAT = (
-    "hi", "hello there", "thanks a lot!", "ok great, thank you", "how are you today?", "hey, can you help me?", "good morning!",
-    "who are you?", "what can you do?", "tell me a joke", "hallo, wie geht's?", "bonjour, ça va ?", "lol nice", "please go on", "bye",
-    "I feel bored, let's talk", "what should I cook tonight?", "write a short birthday poem for my {r}", "any tips for a trip with my {r}?",
-    "my {r} is annoying me, what should I say?", "recommend a film for me and my {r}", "thanks, my {r} will like that",
-)  # fmt: skip
+    "hi",
+    "hello there",
+    "thanks a lot!",
+    "ok great, thank you",
+    "how are you today?",
+    "hey, can you help me?",
+    "good morning!",
+    "who are you?",
+    "what can you do?",
+    "tell me a joke",
+    "hallo, wie geht's?",
+    "bonjour, ça va ?",
+    "lol nice",
+    "please go on",
+    "bye",
+    "I feel bored, let's talk",
+    "what should I cook tonight?",
+    "write a short birthday poem for my {r}",
+    "any tips for a trip with my {r}?",
+    "my {r} is annoying me, what should I say?",
+    "recommend a film for me and my {r}",
+    "thanks, my {r} will like that",
+)
 _MARKS = frozenset({"digits", "maths_signs", "equals", "backslashes", "carets", "backticks", "braces", "dollars", "percents"})
 _RELATIVES = ["sister", "brother", "mother", "father", "friend", "colleague", "daughter", "son", "neighbour", "boss"]
 

@@ -133,10 +133,20 @@ def fit_linear(standard: np.ndarray, target: np.ndarray, penalty: float) -> np.n
 def fit_trees(hand: np.ndarray, target: np.ndarray, recipe: Recipe) -> Any:
     """Gradient-boosted small trees (squared loss)."""
     options = {
-        "objective": "l2", "num_leaves": recipe.leaves, "learning_rate": recipe.rate, "min_data_in_leaf": recipe.min_rows,
-        "feature_fraction": recipe.share_of_features, "lambda_l2": 10.0, "bagging_fraction": 0.7, "bagging_freq": 1,
-        "num_threads": 1, "verbose": -1, "seed": 0, "deterministic": True, "force_row_wise": True,
-    }  # fmt: skip
+        "objective": "l2",
+        "num_leaves": recipe.leaves,
+        "learning_rate": recipe.rate,
+        "min_data_in_leaf": recipe.min_rows,
+        "feature_fraction": recipe.share_of_features,
+        "lambda_l2": 10.0,
+        "bagging_fraction": 0.7,
+        "bagging_freq": 1,
+        "num_threads": 1,
+        "verbose": -1,
+        "seed": 0,
+        "deterministic": True,
+        "force_row_wise": True,
+    }
     return lightgbm.train(options, lightgbm.Dataset(hand, target), num_boost_round=recipe.trees)
 
 
