@@ -32,6 +32,8 @@ class KeyGrant(msgspec.Struct, frozen=True):
     daily_tokens: int = 0
     timeout_s: float = 0.0
     continuation: bool = True
+    redacted: Label | None = None
+    """The ceiling of this key's redacted requests; None: nothing is ever redacted."""
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -175,6 +177,7 @@ def _compile_keys(config: Config, tags: dict[str, Label], base: Path) -> dict[by
             daily_tokens=key.daily_tokens,
             timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
             continuation=config.continuation if key.continuation is None else key.continuation,
+            redacted=None if key.redact is None else tags[key.redact.then],
         )
     return grants
 
@@ -212,6 +215,8 @@ def _sites(config: Config, words: Vocabulary) -> Iterable[Site]:
 
 
 def _endpoints(target: ExternalTarget) -> frozenset[str]:
+    if target.kind == "cloud" and target.dialect not in ("openai", "azure"):
+        return frozenset({Endpoint.CHAT})
     if target.kind == "cloud":
         return frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS} if target.task == "generate" else {Endpoint.EMBEDDINGS})
     return OFFERED[target.task]

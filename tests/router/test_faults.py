@@ -14,7 +14,7 @@ from tests.router.simulated_engine import JSON_ANSWER, STREAM_HEAD, answer, chun
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
 
-from _dataplane import decoder, disconnects, kills, mutate, smuggle, streams
+from _dataplane import decoder, disconnects, joins, kills, mutate, smuggle, streams
 
 
 def request(wish: str, *, version: str = "1.1", extra: str = "", indent: int | None = None, **more: object) -> bytes:
@@ -38,6 +38,12 @@ async def test_requests_survive_killed_engines():
     count = await kills.run(300, 0.6, apart=False, workers=16)
     assert count.violations == [] and count.kills
     assert count.outcomes["stream whole"] and count.outcomes["json whole"]
+
+
+async def test_streams_of_killed_engines_go_on_elsewhere_as_the_unbroken_answer():
+    result = await joins.run(40, 0.5, apart=False, workers=12)
+    assert result.violations == [] and result.kills
+    assert result.breaks["continued"] and result.outcomes["joined once"]
 
 
 async def test_clients_that_leave_leave_nothing_behind():
@@ -105,13 +111,13 @@ async def test_a_kept_alive_connection_that_breaks_in_the_head_leaves_no_header_
         if next(cut, False):
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-type: text/html\r\nx")
             return False
-        writer.write(STREAM_HEAD + chunk(event(0)) + b"0\r\n\r\n")
+        writer.write(STREAM_HEAD + chunk(event(0) + b"data: [DONE]\n\n") + b"0\r\n\r\n")
         return True
 
     assert (await door.chat("hello")).status_code == 200
     engine._hello = once
     response = await door.chat("hello", stream=True)
-    assert response.content == event(0)
+    assert response.content == event(0) + b"data: [DONE]\n\n"
     assert "content-length" not in response.headers and response.headers["content-type"].startswith("text/event-stream")
 
 
