@@ -21,11 +21,15 @@ class Verdict(StrEnum):
 
 
 class Complexity(msgspec.Struct, frozen=True, gc=False):
-    """What the complexity rule found: the tier it asks for, a score 0..1, and the reasons in words."""
+    """What complexity found: the tier it asks for, a score 0..1 (or an expected gain), and the reasons in words.
+
+    `model` is preferred among those that may serve ("" none): a rule's or a domain's. It widens nothing.
+    """
 
     tier: str
     score: float
     reasons: tuple[str, ...] = ()
+    model: str = ""
 
 
 class Facts(msgspec.Struct, frozen=True, gc=False):

@@ -7,6 +7,9 @@ from typing import Any
 
 import msgspec
 
+from router.complexity.explain import describe_gain
+from router.complexity.features import read_features
+from router.complexity.peel import peel_request
 from router.decide import decide
 from router.decision import Decision, Facts
 from router.facts import gather_facts, judge_complexity
@@ -34,15 +37,24 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
         verdict = await classify(state.classifier, label, parsed)
         label, found = verdict.label, "+".join((*verdict.kinds, *filter(None, (verdict.unknown,))))
     facts = gather_facts(request_id, grant, Endpoint.CHAT, parsed, label, state.policy)
-    complexity = judge_complexity(parsed, facts.prompt_tokens, state.policy)
     now = time.time()
     chains = state.prefixes.chains(facts.endpoint, parsed, resolve_models(facts, state.policy))
     decision = decide(facts, state.policy, state.view_for(facts, chains, now), now)
     answer = describe_decision(facts, decision, state.policy, tags)
     if found:
         answer["label"]["sources"]["classifier"] = found
-    answer["complexity"] = msgspec.to_builtins(complexity)
+    answer["complexity"] = describe_complexity(parsed, facts, state.policy)
     return answer
+
+
+def describe_complexity(body: dict[str, Any], facts: Facts, policy: Policy) -> dict[str, Any]:
+    """The choice of the tier and, where a fitted gain decides, the terms that add up to it."""
+    complexity = facts.complexity if facts.complexity.tier else judge_complexity(body, facts.prompt_tokens, policy, facts.key)
+    found: dict[str, Any] = msgspec.to_builtins(complexity)
+    plan = policy.plan
+    if plan is not None and plan.by_gain:
+        found["gain"] = describe_gain(plan.model, plan.head, read_features(peel_request(body).text))
+    return found
 
 
 def describe_decision(facts: Facts, decision: Decision, policy: Policy, tags: tuple[str, ...]) -> dict[str, Any]:

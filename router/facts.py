@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+from router.complexity.books import ComplexityBooks
+from router.complexity.choose import Asker
 from router.complexity.rule import judge
 from router.config import AUTO
 from router.decision import Complexity, Facts
@@ -14,6 +19,7 @@ from router.residency.label import Label
 from router.wire.errors import ApiError, invalid_request
 
 LONGEST_MODEL = 256
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NOT_ASKED = Complexity(tier="", score=0.0, reasons=("the client named a model or tier",))
 
 
@@ -25,6 +31,8 @@ def gather_facts(
     label: Label,
     policy: Policy,
     timeout_s: float = 0.0,
+    books: ComplexityBooks | None = None,
+    headers: Mapping[str, str] = NO_HEADERS,
 ) -> Facts:
     """Facts of one request.
 
@@ -36,6 +44,8 @@ def gather_facts(
         label: the effective label.
         policy: the compiled configuration.
         timeout_s: seconds the whole request may take, 0 for no limit.
+        books: what is remembered for the choice of tiers; without it every request is judged as the first.
+        headers: the request's headers that complexity rules name, in lower case.
 
     Raises:
         ApiError: 400 when `model` is missing, `model` or `stream` is of the wrong type, or a stored response is asked for; 404
@@ -52,7 +62,7 @@ def gather_facts(
         _refuse_stored(body)
     size = prompt_bytes(endpoint, body)
     prompt_tokens = size // BYTES_PER_TOKEN + 1
-    complexity = judge_complexity(body, prompt_tokens, policy) if model == AUTO else _NOT_ASKED
+    complexity = judge_complexity(body, prompt_tokens, policy, grant, books, headers) if model == AUTO else _NOT_ASKED
     return Facts(
         request_id=request_id,
         key=grant,
@@ -67,9 +77,24 @@ def gather_facts(
     )
 
 
-def judge_complexity(body: dict[str, Any], prompt_tokens: int, policy: Policy) -> Complexity:
-    """The complexity rule under this policy."""
-    return judge(body, prompt_tokens, policy.tiers, policy.score_threshold, policy.large_above_tokens)
+def judge_complexity(
+    body: dict[str, Any],
+    prompt_tokens: int,
+    policy: Policy,
+    grant: KeyGrant | None = None,
+    books: ComplexityBooks | None = None,
+    headers: Mapping[str, str] = NO_HEADERS,
+) -> Complexity:
+    """What complexity asks for under this policy: the plan's rules and gain, or the first, readable rule."""
+    plan = policy.plan
+    if plan is None:
+        return judge(body, prompt_tokens, policy.tiers, policy.score_threshold, policy.large_above_tokens)
+    asker = Asker(grant.id if grant else "", grant.tenant if grant else "", time.time(), dict(headers))
+    found = (books or ComplexityBooks()).judge(body, prompt_tokens, plan, asker)
+    if found.tier:
+        return Complexity(found.tier, round(found.gain, 4), found.reasons, found.model)
+    simple = judge(body, prompt_tokens, policy.tiers, policy.score_threshold, policy.large_above_tokens)
+    return Complexity(simple.tier, simple.score, (*simple.reasons, *found.reasons), found.model)
 
 
 def _refuse_stored(body: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from router.complexity.choose import Plan
+from router.complexity.compile import compile_plan
 from router.config import ANY, AUTO, LOCAL, Config, ConfigError, ExternalTarget, Tls, epoch_of
 from router.placement.targets import OFFERED, Address, Endpoint, Kind, Price, Target, TlsFiles
 from router.residency.guard import Place
@@ -70,6 +72,8 @@ class Policy(msgspec.Struct, frozen=True):
     daily_budget_usd: float
     large_above_tokens: int
     score_threshold: float
+    plan: Plan | None = None
+    """How `auto` is decided beyond the first rule; None where the configuration asks for nothing more."""
 
     @property
     def models(self) -> frozenset[str]:
@@ -128,12 +132,21 @@ def compile_policy(config: Config, base: Path) -> Policy:
         daily_budget_usd=math.inf if budget is None else budget,
         large_above_tokens=config.complexity.large_above_tokens,
         score_threshold=config.complexity.score_threshold,
+        plan=_compile_complexity(config, base),
     )
 
 
 def _pace_limits(config: Config) -> tuple[float, float, float]:
     slo = config.slo
     return (math.inf if slo.tpot_ms is None else slo.tpot_ms / 1e3, slo.stretch, slo.goal)
+
+
+def _compile_complexity(config: Config, base: Path) -> Plan | None:
+    served = {model.id for model in config.models} | {name for target in config.targets for name in target.models}
+    try:
+        return compile_plan(config.complexity, base, frozenset(served))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _compile_tags(config: Config, words: Vocabulary) -> dict[str, Label]:

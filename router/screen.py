@@ -56,7 +56,16 @@ def shortlist(facts: Facts, policy: Policy, membership: Membership, now: float) 
         now: UNIX time in seconds.
     """
     key = facts.key
-    scope = (policy.epoch, facts.label, facts.model, facts.complexity.tier, facts.endpoint, key.models, key.spill)
+    scope = (
+        policy.epoch,
+        facts.label,
+        facts.model,
+        facts.complexity.tier,
+        facts.complexity.model,
+        facts.endpoint,
+        key.models,
+        key.spill,
+    )
     found = membership.memo.get(scope)
     if found is None or now >= found.valid_until:
         found = _screen_all(facts, policy, membership, now)
@@ -113,6 +122,9 @@ def resolve_models(facts: Facts, policy: Policy) -> tuple[str, ...]:
     start = policy.tiers.index(wanted) if wanted in policy.tiers else 0
     order = (*policy.tiers[start:], *reversed(policy.tiers[:start]))
     models = dict.fromkeys(model for tier in order for model in policy.tier_models.get(tier, ()))
+    prefer = facts.complexity.model
+    if prefer in policy.models and facts.model == AUTO:
+        models = {prefer: None, **models}
     allowed = facts.key.models
     return tuple(model for model in models if allowed is None or model in allowed)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from router.config.check import CATEGORIES, KINDS, LOCAL, check_references, nearest
+from router.config.complexity import Complexity
 from router.config.providers import check_provider
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -346,14 +347,6 @@ class Spill(_Strict):
 
     enabled: bool = True
     daily_budget_usd: float | None = Field(default=None, ge=0)
-
-
-class Complexity(_Strict):
-    """The first complexity rule: which tier `auto` means. Tiers are listed from the smallest to the largest."""
-
-    tiers: list[Name] = ["small", "large"]
-    large_above_tokens: int = Field(default=1500, gt=0)
-    score_threshold: float = Field(default=0.5, ge=0, le=1)
 
 
 class Timeouts(_Strict):

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from router.config import ConfigError, load_file
-from tidegate import audit, client, doctor, keys, lifecycle, processes, render
+from tidegate import audit, client, doctor, eval_commands, keys, lifecycle, processes, render
 from tidegate.effective import Overrides
 from tidegate.home import DEFAULT_CONFIG, Home, find_home
 from tidegate.plan_cli import plan
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="Make client keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.add_typer(eval_commands.app, name="eval")
 app.add_typer(audit.app, name="audit")
 app.command()(whatif)
 app.command()(plan)

@@ -1,0 +1,80 @@
+"""What one router remembers for the choice of tiers: share trackers by tenant, and where conversations stand. No text."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from router.complexity.calibrate import Track
+from router.complexity.choose import Asker, Judged, Plan, judge_request, start_track
+from router.complexity.pin import Pinned, conversation_key, forget_oldest, keep_or_raise
+
+MAX_TENANTS = 4096
+MAX_CONVERSATIONS = 50_000
+
+
+class ComplexityBooks:
+    """Held by the router's state; every method is synchronous and cheap.
+
+    Args:
+        pin: whether conversations keep their tier.
+        margin: see `router.complexity.pin.keep_or_raise`.
+    """
+
+    def __init__(self, pin: bool = True, margin: float = 0.02) -> None:
+        self._pin = pin
+        self._margin = margin
+        self._secret = os.urandom(32)
+        self._tracks: dict[tuple[str, int], Track] = {}
+        self._pins: dict[str, Pinned] = {}
+
+    def __repr__(self) -> str:
+        return f"ComplexityBooks(tenants={len(self._tracks)}, conversations={len(self._pins)})"
+
+    def judge(self, body: dict[str, Any], tokens: int, plan: Plan, asker: Asker) -> Judged:
+        """Judge a request and remember what follows from it."""
+        judged = self.look(body, tokens, plan, asker)
+        slot = (asker.tenant, id(plan))
+        if slot not in self._tracks and len(self._tracks) >= MAX_TENANTS:
+            self._tracks.clear()
+        self._tracks[slot] = judged.track
+        if not self._pin or judged.rule or not plan.by_gain:
+            return judged
+        key = conversation_key(body, asker.key, self._secret)
+        if key is None:
+            return judged
+        turns = body.get("messages", body.get("input"))
+        wanted = plan.tiers.index(judged.tier)
+        kept, why = keep_or_raise(
+            self._pins.pop(key, None),
+            wanted,
+            judged.gain,
+            judged.thresholds,
+            judged.model,
+            len(turns or ()),
+            asker.now,
+            self._margin,
+        )
+        self._pins[key] = kept
+        forget_oldest(self._pins, MAX_CONVERSATIONS)
+        return with_pin(judged, plan, kept, why)
+
+    def look(self, body: dict[str, Any], tokens: int, plan: Plan, asker: Asker) -> Judged:
+        """Judge a request without remembering anything: what `explain` does."""
+        track = self._tracks.get((asker.tenant, id(plan)))
+        return judge_request(body, tokens, plan, start_track(plan) if track is None else track, asker)
+
+
+def with_pin(judged: Judged, plan: Plan, kept: Pinned, why: str) -> Judged:
+    """The outcome after the conversation had its say."""
+    return Judged(
+        plan.tiers[min(kept.tier, len(plan.tiers) - 1)],
+        kept.model,
+        judged.gain,
+        judged.domain,
+        (*judged.reasons, why),
+        judged.track,
+        judged.thresholds,
+        judged.rule,
+        judged.features,
+    )

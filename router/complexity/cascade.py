@@ -1,0 +1,139 @@
+"""Small first: does the small model's answer stand, or is the large one asked? Pure functions over what the engine returns.
+
+An engine gives a log-probability per token when asked (`logprobs: true`). A model that is unsure, refuses, stops in the middle
+or misses the demanded format is escalated. For a stream only the first `hold_tokens` are held back, and never longer than
+`hold_s`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+_REFUSALS = re.compile(
+    r"^\W*(i(?:'| a)?m (?:sorry|unable|not able|not sure)"
+    r"|i (?:can(?:no|')t|cannot|do not|don't) (?:help|assist|answer|provide|know|have)"
+    r"|as an ai|unfortunately,? i|sorry,? (?:but )?i\b|es tut mir leid"
+    r"|ich kann (?:das |dir |ihnen )?(?:leider )?nicht|leider kann ich"
+    r"|je (?:suis désolé|ne peux pas|ne sais pas)|lo siento)",
+    re.I,
+)
+_REFUSAL_CHARS = 200
+_SPACE = re.compile(r"\s+")
+_FENCE = re.compile(r"^```[a-zA-Z]*\s*|\s*```$")
+
+
+class Doubt(msgspec.Struct, frozen=True):
+    """When a small answer is not good enough. Log-probabilities are natural; None: not asked.
+
+    `hold_tokens`, `hold_s`: how much of a stream is held back for the check, at most. `agreement`: of `n` sampled answers at
+    least this share must agree (self-consistency).
+    """
+
+    mean_logprob: float | None = -0.6
+    min_logprob: float | None = None
+    refusals: bool = True
+    format: bool = True
+    cut_off: bool = True
+    agreement: float | None = None
+    hold_tokens: int = 32
+    hold_s: float = 1.5
+
+
+class Verdict(msgspec.Struct, frozen=True, gc=False):
+    """`escalate`, why, and the confidence 0..1 it rests on (geometric mean probability per token; NaN unknown)."""
+
+    escalate: bool
+    reason: str
+    confidence: float = math.nan
+
+
+class Evidence(msgspec.Struct, frozen=True, gc=False):
+    """What is known of an answer. `wants_json`: the request demands a JSON object; `complete`: the answer has ended."""
+
+    logprobs: tuple[float, ...] = ()
+    text: str = ""
+    finish_reason: str = ""
+    wants_json: bool = False
+    complete: bool = True
+
+
+def judge_answer(evidence: Evidence, doubt: Doubt) -> Verdict:
+    """Whether to ask the next tier. A log-probability that is no number (-inf, NaN) counts as improbable."""
+    logprobs = [max(-100.0, min(0.0, value)) if math.isfinite(value) else -20.0 for value in evidence.logprobs]
+    mean = sum(logprobs) / len(logprobs) if logprobs else math.nan
+    confidence = math.exp(max(-50.0, mean)) if logprobs else math.nan
+    if evidence.complete and not evidence.text.strip():
+        return Verdict(True, "the small model gave no answer", confidence)
+    if doubt.refusals and is_refusal(evidence.text):
+        return Verdict(True, "the small model declined", confidence)
+    if doubt.cut_off and evidence.complete and evidence.finish_reason == "length":
+        return Verdict(True, "the small model did not come to an end", confidence)
+    if doubt.format and evidence.wants_json and not fits_json(evidence.text, evidence.complete):
+        return Verdict(True, "the small model's answer is not the JSON asked for", confidence)
+    if logprobs and doubt.mean_logprob is not None and mean < doubt.mean_logprob:
+        return Verdict(True, f"unsure: mean log-probability {mean:.2f} below {doubt.mean_logprob:.2f}", confidence)
+    if logprobs and doubt.min_logprob is not None and min(logprobs) < doubt.min_logprob:
+        return Verdict(True, f"unsure: a token with log-probability {min(logprobs):.2f}", confidence)
+    return Verdict(False, "the small model's answer stands", confidence)
+
+
+def check_is_due(tokens: int, held_s: float, ended: bool, doubt: Doubt) -> bool:
+    """Whether a held-back stream must be judged now: enough tokens, its end, or the bound on waiting."""
+    return ended or tokens >= doubt.hold_tokens or held_s >= doubt.hold_s
+
+
+def is_refusal(text: str) -> bool:
+    """Whether an answer begins like a refusal (English, German, French, Spanish)."""
+    return _REFUSALS.match(text[:_REFUSAL_CHARS].strip()) is not None
+
+
+def fits_json(text: str, complete: bool) -> bool:
+    """Whether an answer is JSON; of an unfinished one only that it begins like it."""
+    plain = _FENCE.sub("", text.strip())
+    if not complete:
+        return not plain or plain[0] in "{["
+    try:
+        msgspec.json.decode(plain.encode("utf-8", "surrogatepass"))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def token_logprobs(choice: Any) -> tuple[float, ...]:
+    """The log-probabilities of a chat or completions choice, in either of OpenAI's two shapes; () where there are none."""
+    found = choice.get("logprobs") if isinstance(choice, dict) else None
+    if not isinstance(found, dict):
+        return ()
+    content = found.get("content")
+    if isinstance(content, list):
+        values = [token.get("logprob") if isinstance(token, dict) else None for token in content]
+    else:
+        listed = found.get("token_logprobs")
+        values = listed if isinstance(listed, list) else []
+    return tuple(float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def agreement(answers: Sequence[str]) -> tuple[str, float]:
+    """The most common answer after normalising, and the share of answers that say it; ties go to the first."""
+    if not answers:
+        return "", 0.0
+    plain = [plain_answer(answer) for answer in answers]
+    best, count = max(Counter(plain).items(), key=lambda item: (item[1], -plain.index(item[0])))
+    return answers[plain.index(best)], count / len(answers)
+
+
+def plain_answer(text: str) -> str:
+    """An answer for comparison: what is boxed or on the line after `answer:`, else the last line; case and space do not count."""
+    boxed = text.rfind("\\boxed{")
+    if boxed >= 0:
+        text = text[boxed + 7 :].split("}")[0]
+    else:
+        marked = re.split(r"(?i)(?:final )?answer\s*(?:is)?\s*[:=]?\s*", text[-2000:])
+        text = marked[-1] if len(marked) > 1 and marked[-1].strip() else text.strip().rsplit("\n", 1)[-1]
+    return _SPACE.sub(" ", text).strip(" .*`$\"'").casefold()

@@ -1,0 +1,99 @@
+"""The `complexity:` section made ready for requests: weights read and checked, rules and wishes turned into frozen structs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from router.complexity.calibrate import Wish
+from router.complexity.choose import Plan
+from router.complexity.model import Model, compile_model
+from router.complexity.rules import Rule
+from router.complexity.weights import DEFAULT, WeightsError, read_weights
+from router.config.complexity import Complexity, ComplexityRule
+
+
+def compile_plan(section: Complexity, base: Path, models: frozenset[str]) -> Plan | None:
+    """The plan of a configuration; None where the first readable rule alone decides and nothing asks for the model.
+
+    Args:
+        section: the validated section.
+        base: directory that a relative `weights` path starts from.
+        models: ids that clients may name; a rule or domain that prefers another is refused.
+
+    Raises:
+        WeightsError: the weights file cannot be used.
+        ValueError: a rule, a domain or `head` names something that is not there.
+    """
+    wishes = section.share is not None or section.max_loss is not None or section.price is not None
+    if not (wishes or section.rules or section.domains):
+        return None
+    model = load_model(base / section.weights if section.weights else DEFAULT)
+    names = [head.name for head in model.gains]
+    if section.head is not None and section.head not in names:
+        raise ValueError(f"complexity.head: no gain `{section.head}` in the weights; there are {', '.join(names)}")
+    for rule in section.rules:
+        if rule.model is not None and rule.model not in models:
+            raise ValueError(f"complexity.rules: rule `{rule.name}`: unknown model `{rule.model}`")
+    for domain, name in section.domains.items():
+        if domain not in model.domains.names:
+            raise ValueError(f"complexity.domains: unknown domain `{domain}`; there are {', '.join(model.domains.names)}")
+        if name not in models:
+            raise ValueError(f"complexity.domains.{domain}: unknown model `{name}`")
+    rules = tuple(_compile_rule(rule) for rule in section.rules)
+    return Plan(
+        tiers=tuple(section.tiers),
+        model=model,
+        head=names.index(section.head) if section.head else 0,
+        wish=_wish(section),
+        rules=rules,
+        domain_models=dict(section.domains),
+        domain_floor=section.domain_floor,
+        header_names=frozenset(name for rule in rules for name, _ in rule.headers),
+        by_gain=wishes,
+    )
+
+
+def load_model(path: Path) -> Model:
+    """Weights, ready.
+
+    Raises:
+        WeightsError: see `read_weights`; also when the file has no gain head.
+    """
+    stored = read_weights(path)
+    if not stored.gains:
+        raise WeightsError(f"{path}: there is no gain head in these weights")
+    return compile_model(stored)
+
+
+def _wish(section: Complexity) -> Wish:
+    if section.price is not None:
+        return Wish(price=section.price)
+    if section.max_loss is not None:
+        return Wish(max_loss=section.max_loss)
+    return Wish(shares=section.beyond())
+
+
+def _compile_rule(rule: ComplexityRule) -> Rule:
+    when = rule.when
+    return Rule(
+        name=rule.name,
+        model=rule.model or "",
+        tier=rule.tier or "",
+        leave=rule.leave,
+        min_tokens=when.min_tokens,
+        max_tokens=when.max_tokens,
+        min_turns=when.min_turns,
+        languages=frozenset(when.languages),
+        domains=frozenset(when.domains),
+        keys=frozenset(when.keys),
+        tenants=frozenset(when.tenants),
+        code=when.code,
+        maths=when.maths,
+        tools=when.tools,
+        json_schema=when.json_schema,
+        images=when.images,
+        system=when.system,
+        minutes=when.minutes(),
+        weekdays=when.days(),
+        headers=tuple(sorted((name.lower(), value) for name, value in when.headers.items())),
+    )

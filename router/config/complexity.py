@@ -1,0 +1,164 @@
+"""The `complexity:` section: what `model: auto` means, in rules, shares and weights."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Name = Annotated[str, Field(min_length=1, max_length=64)]
+_CLOCK = re.compile(r"([01]\d|2[0-3]):([0-5]\d)\Z")
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class When(_Strict):
+    """Conditions of a rule; all that are given must hold. A rule without any always matches."""
+
+    min_tokens: int | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=0)
+    min_turns: int | None = Field(default=None, ge=0)
+    languages: list[str] = []
+    """ISO 639-1 codes, as guessed from the text."""
+    domains: list[Name] = []
+    keys: list[Name] = []
+    tenants: list[Name] = []
+    code: bool | None = None
+    maths: bool | None = None
+    tools: bool | None = None
+    json_schema: bool | None = None
+    images: bool | None = None
+    system: bool | None = None
+    """Whether there is a system prompt."""
+    between: list[str] | None = None
+    """`["22:00", "06:00"]`, UTC; the end is excluded, and a span may run over midnight."""
+    weekdays: list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]] = []
+    headers: dict[str, str] = {}
+    """Header names and the exact values they must have."""
+
+    @field_validator("between")
+    @classmethod
+    def _two_times(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and (len(value) != 2 or not all(_CLOCK.match(time) for time in value)):
+            raise ValueError('two times of day in UTC, such as ["22:00", "06:00"]')
+        return value
+
+    def minutes(self) -> tuple[int, int] | None:
+        """`between` in minutes of the day."""
+        if self.between is None:
+            return None
+        start, end = (int(time[:2]) * 60 + int(time[3:]) for time in self.between)
+        return start, end
+
+    def days(self) -> frozenset[int]:
+        """`weekdays` as numbers, Monday 0."""
+        return frozenset(_DAYS.index(day) for day in self.weekdays)
+
+
+class ComplexityRule(_Strict):
+    """`when` these hold, use this model or this tier, or leave the choice to the fitted model."""
+
+    name: Name
+    when: When = When()
+    model: str | None = None
+    tier: Name | None = None
+    leave: bool = False
+
+    @model_validator(mode="after")
+    def _one_outcome(self) -> ComplexityRule:
+        if (self.model is not None) + (self.tier is not None) + self.leave != 1:
+            raise ValueError("give exactly one of `model`, `tier` and `leave: true`")
+        return self
+
+
+class Cascade(_Strict):
+    """Small first: when the next tier is asked after all. `enabled: false` leaves every answer as it is."""
+
+    enabled: bool = False
+    mean_logprob: float | None = Field(default=-0.6, le=0)
+    min_logprob: float | None = Field(default=None, le=0)
+    refusals: bool = True
+    format: bool = True
+    cut_off: bool = True
+    agreement: float | None = Field(default=None, gt=0, le=1)
+    hold_tokens: int = Field(default=32, ge=1, le=4096)
+    hold_ms: float = Field(default=1500, gt=0)
+
+
+class Feedback(_Strict):
+    """Learning from feedback, off by default. `explore` is the share of requests that goes to a tier by chance."""
+
+    enabled: bool = False
+    explore: float = Field(default=0.02, ge=0, le=0.5)
+
+
+class Experiment(_Strict):
+    """A share of the traffic through another setting: `ab` answers with it, `shadow` only looks at what it would do."""
+
+    name: Name
+    share: float = Field(gt=0, le=1)
+    kind: Literal["ab", "shadow"] = "shadow"
+    max_loss: float | None = Field(default=None, ge=0, le=1)
+    share_to_large: float | None = Field(default=None, ge=0, le=1)
+
+
+class Complexity(_Strict):
+    """Which tier `auto` means. Tiers are listed from the smallest to the largest.
+
+    Rules come first, in order. What no rule decides goes by the fitted gain as soon as one of `share`, `max_loss` and `price` is
+    set; without any of them the first, readable rule decides (`large_above_tokens`, `score_threshold`).
+    """
+
+    tiers: list[Name] = Field(default=["small", "large"], min_length=1, max_length=8)
+    large_above_tokens: int = Field(default=1500, gt=0)
+    score_threshold: float = Field(default=0.5, ge=0, le=1)
+    rules: list[ComplexityRule] = Field(default=[], max_length=256)
+    share: dict[Name, float] | float | None = None
+    """Share of the requests to the largest tier (`0.3`), or to each tier above the smallest (`{medium: 0.3, large: 0.1}`)."""
+    max_loss: float | None = Field(default=None, ge=0, le=1)
+    """Quality that may be lost against the largest tier, in points of 0..1: 0.02 is two points."""
+    price: float | None = Field(default=None, ge=-1, le=1)
+    """The expected gain from which a larger tier is worth its price."""
+    weights: str | None = None
+    """A file from `scripts/train/complexity`; default: the one that comes with the project."""
+    head: Name | None = None
+    """Which gain in the file; default: the first."""
+    domains: dict[Name, str] = {}
+    """Domain -> model that is preferred for it."""
+    domain_floor: float = Field(default=0.6, ge=0, le=1)
+    pin_conversations: bool = True
+    pin_margin: float = Field(default=0.02, ge=0, le=1)
+    cascade: Cascade = Cascade()
+    feedback: Feedback = Feedback()
+    experiments: list[Experiment] = Field(default=[], max_length=16)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Complexity:
+        if sum(value is not None for value in (self.share, self.max_loss, self.price)) > 1:
+            raise ValueError("give one of `share`, `max_loss` and `price`")
+        shares = self.share if isinstance(self.share, dict) else {}
+        for tier, share in shares.items():
+            if tier not in self.tiers[1:]:
+                raise ValueError(
+                    f"share: `{tier}` is no tier above the smallest; there are {', '.join(self.tiers[1:]) or 'none'}"
+                )
+            if not 0 <= share <= 1:
+                raise ValueError(f"share.{tier}: a share lies between 0 and 1")
+        if sum(shares.values()) > 1 or (isinstance(self.share, float | int) and not 0 <= self.share <= 1):
+            raise ValueError("share: shares lie between 0 and 1 and add up to at most 1")
+        for i, rule in enumerate(self.rules):
+            if rule.tier is not None and rule.tier not in self.tiers:
+                raise ValueError(f"rules[{i}]: unknown tier `{rule.tier}`; there are {', '.join(self.tiers)}")
+        if len({rule.name for rule in self.rules}) != len(self.rules):
+            raise ValueError("rules: two rules have the same name")
+        return self
+
+    def beyond(self) -> tuple[float, ...]:
+        """For every boundary between two tiers the share of the requests that goes beyond it."""
+        if isinstance(self.share, dict):
+            return tuple(sum(self.share.get(tier, 0.0) for tier in self.tiers[i + 1 :]) for i in range(len(self.tiers) - 1))
+        return (float(self.share or 0.0),) * (len(self.tiers) - 1)

@@ -1,0 +1,112 @@
+"""From outcome data to the weights file that the router loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+from _complexity.data import Outcomes, find_data, load_csv, load_parquet
+from _complexity.domains import DOMAINS, fit_domains, labels_of, measured_words, written_examples
+from _complexity.fit import Parts, export_trees, fit_gain, steady_target
+from router.complexity.weights import Stored, StoredDomains, StoredGain, features_digest, pack_weights
+
+
+def quantise(weights: np.ndarray) -> tuple[bytes, float]:
+    """int8 and the scale that brings it back; the largest 0.02 % are clipped."""
+    limit = float(np.quantile(np.abs(weights), 0.9998)) or 1e-9
+    scale = limit / 127
+    return np.clip(np.round(weights / scale), -127, 127).astype(np.int8).tobytes(), scale
+
+
+def store_gain(
+    parts: Parts, name: str, small: str, large: str, trained_on: str, data: Outcomes, means: np.ndarray, deviations: np.ndarray
+) -> StoredGain:
+    """A fitted head as the file has it; hand weights move to the file's common standardisation."""
+    table, scale = quantise(parts.table)
+    trees, _ = export_trees(parts.trees, parts.tree_weight)
+    linear = parts.linear * deviations / parts.deviations
+    base = parts.base - parts.tree_weight * parts.tree_offset + float(parts.linear @ ((means - parts.means) / parts.deviations))
+    cuts = np.quantile(parts.predict(data.hand, data.words), np.linspace(0, 1, 101))
+    return StoredGain(name, small, large, trained_on, len(data), base, scale, table, linear.tolist(), trees, cuts.tolist())
+
+
+def build_prior(folder: Path) -> Stored:
+    """The shipped weights: a general gain head, one for Llama-3.1 8B against 70B, and the domain head."""
+    sets = {path.stem: load_parquet(path) for path in sorted(folder.glob("*.parquet"))}
+    pro = sets["mmlu_pro_llama31"]
+    means, deviations = _standard(sets)
+    hand = np.vstack([data.hand for data in sets.values()])
+    words = sp.vstack([data.words for data in sets.values()]).tocsr()
+    keys = np.concatenate([data.keys for data in sets.values()])
+    targets = {name: data.gain for name, data in sets.items()}
+    targets["mmlu_pro_llama31"] = steady_target(pro.gain, _others(pro))
+    everything = Outcomes(
+        "general",
+        tuple(p for data in sets.values() for p in data.prompts),
+        np.concatenate([d.subjects for d in sets.values()]),
+        keys,
+        np.concatenate([d.folds for d in sets.values()]),
+        np.concatenate([d.small for d in sets.values()]),
+        np.concatenate([d.large for d in sets.values()]),
+        hand=hand,
+        words=words,
+    )
+    general = fit_gain(hand, words, np.concatenate(list(targets.values())), keys)
+    llama = fit_gain(pro.hand, pro.words, targets["mmlu_pro_llama31"], pro.keys)
+    gains = [
+        store_gain(general, "general", "small", "large", "+".join(sets), everything, means, deviations),
+        store_gain(llama, "llama-3.1-8b-70b", "Llama-3.1-8B", "Llama-3.1-70B", "mmlu_pro", pro, means, deviations),
+    ]
+    return Stored(
+        features_digest(), means.tolist(), deviations.tolist(), gains, build_domains(list(sets.values()), means, deviations)
+    )
+
+
+def build_own(path: Path, name: str, prior: Stored) -> Stored:
+    """The prior with one more head in front, fitted on an operator's own CSV."""
+    data = load_csv(path)
+    if len(data) < 200:
+        raise SystemExit(f"{path}: {len(data)} rows; 200 are the least that say anything, 1,500 what to aim for")
+    parts = fit_gain(data.hand, data.words, data.gain, data.keys)
+    means, deviations = np.array(prior.means), np.array(prior.deviations)
+    own = store_gain(parts, name, "small", "large", path.stem, data, means, deviations)
+    return Stored(prior.features, prior.means, prior.deviations, [own, *prior.gains], prior.domains)
+
+
+def build_domains(sets: list[Outcomes], means: np.ndarray, deviations: np.ndarray) -> StoredDomains:
+    """The domain head over all benchmarks and the written examples."""
+    texts, written = written_examples()
+    extra_hand, extra_words = measured_words(texts)
+    labels = np.concatenate([*(labels_of(data) for data in sets), written])
+    hand = (np.vstack([*(data.hand for data in sets), extra_hand]) - means) / deviations
+    words = sp.vstack([*(data.words for data in sets), extra_words]).tocsr()
+    known = labels >= 0
+    fit = fit_domains(hand[known], words[known], labels[known], len(DOMAINS))
+    packed = [quantise(fit.table[:, place]) for place in range(len(DOMAINS))]
+    return StoredDomains(
+        list(DOMAINS),
+        [scale for _, scale in packed],
+        fit.biases.tolist(),
+        b"".join(table for table, _ in packed),
+        [np.where(np.abs(row) > 0.02, row, 0.0).tolist() for row in fit.hand.T],
+    )
+
+
+def _standard(sets: dict[str, Outcomes]) -> tuple[np.ndarray, np.ndarray]:
+    hand = np.vstack([data.hand for data in sets.values()])
+    return hand.mean(0), hand.std(0) + 1e-6
+
+
+def _others(data: Outcomes) -> np.ndarray:
+    """Outcomes of the models that are not the pair itself."""
+    pair = {"m_Meta-Llama-3_1-70B-Instruct", "m_Meta-Llama-3_1-8B-Instruct"}
+    return data.others[:, [place for place, name in enumerate(data.models) if name not in pair]]
+
+
+def write_prior(given: str | None, out: Path) -> Stored:
+    """Fit and write the shipped weights."""
+    stored = build_prior(find_data(given))
+    out.write_bytes(pack_weights(stored))
+    return stored

@@ -1,0 +1,140 @@
+"""The fitted prior: one feature pass, sums that add up, a weights file that is checked."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.complexity.compile import load_model
+from router.complexity.features import BUCKETS, NAMES, read_features
+from router.complexity.model import compile_model, explain_gain, read_gains
+from router.complexity.weights import DEFAULT, Trees, WeightsError, pack_weights, read_weights
+
+MODEL = load_model(DEFAULT)
+EXTREMES = [
+    "",
+    " ",
+    "\x00",
+    "a" * 1_000_000,
+    "9" * 1_000_000,
+    "?" * 100_000,
+    "```" * 50_000,
+    "\U0001f600" * 5000,
+    "\ud800" * 100,
+    "\nA. x\nB. y" * 5000,
+    "a " * 500_000,
+    "\u0301" * 9000,
+    "\uff46\uff55\uff4c\uff4c \uff57\uff49",
+    "١٢٣ عربى",
+    "\nB. ",
+]
+
+
+@pytest.mark.parametrize("text", EXTREMES, ids=range(len(EXTREMES)))
+def test_any_text_has_finite_features_gains_and_domains(text):
+    features = read_features(text)
+    assert len(features.values) == len(NAMES) and all(map(math.isfinite, features.values))
+    assert all(0 <= bucket < BUCKETS for bucket in features.buckets)
+    reading = read_gains(MODEL, features)
+    assert all(map(math.isfinite, reading.gains)) and all(abs(gain) < 2 for gain in reading.gains)
+    assert sum(reading.domains) == pytest.approx(1.0)
+    for head, gain in zip(MODEL.gains, reading.gains, strict=True):
+        assert sum(term.weight for term in explain_gain(MODEL, features, head)) == pytest.approx(gain, abs=1e-6)
+
+
+def test_every_block_of_unicode_is_read():
+    for start in range(0, 0x110000, 0x80):
+        text = "".join(map(chr, range(start, start + 0x80)))
+        assert all(map(math.isfinite, read_gains(MODEL, read_features(text)).gains))
+
+
+@given(st.text(max_size=400))
+@settings(max_examples=150, deadline=None)
+def test_the_same_text_reads_the_same_and_explanations_add_up(text):
+    features = read_features(text)
+    assert features == read_features(text)
+    reading = read_gains(MODEL, features)
+    for head, gain in zip(MODEL.gains, reading.gains, strict=True):
+        assert abs(sum(term.weight for term in explain_gain(MODEL, features, head)) - gain) < 1e-6
+
+
+def test_domains_of_plain_requests():
+    def domain(text):
+        shares = read_gains(MODEL, read_features(text)).domains
+        return MODEL.domains.names[shares.index(max(shares))]
+
+    assert domain("Write a python function that returns the longest substring of a string without repeated characters.") == "code"
+    assert domain("The plaintiff sued the defendant for breach of contract. Will the court grant the motion to dismiss?") == "law"
+    assert (
+        domain("A 45-year-old woman comes to the physician because of fever and abdominal pain. Which drug treats it?")
+        == "medicine"
+    )
+    assert domain("Translate into German: the invoice is attached") == "translation"
+    assert domain("hello, how are you?") == "chat"
+
+
+def test_trees_as_an_expression_are_the_trees():
+    trees = Trees(
+        [0, 3],
+        [0, -1, -1, 1, -1, 5, -1, -1],
+        [0.5, 0, 0, 2, 0, 1, 0, 0],
+        [1, 0, 0, 4, 0, 6, 0, 0],
+        [2, 0, 0, 5, 0, 7, 0, 0],
+        [0.0, -1.0, 2.0, 0.0, 10.0, 0.0, 20.0, 40.0],
+    )
+    from router.complexity.model import compile_trees
+
+    score = compile_trees(trees)
+    assert score([0.5, 2, 0, 0, 0, 0]) == -1.0 + 10.0
+    assert score([0.6, 3, 0, 0, 0, 1.5]) == 2.0 + 40.0
+
+
+def test_the_first_bytes_of_a_weights_file_say_what_it_is(tmp_path):
+    good = DEFAULT.read_bytes()
+    stored = read_weights(DEFAULT)
+    assert read_weights_of(tmp_path, pack_weights(stored)) == stored
+    for data, message in (
+        (b"", "no weights file"),
+        (b"\x89PNG" + good[4:], "no weights file"),
+        (good[:4] + b"\x09\x00" + good[6:], "format 9"),
+        (good[:-1], "checksum"),
+        (good[:500] + b"x" + good[501:], "checksum"),
+        (good + b"x" * (5 << 20), "no weights file"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            read_weights_of(tmp_path, data)
+    with pytest.raises(WeightsError, match="cannot read"):
+        read_weights(tmp_path / "none")
+
+
+def test_weights_of_another_feature_pass_or_with_impossible_numbers_are_refused(tmp_path):
+    from msgspec.structs import replace
+
+    stored = read_weights(DEFAULT)
+    with pytest.raises(WeightsError, match="another feature pass"):
+        read_weights_of(tmp_path, pack_weights(replace(stored, features="0" * 16)))
+    head = stored.gains[0]
+    loop = replace(head.trees, left=[0] * len(head.trees.left))
+    for wrong in (replace(head, base=math.nan), replace(head, table=b"x"), replace(head, hand=[0.0]), replace(head, trees=loop)):
+        with pytest.raises(WeightsError, match="damaged"):
+            read_weights_of(tmp_path, pack_weights(replace(stored, gains=[wrong])))
+
+
+def test_the_packed_tables_are_the_tables():
+    stored = read_weights(DEFAULT)
+    model = compile_model(stored)
+    features = read_features("the quick brown fox jumps over the lazy dog")
+    head = model.gains[0]
+    for place, gain in enumerate(stored.gains):
+        raw = sum(b - 256 if b > 127 else b for b in (gain.table[bucket] for bucket in features.buckets))
+        assert raw == sum(model.gains[place].table[bucket] for bucket in features.buckets)
+    assert head.field == 0 and len(model.packed) == BUCKETS
+
+
+def read_weights_of(folder, data):
+    path = folder / "w.tgcw"
+    path.write_bytes(data)
+    return read_weights(path)
