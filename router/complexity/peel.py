@@ -17,6 +17,8 @@ MAX_CHARS = 16_000
 """Characters of one turn that are searched for wrappers: half from its beginning, half from its end."""
 MAX_TURNS = 64
 _MAX_PARTS = 64
+_LABEL_CHARS = 4000
+"""A template's question stands in its last characters."""
 _WRAPPERS = (
     "system-reminder",
     "system_reminder",
@@ -114,7 +116,7 @@ def peel_text(text: str) -> str:
     if len(text) > MAX_CHARS:
         half = MAX_CHARS // 2
         text = text[:half] + "\n" + text[-half:]
-    if "<" in text:
+    if "</" in text:
         if (asked := _ASKED.search(text)) is not None:
             return asked[2]
         text = _drop_blocks(text)
@@ -143,7 +145,7 @@ def _after_label(text: str) -> str:
     """Of a retrieval template (`Context: ... Question: ...`) the question, where it stands at the end."""
     best = -1
     for label in _LABELS:
-        at = text.rfind("\n" + label)
+        at = text.rfind("\n" + label, -_LABEL_CHARS)
         if at >= 0:
             best = max(best, at + 1 + len(label))
     tail = text[best:].strip() if best >= 0 else ""
