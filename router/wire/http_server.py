@@ -26,7 +26,7 @@ from router.wire.direct import ClientListener, DirectHandler, DirectRequest
 from router.wire.errors import ApiError
 from router.wire.patience import Patience, Verdict
 
-_WRITE_HIGH_WATER = 64 * 1024
+_WRITE_HIGH_WATER = 32 * 1024
 
 
 class RelayProtocol(HttpToolsProtocol):

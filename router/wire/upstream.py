@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import select
+import socket
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -29,6 +30,8 @@ _FRAMING = (b"content-length", b"transfer-encoding")
 _IDLE_LIFETIME_S = 4.0
 """Shorter than uvicorn's 5 s: vLLM closes idle connections then, and a connection closed while we write costs a retry."""
 _SWEEP_S = 0.1
+_RECEIVE_BUFFER = 32 * 1024
+"""With the client's high-water mark it makes the 64 kB that a stream may have waiting here."""
 
 
 class Connection(asyncio.Protocol):
@@ -69,7 +72,10 @@ class Connection(asyncio.Protocol):
         """Connected."""
         # uvloop's transports have the interface but not the base class.
         self._transport = cast(asyncio.Transport, transport)
-        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        raw = transport.get_extra_info("socket")
+        # While a client is slow, the next read is as large as what the kernel has kept for us.
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        self._poll.register(raw.fileno(), select.POLLIN)
 
     def start(self, exchange: Exchange) -> None:
         """Send one request; the exchange tells its handler how it ended."""
