@@ -12,6 +12,7 @@ import msgspec
 
 from router.facts import gather_facts
 from router.identity.keys import authenticate
+from router.identity.limits import UNBOUNDED_ANSWER_TOKENS
 from router.ledger.receipts import open_receipt
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant
@@ -79,10 +80,7 @@ class ModelHandler:
             else:
                 self._serve(request, admitted)
         except ApiError as error:
-            if state.audit is not None:
-                grant = opened.grant
-                state.audit.refused(opened.request_id, grant.id, grant.tenant, request.path, error.status, error.code)
-            refuse(state, request, error, opened.request_id)
+            self._refuse(request, opened.grant, error, opened.request_id)
         except Exception as error:
             fail(state, request, error, opened.request_id)
 
@@ -94,14 +92,22 @@ class ModelHandler:
             if not request.gone:
                 self._serve(request, admitted)
         except ApiError as error:
-            refuse(self._state, request, error, admitted.request_id)
+            self._refuse(request, admitted.facts.key, error, admitted.request_id)
         except Exception as error:
             fail(self._state, request, error, admitted.request_id)
 
+    def _refuse(self, request: DirectRequest, grant: KeyGrant, error: ApiError, request_id: str) -> None:
+        """Refuse before any decision, and have it recorded."""
+        if self._state.audit is not None:
+            self._state.audit.refused(request_id, grant.id, grant.tenant, request.path, error.status, error.code)
+        refuse(self._state, request, error, request_id)
+
     def _serve(self, request: DirectRequest, admitted: AdmittedRequest) -> None:
         facts = admitted.facts
-        reserved = self._state.limits.reserve(facts.key, facts.prompt_tokens, facts.max_tokens, time.time())
-        Serving(self._state, admitted, request, reserved).start()
+        state, limits = self._state, facts.key.limits
+        cost = state.prices.most(facts.prompt_tokens, facts.max_tokens or UNBOUNDED_ANSWER_TOKENS) if limits else 0.0
+        reserved = state.limits.reserve(limits, facts.prompt_tokens, facts.max_tokens, time.time(), cost)
+        Serving(state, admitted, request, reserved).start()
 
     def _admit(self, request: DirectRequest, opened: _Opened) -> AdmittedRequest:
         state = self._state

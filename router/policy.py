@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from router.config import ANY, AUTO, LOCAL, Config, ConfigError, ExternalTarget, Tls, epoch_of
+from router.config import ANY, AUTO, LOCAL, Allowance, Config, ConfigError, ExternalTarget, Tls, epoch_of
+from router.identity.limit import MICRO_USD, Limit, Period
+from router.identity.limit import Kind as LimitKind
 from router.placement.targets import OFFERED, Address, Endpoint, Kind, Price, Target, TlsFiles
 from router.residency.guard import Place
 from router.residency.label import Evidence, Label, Vocabulary
@@ -26,8 +28,7 @@ class KeyGrant(msgspec.Struct, frozen=True):
     ceiling_tags: tuple[str, ...]
     models: frozenset[str] | None
     spill: bool
-    requests_per_minute: int = 0
-    daily_tokens: int = 0
+    limits: tuple[Limit, ...] = ()
     timeout_s: float = 0.0
     continuation: bool = True
 
@@ -158,12 +159,27 @@ def _compile_keys(config: Config, tags: dict[str, Label], base: Path) -> dict[by
             ceiling_tags=ceiling_tags,
             models=models,
             spill=key.spill,
-            requests_per_minute=key.requests_per_minute,
-            daily_tokens=key.daily_tokens,
+            limits=limits_of(f"key:{key.id}", key) + limits_of(f"tenant:{key.tenant}", config.tenants.get(key.tenant)),
             timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
             continuation=config.continuation if key.continuation is None else key.continuation,
         )
     return grants
+
+
+def limits_of(scope: str, allowance: Allowance | None) -> tuple[Limit, ...]:
+    """The limits that an allowance sets; 0 sets none."""
+    if allowance is None:
+        return ()
+    wanted = (
+        Limit(scope, LimitKind.REQUESTS, Period.MINUTE, allowance.requests_per_minute),
+        Limit(scope, LimitKind.TOKENS, Period.MINUTE, allowance.tokens_per_minute),
+        Limit(scope, LimitKind.CONCURRENT, Period.NOW, allowance.concurrent_requests),
+        Limit(scope, LimitKind.TOKENS, Period.DAY, allowance.daily_tokens),
+        Limit(scope, LimitKind.TOKENS, Period.MONTH, allowance.monthly_tokens),
+        Limit(scope, LimitKind.USD, Period.DAY, math.ceil(allowance.daily_usd * MICRO_USD)),
+        Limit(scope, LimitKind.USD, Period.MONTH, math.ceil(allowance.monthly_usd * MICRO_USD)),
+    )
+    return tuple(limit for limit in wanted if limit.amount)
 
 
 def _expand(names: Iterable[str], config: Config) -> frozenset[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from router.config import Config, home
 from router.identity.limits import Limits
+from router.ledger.cost import PriceList
 from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
@@ -47,6 +48,7 @@ class RouterState:
         self.router_id = router_id
         self.fleet = Fleet(policy.daily_budget_usd)
         self.limits = Limits()
+        self.prices = PriceList(config)
         self.receipts = ReceiptBook()
         self.audit: AuditLog | None = None
         """Records decisions and receipts; None where it is switched off, and nothing may be sent outside then."""

@@ -8,6 +8,7 @@ bare mapping those `args` hold.
 from router.config.check import ANY, AUTO, LOCAL
 from router.config.read import epoch_of, home, load_file, parse_config, read_args
 from router.config.schema import (
+    Allowance,
     Config,
     ConfigError,
     Credential,
@@ -24,6 +25,7 @@ __all__ = [
     "ANY",
     "AUTO",
     "LOCAL",
+    "Allowance",
     "Config",
     "ConfigError",
     "Credential",

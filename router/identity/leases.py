@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from router.identity.limits import Limit, Period, Window, window_of
+from router.identity.limit import Limit, Period
+from router.identity.limits import Window, window_of
 from router.store.counters import Counters, Wish
 from router.store.database import StoreError
 
@@ -132,8 +133,7 @@ class LeasedBooks:
     def _sync(self) -> None:
         now = time.time()
         leases = [lease for lease in list(self._leases.values()) if lease.end > now - 1]
-        used = [lease.used for lease in leases]
-        wishes = [self._wish(lease, count, now) for lease, count in zip(leases, used, strict=True)]
+        wishes = [self._wish(lease, now) for lease in leases]
         try:
             grants, alive = self._counters.lease(wishes, now)
         except StoreError as error:
@@ -144,20 +144,24 @@ class LeasedBooks:
         if self._failing:
             _log.warning("limits: the store is reached again")
         self._failing, self._reached, self._alive = False, time.monotonic(), max(1, alive)
-        for lease, count, wish in zip(leases, used, wishes, strict=True):
+        for lease, wish in zip(leases, wishes, strict=True):
             grant = grants[wish.counter]
-            lease.granted, lease.free, lease.reported, lease.asked = grant.granted, grant.free, count, True
+            lease.granted, lease.free, lease.reported, lease.asked = grant.granted, grant.free, wish.used, True
 
-    def _wish(self, lease: _Lease, used: int, now: float) -> Wish:
+    def _wish(self, lease: _Lease, now: float) -> Wish:
         """Ask for a few times what was used since the last time; keep a little where there is plenty."""
         limit = lease.limit
-        recent = used - max(0, lease.reported)
+        recent = lease.used - max(0, lease.reported)
         plenty = lease.free * 5 > limit.amount
         base = math.ceil(max(lease.free, 1) / (4 * self._alive)) if plenty else int(recent > 0)
         if self._alive == 1:
             base = limit.amount  # nobody to share with
         if self._closing:
             base = recent = 0
+        ahead = max(base, 8 * recent)
+        # What is given back is out of the event loop's reach before anybody else may have it; only then is the use read.
+        lease.granted = min(lease.granted, lease.used + ahead)
+        used = lease.used
         slides = limit.period is Period.MINUTE
         window = window_of(limit.period, now)
         weight = window.weight if window.index == lease.window else 1.0
@@ -165,7 +169,8 @@ class LeasedBooks:
             counter=_name(limit, lease.window),
             amount=limit.amount,
             used=used,
-            ahead=max(base, 8 * recent),
+            ahead=ahead,
+            keep=lease.granted,
             expires=min(lease.end + 86400, 4e9) if slides or limit.period is Period.NOW else lease.end + 40 * 86400,
             before=_name(limit, lease.window - 1) if slides else "",
             weight=weight if slides else 0.0,

@@ -1,6 +1,7 @@
 """What a key and its tenant may use up: taken before the work by reservation, settled by what was really used.
 
-Every limit is a counter over a window (a minute that slides, a UTC day, a UTC month), or of what is at work now. Where a
+Every limit is a counter over a window (a minute, on which the one before weighs for the part of it that is less than a minute
+ago; a UTC day; a UTC month), or of what is at work now. Where a
 counter's room comes from is a `Source`: this router alone (`OwnBooks`), or leases that several routers share
 (`router.identity.leases`).
 """
@@ -9,45 +10,16 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Protocol
 
 import msgspec
 
+from router.identity.limit import MICRO_USD, Kind, Limit, Period
 from router.wire.errors import ApiError
 
 UNBOUNDED_ANSWER_TOKENS = 500
 """Reserved for an answer when the client set no bound; the engine's count replaces it."""
-MICRO_USD = 1e6
-"""Money is counted in whole millionths of a US dollar."""
 _MINUTE_S, _DAY_S = 60, 86400
-
-
-class Kind(StrEnum):
-    """What is counted."""
-
-    REQUESTS = "requests"
-    TOKENS = "tokens"
-    USD = "usd"
-    CONCURRENT = "concurrent"
-
-
-class Period(StrEnum):
-    """Over what time."""
-
-    MINUTE = "minute"
-    DAY = "day"
-    MONTH = "month"
-    NOW = "now"
-
-
-class Limit(msgspec.Struct, frozen=True, gc=False):
-    """`scope` is `key:ID` or `tenant:ID`; `amount` in requests, tokens, or millionths of a US dollar."""
-
-    scope: str
-    kind: Kind
-    period: Period
-    amount: int
 
 
 class Window(msgspec.Struct, frozen=True, gc=False):

@@ -20,7 +20,8 @@ ALIVE_S = 3.0
 class Wish(msgspec.Struct, frozen=True):
     """What a replica asks of one counter.
 
-    `used` is what it has used so far, `ahead` how much more it would like, `amount` the limit. `before` names the counter
+    `used` is what it has used so far, `ahead` how much more it would like, `amount` the limit. `keep` is what it may use in
+    any case until the answer is there: it was granted before and cannot be taken back from outside. `before` names the counter
     whose use still weighs on this one with `weight` (0..1): the window before, for windows that slide. `held` marks counters
     of what is in use now, such as concurrent requests: a dead replica uses nothing of those.
     """
@@ -29,6 +30,7 @@ class Wish(msgspec.Struct, frozen=True):
     amount: int
     used: int
     ahead: int
+    keep: int
     expires: float
     before: str = ""
     weight: float = 0.0
@@ -97,17 +99,18 @@ class Counters:
                 others += max(row.granted, row.used)
             elif not wish.held:
                 others += row.used
-        free = wish.amount - others - wish.used
+        keep = max(wish.keep, wish.used)
+        free = wish.amount - others - keep
         if wish.before and wish.weight > 0:
             earlier = connection.execute(select(leases.c.used).where(leases.c.counter == wish.before))
             free -= int(sum(row.used for row in earlier) * wish.weight)
         # A fair part of what is left: the last units go one by one, so that no replica sits on them.
         fair = -(-free // len(alive)) if free > 0 else 0
-        granted = wish.used + min(wish.ahead, fair)
+        granted = keep + min(max(0, wish.used + wish.ahead - keep), fair)
         values = {"granted": granted, "used": wish.used, "expires": wish.expires}
         if mine:
             where = (leases.c.counter == wish.counter) & (leases.c.replica == self._replica)
             connection.execute(update(leases).where(where).values(**values))
         else:
             connection.execute(insert(leases).values(counter=wish.counter, replica=self._replica, **values))
-        return Grant(granted, max(0, free - (granted - wish.used)))
+        return Grant(granted, max(0, free - (granted - keep)))
