@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from router.config import ANY, AUTO, LOCAL, Allowance, Config, ConfigError, ExternalTarget, Tls, epoch_of
+from router.config import ANY, AUTO, LOCAL, Allowance, Config, ConfigError, ExternalTarget, Key, Tls, epoch_of
 from router.identity.limit import MICRO_USD, Limit, Period
 from router.identity.limit import Kind as LimitKind
 from router.placement.targets import OFFERED, Address, Endpoint, Kind, Price, Target, TlsFiles
@@ -146,24 +146,42 @@ def _compile_keys(config: Config, tags: dict[str, Label], base: Path) -> dict[by
         digest = key.sha256 or _read_digest(base / str(key.sha256_file), f"keys[{i}].sha256_file", key.id)
         if bytes.fromhex(digest) in grants:
             raise ConfigError(f"keys[{i}]: the same key is there twice")
-        named = [key.residency] if isinstance(key.residency, str) else key.residency
-        ceiling_tags = tuple(named or [config.residency.default])
-        ceiling = reduce(Label.meet, (tags[tag] for tag in ceiling_tags))
-        if ceiling.process == 0 or ceiling.store == 0:
-            raise ConfigError(f"keys[{i}].residency: no zone satisfies all of {', '.join(ceiling_tags)}")
-        models = None if key.models is None or AUTO in key.models else _expand(key.models, config)
-        grants[bytes.fromhex(digest)] = KeyGrant(
-            id=key.id,
-            tenant=key.tenant,
-            ceiling=ceiling,
-            ceiling_tags=ceiling_tags,
-            models=models,
-            spill=key.spill,
-            limits=limits_of(f"key:{key.id}", key) + limits_of(f"tenant:{key.tenant}", config.tenants.get(key.tenant)),
-            timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
-            continuation=config.continuation if key.continuation is None else key.continuation,
-        )
+        grants[bytes.fromhex(digest)] = grant_of_key(key, config, tags, f"keys[{i}]")
     return grants
+
+
+def grant_of_key(key: Key, config: Config, tags: dict[str, Label], where: str) -> KeyGrant:
+    """What a key may do.
+
+    Args:
+        key: the key, from the configuration or the store.
+        config: the configuration.
+        tags: its residency tags, compiled.
+        where: names the key in errors.
+
+    Raises:
+        ConfigError: it names a tag that is not there, or tags that no zone satisfies.
+    """
+    named = [key.residency] if isinstance(key.residency, str) else key.residency
+    ceiling_tags = tuple(named or [config.residency.default])
+    for tag in ceiling_tags:
+        if tag not in tags:
+            raise ConfigError(f"{where}.residency: unknown tag `{tag}`")
+    ceiling = reduce(Label.meet, (tags[tag] for tag in ceiling_tags))
+    if ceiling.process == 0 or ceiling.store == 0:
+        raise ConfigError(f"{where}.residency: no zone satisfies all of {', '.join(ceiling_tags)}")
+    models = None if key.models is None or AUTO in key.models else _expand(key.models, config)
+    return KeyGrant(
+        id=key.id,
+        tenant=key.tenant,
+        ceiling=ceiling,
+        ceiling_tags=ceiling_tags,
+        models=models,
+        spill=key.spill,
+        limits=limits_of(f"key:{key.id}", key) + limits_of(f"tenant:{key.tenant}", config.tenants.get(key.tenant)),
+        timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
+        continuation=config.continuation if key.continuation is None else key.continuation,
+    )
 
 
 def limits_of(scope: str, allowance: Allowance | None) -> tuple[Limit, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from router.config import Config, home
 from router.identity.limits import Limits
+from router.identity.stored import StoredKeys
 from router.ledger.cost import PriceList
 from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
@@ -48,6 +49,8 @@ class RouterState:
         self.router_id = router_id
         self.fleet = Fleet(policy.daily_budget_usd)
         self.limits = Limits()
+        self.stored_keys: StoredKeys | None = None
+        """Keys that are not in the configuration; None without a store."""
         self.prices = PriceList(config)
         self.receipts = ReceiptBook()
         self.audit: AuditLog | None = None

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from router.config import ConfigError, load_file
-from tidegate import audit, client, doctor, keys, lifecycle, processes, render
+from tidegate import audit, client, doctor, keys, keys_commands, lifecycle, processes, render
 from tidegate.effective import Overrides
 from tidegate.home import DEFAULT_CONFIG, Home, find_home
 from tidegate.whatif import whatif
@@ -22,8 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,  # locals hold keys and prompts
 )
-keys_app = typer.Typer(help="Make client keys.", no_args_is_help=True)
-app.add_typer(keys_app, name="keys")
+app.add_typer(keys_commands.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.command()(whatif)
 console = Console()
@@ -160,15 +159,6 @@ def router_command(
         _fail(str(error))
     except OSError as error:
         _fail(error.strerror or str(error))
-
-
-@keys_app.command("create")
-def create_key(name: Annotated[str, typer.Argument(help="The key's id in the configuration.")]) -> None:
-    """Make a key, print it this once, and keep its digest."""
-    try:
-        render.print_new_key(console, keys.create_key(find_home(), name))
-    except keys.KeyFileError as error:
-        _fail(str(error))
 
 
 def default_gpus(config: Path | None) -> float | None:
