@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from router.config import ConfigError, load_file
-from tidegate import audit, client, doctor, keys, keys_commands, lifecycle, processes, render
+from tidegate import audit, client, doctor, keys, keys_commands, lifecycle, processes, render, report
 from tidegate.effective import Overrides
 from tidegate.home import DEFAULT_CONFIG, Home, find_home
 from tidegate.whatif import whatif
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(keys_commands.app, name="keys")
 app.add_typer(audit.app, name="audit")
+app.add_typer(report.app, name="report")
 app.command()(whatif)
 console = Console()
 errors = Console(stderr=True)
