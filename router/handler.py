@@ -151,6 +151,6 @@ def identify(state: RouterState, headers: Headers) -> tuple[KeyGrant, Label, tup
     Raises:
         ApiError: 401 without a known key, 400 for tags nobody knows, 403 when no zone is left.
     """
-    grant = authenticate(headers, state.policy.keys, state.stored_keys)
+    grant = authenticate(headers, state.policy.keys, state.stored_keys, state.tokens)
     tags = read_tags(headers)
     return grant, resolve_label(grant, tags, state.policy), tags

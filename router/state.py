@@ -10,6 +10,7 @@ from typing import Any
 from router.config import Config, home
 from router.identity.limits import Limits
 from router.identity.stored import StoredKeys
+from router.identity.tokens import TokenVerifier
 from router.ledger.cost import PriceList
 from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
@@ -38,7 +39,7 @@ class RouterState:
         router_id: names this process in receipts and headers.
 
     Raises:
-        ConfigError: a file for TLS towards a target cannot be used.
+        ConfigError: a file for TLS towards a target, or the keys of the JWT issuer, cannot be used.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class RouterState:
         self.limits = Limits()
         self.stored_keys: StoredKeys | None = None
         """Keys that are not in the configuration; None without a store."""
+        self.tokens = None if config.jwt is None else TokenVerifier(config.jwt, policy, home())
         self.prices = PriceList(config)
         self.receipts = ReceiptBook()
         self.audit: AuditLog | None = None

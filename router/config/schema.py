@@ -382,6 +382,26 @@ class Secret(_Strict):
     file: str | None = None
 
 
+class Jwt(_Strict):
+    """Bearer tokens of an OIDC issuer, as an alternative to keys."""
+
+    issuer: str
+    audience: str
+    """Must be among a token's audiences: one that was made for another service opens nothing here."""
+    jwks_file: str
+    """The issuer's public keys (a JWK set), relative to TIDEGATE_HOME; read again when it changes. Nothing is fetched."""
+    algorithms: list[Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519"]] = [
+        "RS256",
+        "ES256",
+    ]
+    key: Name
+    """The configured key whose scopes and limits every bearer has."""
+    tenant_claim: str | None = None
+    """The claim that names the tenant. Default: the key's tenant."""
+    leeway_s: int = Field(default=0, ge=0, le=300)
+    """How far the clocks of issuer and router may differ."""
+
+
 class Store(_Strict):
     """Where keys and the use of limits are kept. One router node: a file. Several: a PostgreSQL server that all reach."""
 
@@ -446,6 +466,7 @@ class Config(_Strict):
     secret: Secret = Secret()
     audit: Audit = Audit()
     store: Store = Store()
+    jwt: Jwt | None = None
     tenants: dict[Name, Allowance] = {}
     """Limits over all keys of a tenant."""
     continuation: bool = True
