@@ -78,9 +78,9 @@ def test_a_wrong_or_missing_claim_opens_nothing(verifier, claims):
 
 
 def test_a_token_that_expires_while_it_is_remembered_ends(verifier):
-    good = token(exp=NOW + 5)
+    good = token()
     assert verifier.find(good, NOW) is not None
-    assert verifier.find(good, NOW + 6) is None
+    assert verifier.find(good, NOW + 601) is None
 
 
 def test_only_the_listed_algorithms_and_the_issuers_own_keys_count(verifier, tmp_path):
