@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from router.config import Config, ConfigError, Credential, Secret, home
@@ -42,6 +43,65 @@ def read_credentials(config: Config, base: Path, kind: str = "server") -> dict[s
         for target in config.targets
         if target.kind == kind and target.credential is not None
     }
+
+
+class LiveCredentials(Mapping[str, str]):
+    """Providers' keys by target id; a key in a file is read anew when the file changes.
+
+    So a key can be rotated, and an access token that lives for an hour (Vertex AI, temporary AWS keys) kept fresh by whatever
+    writes the file. A file that cannot be read, or is empty, leaves the last key in place.
+
+    Args:
+        config: the configuration.
+        base: directory that relative paths start from.
+        kind: the kind of the targets.
+
+    Raises:
+        ConfigError: a credential that the configuration names is missing now.
+    """
+
+    def __init__(self, config: Config, base: Path, kind: str) -> None:
+        self._values = read_credentials(config, base, kind)
+        self._files = {
+            target.id: base / target.credential.file
+            for target in config.targets
+            if target.id in self._values and target.credential is not None and target.credential.file is not None
+        }
+        self._stamps = {target_id: _stamp(path) for target_id, path in self._files.items()}
+
+    def __getitem__(self, target_id: str) -> str:
+        path = self._files.get(target_id)
+        if path is not None:
+            stamp = _stamp(path)
+            if stamp is not None and stamp != self._stamps[target_id]:
+                self._read_again(target_id, path, stamp)
+        return self._values[target_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"LiveCredentials({sorted(self._values)})"
+
+    def _read_again(self, target_id: str, path: Path, stamp: tuple[int, int]) -> None:
+        try:
+            value = path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeError):
+            return
+        if value:
+            self._values[target_id], self._stamps[target_id] = value, stamp
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when a file does: a rename puts another inode there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino
 
 
 def read_credential(credential: Credential, base: Path, target_id: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from router.admitted import AdmittedRequest
 from router.facts import gather_facts
 from router.identity.keys import authenticate
 from router.identity.limits import UNBOUNDED_ANSWER_TOKENS
@@ -20,7 +21,7 @@ from router.refusal import fail, refuse
 from router.residency.classify.rule import Classifier, Verdict, needed
 from router.residency.label import Label
 from router.residency.resolve import read_tags, resolve_label
-from router.serving import AdmittedRequest, Serving
+from router.serving import Serving
 from router.state import RouterState
 from router.wire.direct import DirectRequest
 from router.wire.errors import ApiError

@@ -31,6 +31,8 @@ class KeyGrant(msgspec.Struct, frozen=True):
     limits: tuple[Limit, ...] = ()
     timeout_s: float = 0.0
     continuation: bool = True
+    redacted: Label | None = None
+    """The ceiling of this key's redacted requests; None: nothing is ever redacted."""
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -164,7 +166,7 @@ def grant_of_key(key: Key, config: Config, tags: dict[str, Label], where: str) -
     """
     named = [key.residency] if isinstance(key.residency, str) else key.residency
     ceiling_tags = tuple(named or [config.residency.default])
-    for tag in ceiling_tags:
+    for tag in (*ceiling_tags, *([key.redact.then] if key.redact else ())):
         if tag not in tags:
             raise ConfigError(f"{where}.residency: unknown tag `{tag}`")
     ceiling = reduce(Label.meet, (tags[tag] for tag in ceiling_tags))
@@ -181,6 +183,7 @@ def grant_of_key(key: Key, config: Config, tags: dict[str, Label], where: str) -
         limits=limits_of(f"key:{key.id}", key) + limits_of(f"tenant:{key.tenant}", config.tenants.get(key.tenant)),
         timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
         continuation=config.continuation if key.continuation is None else key.continuation,
+        redacted=None if key.redact is None else tags[key.redact.then],
     )
 
 

@@ -8,14 +8,13 @@ that breaks is carried on where `router.joining` says so, by another attempt who
 from __future__ import annotations
 
 import functools
-import math
 import time
-from typing import Any
 
 from msgspec.structs import replace
 
+from router.admitted import AdmittedRequest
 from router.decide import decide
-from router.decision import Choice, Decision, Facts
+from router.decision import Choice, Decision
 from router.identity.limits import Reservation
 from router.joining import Join, count_usage, next_join, trail_for
 from router.ledger.receipts import Attempt, Receipt, read_usage, used_tokens
@@ -23,7 +22,6 @@ from router.ledger.writer import AuditUnavailable
 from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind
 from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
-from router.residency.classify.rule import Verdict
 from router.residency.guard import PASS_LIFETIME_S, Pass, issue_pass
 from router.state import RouterState
 from router.wire.continuation import ask_for_token_ids
@@ -41,67 +39,9 @@ from router.wire.heads import (
     response_headers,
 )
 from router.wire.joined_events import JoinedEvents, TrackedEvents, Trail, ending_of
-from router.wire.json_body import ask_for_usage, replace_model, wants_usage
-from router.wire.multipart import Form
+from router.wire.json_body import ask_for_usage, replace_model
 
 MAX_ATTEMPTS = 3
-_USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
-"""Where `stream_options.include_usage` exists; the other streams carry their usage anyway."""
-
-
-class AdmittedRequest:
-    """A request that was authenticated, labelled and parsed."""
-
-    __slots__ = (
-        "asks_usage",
-        "body",
-        "countable",
-        "deadline",
-        "facts",
-        "form",
-        "headers",
-        "keeps_usage",
-        "parsed",
-        "path",
-        "receipt",
-    )
-
-    def __init__(
-        self,
-        path: str,
-        headers: list[tuple[bytes, bytes]],
-        body: bytes,
-        parsed: dict[str, Any],
-        facts: Facts,
-        receipt: Receipt,
-        form: Form | None = None,
-    ) -> None:
-        self.path = path
-        self.headers = headers
-        self.body = body
-        self.parsed = parsed
-        self.facts = facts
-        self.receipt = receipt
-        self.form = form
-        # On the clock of the event loop, which is the monotonic one.
-        self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
-        self.countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS
-        self.keeps_usage = not self.countable or wants_usage(parsed)
-        self.asks_usage = self.countable and not self.keeps_usage
-
-    @property
-    def request_id(self) -> str:
-        """The id the receipt is found by."""
-        return self.facts.request_id
-
-    def tighten(self, verdict: Verdict, label_text: str) -> None:
-        """Go on under the label that classification left; the receipt says what kinds of things were found, never the text."""
-        receipt = self.receipt
-        found = "+".join(verdict.kinds) + (f" unknown:{verdict.unknown}" if verdict.unknown else "")
-        receipt.label_sources["classifier"] = found.strip() or "nothing found"
-        if verdict.label != self.facts.label:
-            self.facts = replace(self.facts, label=verdict.label)
-            receipt.label = label_text
 
 
 class Serving:

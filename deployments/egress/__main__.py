@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-from deployments.credentials import read_credentials, read_secret
+from deployments.credentials import LiveCredentials, read_secret
 from deployments.egress.server import EgressServer
 from router.config import Config, ConfigError, home, load_file
 from router.policy import compile_policy
@@ -35,7 +35,7 @@ async def serve_egress(config: Config, host: str, port: int) -> None:
     if secret is None:
         raise ConfigError("secret: an egress outside Ray needs `secret.env` or `secret.file`, the same as the router's")
     policy = compile_policy(config, home())
-    egress = EgressServer(config, policy, secret, INCARNATION, read_credentials(config, home(), "cloud"))
+    egress = EgressServer(config, policy, secret, INCARNATION, LiveCredentials(config, home(), "cloud"))
     server = make_server(egress.app)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

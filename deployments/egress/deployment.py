@@ -10,7 +10,7 @@ import msgspec
 import ray
 from ray import serve
 
-from deployments.credentials import read_credentials
+from deployments.credentials import LiveCredentials
 from deployments.egress.server import EgressServer
 from deployments.secret import cluster_secret
 from router.config import home, parse_config
@@ -34,7 +34,7 @@ class EgressReplica:
         secret = await asyncio.to_thread(cluster_secret, config.secret)
         self._host = ray.util.get_node_ip_address()
         self._incarnation = f"egress-{secrets.token_hex(8)}"
-        credentials = read_credentials(config, home(), "cloud")
+        credentials = LiveCredentials(config, home(), "cloud")
         egress = EgressServer(config, compile_policy(config, home()), secret, self._incarnation, credentials)
         listener = open_socket(self._host, 0)
         self._port = listener.getsockname()[1]

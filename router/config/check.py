@@ -90,6 +90,8 @@ def _check_identities(config: Config, tags: set[str]) -> None:
         for tag in ceiling:
             if tag not in tags:
                 raise ValueError(f"keys[{i}].residency: unknown tag `{tag}`{nearest(tag, tags)}")
+        if key.redact is not None and key.redact.then not in tags:
+            raise ValueError(f"keys[{i}].redact.then: unknown tag `{key.redact.then}`{nearest(key.redact.then, tags)}")
         for name in key.models or []:
             if name not in served | tiers | {AUTO}:
                 raise ValueError(f"keys[{i}].models: unknown model `{name}`{nearest(name, served | tiers)}")

@@ -117,6 +117,8 @@ class Classify(_Strict):
     countries: list[str] | None = None
     """Two-letter codes of the countries whose numbers are looked for. Default: all known ones."""
     min_confidence: float = Field(default=0.5, ge=0.3, le=1)
+    max_characters: int = Field(default=2_000_000, ge=1000)
+    """How much of one request is looked at; a longer one counts as unknown."""
     detector: DetectorSocket | None = None
 
 
@@ -281,6 +283,13 @@ class ExternalTarget(_Strict):
         return self
 
 
+class Redact(_Strict):
+    """Sensitive values leave as placeholders and come back in the answer; what is left may go where `then` says."""
+
+    then: Name
+    """The tag of a redacted request, in place of the ceiling's; tags of the request still tighten it."""
+
+
 class Allowance(_Strict):
     """What a key, or all keys of a tenant together, may use; over all router replicas. 0: no limit."""
 
@@ -314,6 +323,8 @@ class Key(Allowance):
     """Bound on a whole request of this key; the header `x-request-timeout-ms` goes before it. 0: `timeouts.request_s`."""
     continuation: bool | None = None
     """Whether this key's broken streams may be carried on at another replica. Default: the top-level `continuation`."""
+    redact: Redact | None = None
+    """Lets requests with sensitive values go further than the ceiling once the values are taken out."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Key:

@@ -269,7 +269,7 @@ class StreamRestorer:
             return self._leftovers() + event
         try:
             chunk = msgspec.json.decode(data) if data else None
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             return event
         if not isinstance(chunk, dict) or not isinstance(chunk.get("choices"), list):
             return event
@@ -314,7 +314,7 @@ class StreamRestorer:
             calls = holder.get("tool_calls")
             known = calls if isinstance(calls, list) else []
             for item in known:
-                if item.get("index", 0) == call and isinstance(item.get("function"), dict):
+                if isinstance(item, dict) and item.get("index", 0) == call and isinstance(item.get("function"), dict):
                     item["function"]["arguments"] = (item["function"].get("arguments") or "") + rest
                     break
             else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from array import array
+from collections import deque
 from typing import Any
 
 import msgspec
@@ -16,8 +17,16 @@ import msgspec
 from router.wire.events import EventStream
 
 _TOKEN_IDS = re.compile(rb'"((?:prompt_)?token_ids)"\s*:\s*\[[0-9,\s]*\]')
+_NEVER = b"\0"
+_AFTER_TOKEN = b"]}]}\n\n"
+_ONE_TOKEN = re.compile(
+    rb'(data: \{"id":"[^"\\]*","object":"[^"\\]*","created":\d+,"model":"[^"\\]*","choices":\[\{"index":0,'
+    rb'(?:"delta":\{"content"|"text"):")[^"\\]+'
+    rb'("\}?,"logprobs":null,"finish_reason":null,(?:"stop_reason":null,"prompt_token_ids":null,)?"token_ids":\[)\d+\]\}\]\}\n\n'
+)
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 _TAIL_CHARS = 32
+_TAIL_EVENTS = 16
 _TELLING_CHARS = 8
 """Text this long before the cut cannot stand in the next token by chance, unless the answer repeats itself."""
 
@@ -81,7 +90,7 @@ class Trail:
         "prompt",
         "single",
         "spoke",
-        "tail",
+        "texts",
     )
 
     def __init__(self) -> None:
@@ -94,7 +103,7 @@ class Trail:
         self.finished = False
         self.opaque = False
         self.single = True
-        self.tail = ""
+        self.texts: deque[bytes] = deque(maxlen=_TAIL_EVENTS)
         self.envelope: _Envelope | None = None
 
     def take(self, data: bytes) -> _StreamChoice | None:
@@ -131,12 +140,28 @@ class Trail:
             self.spoke = True
             self.kept = len(self.answer)
             self.single = len(ids) == 1
-            self.tail = (self.tail + text)[-_TAIL_CHARS:]
+            self.texts.append(msgspec.json.encode(text)[1:-1])
             if not ids:
                 self.opaque = True
         if choice.finish_reason is not None:
             self.finished = True
             self.kept = len(self.answer)
+
+    def say(self, text: bytes, token: int) -> None:
+        """One token whose text, as JSON spells it, goes to the client: most of every stream."""
+        self.answer.append(token)
+        self.texts.append(text)
+        self.delivered += 1
+        self.kept = len(self.answer)
+        self.single = True
+
+    @property
+    def tail(self) -> str:
+        """The last characters that were sent."""
+        try:
+            return str(msgspec.json.decode(b'"%b"' % b"".join(self.texts)))[-_TAIL_CHARS:]
+        except msgspec.DecodeError:
+            return ""
 
     @property
     def can_join(self) -> bool:
@@ -180,11 +205,13 @@ def ending_of(trail: Trail, chat: bool, keep_usage: bool) -> bytes:
 class TrackedEvents(EventStream):
     """The first attempt's stream: recorded in a trail, and rid of the token ids that the client did not ask for."""
 
-    __slots__ = ("trail",)
+    __slots__ = ("_between", "_prefix", "trail")
 
     def __init__(self, keep_usage: bool, trail: Trail) -> None:
         super().__init__(keep_usage, due=True)
         self.trail = trail
+        # What stands before and after the text of an event, learnt from the stream; never the beginning of one until then.
+        self._prefix = self._between = _NEVER
 
     @property
     def empty(self) -> bool:
@@ -193,6 +220,10 @@ class TrackedEvents(EventStream):
 
     def feed(self, piece: bytes) -> bytes:
         """As the base class, without token ids."""
+        if piece.startswith(self._prefix) and not self._pending:
+            short = self._pass_token(piece)
+            if short is not None:
+                return short
         whole = super().feed(piece)
         if not whole:
             return whole
@@ -201,11 +232,40 @@ class TrackedEvents(EventStream):
             return _TOKEN_IDS.sub(rb'"\1":null', whole)
         return b"".join([self._pass(event) for event in whole.split(b"\n\n") if event])
 
+    def _pass_token(self, event: bytes) -> bytes | None:
+        """An event with one token, text without quotes and nothing else, as nearly all of a stream are; None for any other.
+
+        Without quotes in it the text is all of the string, so nothing but the two learnt parts surrounds text and token.
+        """
+        start = len(self._prefix)
+        end = event.find(self._between, start)
+        after = end + len(self._between)
+        token = event[after:-6]
+        if end <= start or not token.isdigit() or len(token) > 9 or not event.endswith(_AFTER_TOKEN):
+            return None
+        text = event[start:end]
+        if b'"' in text:
+            return None
+        self.trail.say(text, int(token))
+        return event[: after - 1] + b"null" + event[-5:]
+
+    def _learn(self, event: bytes) -> None:
+        """Remember what surrounds the text of an event that was parsed and found to hold one token of plain text."""
+        found = _ONE_TOKEN.fullmatch(event + b"\n\n")
+        if found is not None:
+            self._prefix, self._between = found[1], found[2]
+
     def _pass(self, event: bytes) -> bytes:
+        if event.startswith(self._prefix) and (short := self._pass_token(event + b"\n\n")) is not None:
+            return short
         data = _data_of(event)
         if data is None or data == b"[DONE]" or (b'"usage"' in data and _NO_CHOICES.search(data)):
             return event + b"\n\n"
         choice = self.trail.take(data)
+        if self.trail.opaque or self.trail.finished:
+            self._prefix = _NEVER
+        elif choice is not None and choice.token_ids is not None:
+            self._learn(event)
         if choice is not None and _is_only_ids(choice):
             return b""  # The engine sends it for its ids alone.
         return _TOKEN_IDS.sub(rb'"\1":null', event) + b"\n\n"

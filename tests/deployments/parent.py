@@ -1,4 +1,4 @@
-"""A parent to be killed: starts one fake (or real) server through `VllmProcess`, prints its pid, and waits."""
+"""A parent to be killed: starts one fake (or real) server through `VllmProcess`, prints its pid, log and port, and waits."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ async def main() -> None:
     plan = EnginePlan(Model(**options["model"]), "127.0.0.1", "parent-1", b"k" * 32, place)
     process = VllmProcess(plan, options.get("argv"))
     await process.start()
-    print(process.pid, process.log_path, flush=True)
+    print(process.pid, process.log_path, process.port, flush=True)
     await asyncio.sleep(3600)
 
 

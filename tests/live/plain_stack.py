@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -16,10 +15,9 @@ from pathlib import Path
 import httpx
 
 from deployments.vllm_command import build_argv
-from deployments.vllm_process import EnginePlan, VllmProcess
 from router.config import Model
-from router.residency.guard import Place
 from tests.live.conformance_cases import ENGINE_MODEL
+from tests.live.starting import Parented
 from tests.router.builders import digest
 
 KEY = "tg_conformance"
@@ -29,9 +27,10 @@ TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 
 
 class Stack:
-    """Addresses of the engine and of the router in front of it; `log` is where the router writes."""
+    """Addresses of the engine and of the router in front of it; `log` is what the router writes, `server` the engine's parent."""
 
-    def __init__(self, engine: str, router: str, log: Path) -> None:
+    def __init__(self, server: Parented, engine: str, router: str, log: Path) -> None:
+        self.server = server
         self.engine = engine
         self.router = router
         self.log = log
@@ -48,34 +47,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@contextlib.contextmanager
-def open_engine(model_dir: Path, logs: Path) -> Iterator[str]:
-    """A vLLM server on its leash, as an engine is started, but without the guard: anybody may ask it."""
-    model = Model(id=ENGINE_MODEL, source=str(model_dir), args=[*ARGS, *TOOLS], replicas=[{"zone": "local"}])
+def begin_engine(model_dir: Path, logs: Path, args: tuple[str, ...] = (*ARGS, *TOOLS)) -> Parented:
+    """Start a vLLM server on its leash, as an engine is started, but without the guard: anybody may ask it."""
+    model = Model(id=ENGINE_MODEL, source=str(model_dir), args=list(args), replicas=[{"zone": "local"}])
     argv = build_argv(model, str(model_dir), "127.0.0.1", 0)
     guard = argv.index("--middleware")
     argv = argv[:guard] + argv[guard + 2 :]
     argv[argv.index("--port") + 1] = "{port}"
-    loop = asyncio.new_event_loop()
-    os.environ["TIDEGATE_LOG_DIR"], before = str(logs), os.environ.get("TIDEGATE_LOG_DIR")
-    try:
-        plan = EnginePlan(model, "127.0.0.1", "live-plain-1", b"k" * 32, Place(("local",), ("local",)), cpus=2)
-        process = VllmProcess(plan, argv)
-        loop.run_until_complete(process.start())
-    finally:
-        os.environ.pop("TIDEGATE_LOG_DIR")
-        if before is not None:
-            os.environ["TIDEGATE_LOG_DIR"] = before
-    try:
-        yield f"http://127.0.0.1:{process.port}"
-    finally:
-        loop.run_until_complete(process.stop())
-        loop.close()
+    return Parented(model.model_dump(), argv, logs)
 
 
 @contextlib.contextmanager
-def open_router(engine: str, folder: Path) -> Iterator[Stack]:
-    """A `tidegate router` process with `engine` as its only target, a server that somebody vouches for."""
+def open_router(server: Parented, folder: Path) -> Iterator[Stack]:
+    """A `tidegate router` process with `server` as its only target, one that somebody vouches for."""
+    engine = f"http://127.0.0.1:{server.wait()}"
     config, log = folder / "router.yaml", folder / "router.log"
     target = {"id": "plain", "kind": "server", "vouched": True, "url": engine, "zone": "local", "tier": "small"}
     target["models"] = {ENGINE_MODEL: ENGINE_MODEL, "house-model": ENGINE_MODEL}
@@ -94,7 +79,7 @@ def open_router(engine: str, folder: Path) -> Iterator[Stack]:
         while not _ready(base):
             assert process.poll() is None and time.monotonic() < end, log.read_text(encoding="utf-8")
             time.sleep(0.1)
-        yield Stack(engine, base, log)
+        yield Stack(server, engine, base, log)
     finally:
         process.terminate()
         process.wait(60)

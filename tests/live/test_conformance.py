@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,10 +16,12 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from tests.deployments.processes import marked, wait_until
 from tests.live.answers import folded, normalise
 from tests.live.conformance_cases import ENGINE_MODEL, FAMILIES, Case, cases
-from tests.live.cut_model import cut_model
-from tests.live.plain_stack import KEY, Stack, open_engine, open_router
+from tests.live.conftest import Ahead
+from tests.live.plain_stack import KEY, Stack, open_router
+from tests.live.starting import install
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 HERE = Path(__file__).parent
@@ -34,11 +35,11 @@ LONG = pytest.mark.skipif(os.environ.get("TIDEGATE_LONG_TESTS") != "1", reason="
 
 
 @pytest.fixture(scope="module")
-def stack(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(ahead: Ahead, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The engine serves a few layers of the model: what is tested is the surface, and it answers several times faster."""
-    folder = tmp_path_factory.mktemp("conformance")
-    with open_engine(cut_model(model_dir, folder / ENGINE_MODEL), folder) as engine, open_router(engine, folder) as stack:
+    with open_router(ahead.plain, tmp_path_factory.mktemp("conformance")) as stack:
         yield stack
+    ahead.plain.kill()
 
 
 # --- the same answers ------------------------------------------------------------------------------------------------
@@ -179,11 +180,8 @@ def client_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clients") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    command = [uv, "pip", "install", "--python"] if uv else [sys.executable, "-m", "pip", "--python"]
-    done = subprocess.run([*command, python, *([] if uv else ["install"]), "-q", *FRAMEWORKS], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"{', '.join(FRAMEWORKS)} cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
+    if failed := install(folder, *FRAMEWORKS, python=python):
+        pytest.skip(f"{', '.join(FRAMEWORKS)} cannot be installed here: {failed}")
     return python
 
 
@@ -197,9 +195,8 @@ def run_client(stack: Stack, python: Path | str, *arguments: str, path: str = ""
     return done.stdout
 
 
-def test_the_openai_sdk_of_the_major_version_before(stack: Stack, tmp_path: Path):
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", str(tmp_path), "openai>=2.54,<3"], check=True)
-    assert run_client(stack, sys.executable, "openai_2.py", path=str(tmp_path)).startswith("openai 2.")
+def test_the_openai_sdk_of_the_major_version_before(stack: Stack, openai_2: Path):
+    assert run_client(stack, sys.executable, "openai_2.py", path=str(openai_2)).startswith("openai 2.")
 
 
 @LONG
@@ -214,3 +211,10 @@ def test_the_standard_tests_of_langchain(stack: Stack, client_python: Path):
 
 def test_last_nothing_of_the_prompts_is_in_the_routers_log(stack: Stack):
     assert "capital" not in stack.log.read_text(encoding="utf-8")
+
+
+def test_last_of_all_a_killed_parent_leaves_nothing(stack: Stack):
+    server = stack.server
+    assert len(marked(server.mark)) >= 4  # parent, leash, API server, engine core
+    server.kill()
+    assert wait_until(lambda: marked(server.mark) == [], 60), marked(server.mark)

@@ -1,31 +1,19 @@
 """One real vLLM server: what a stranger gets, what a pass opens, and what is left when things die."""
 
-import asyncio
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
-import uuid
-from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
 from deployments.engine_errors import EngineStartError
-from deployments.vllm_process import EnginePlan, VllmProcess
-from router.config import Model
-from router.residency.guard import PASS_HEADER, Pass, Place, derive_target_key, issue_pass
-from tests.deployments.processes import MARK, marked, wait_until
+from router.residency.guard import PASS_HEADER, Pass, derive_target_key, issue_pass
+from tests.deployments.processes import wait_until
+from tests.live.guarded_engine import INCARNATION, KEY, PLACE, SECRET
 
 pytestmark = pytest.mark.live
-ARGS = ["--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "2048", "--max-num-seqs", "16"]
-INCARNATION = "live-engine-1"
-SECRET = b"s" * 32
-KEY = derive_target_key(SECRET, INCARNATION)
-PLACE = Place(("local",), ("local",))
 CHAT = "/v1/chat/completions"
 QUESTION = {
     "model": "smol",
@@ -35,14 +23,6 @@ QUESTION = {
 }
 
 
-def a_model(model_dir: Path, *args: str) -> Model:
-    return Model(id="smol", source=str(model_dir), args=[*ARGS, *args], replicas=[{"zone": "local"}])
-
-
-def a_plan(model: Model, incarnation: str = INCARNATION) -> EnginePlan:
-    return EnginePlan(model, "127.0.0.1", incarnation, derive_target_key(SECRET, incarnation), PLACE, cpus=2)
-
-
 def a_pass(method: str, path: str, key: bytes = KEY, **changes) -> dict[str, str]:
     fields = {"request_id": "r", "incarnation": INCARNATION, "epoch": "e", "label_text": PLACE.to_text()}
     permission = Pass(**{**fields, "expires": time.time() + 30, **changes})
@@ -50,26 +30,12 @@ def a_pass(method: str, path: str, key: bytes = KEY, **changes) -> dict[str, str
 
 
 @pytest.fixture(scope="module")
-def logs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("logs")
-    before = os.environ.get("TIDEGATE_LOG_DIR")
-    os.environ["TIDEGATE_LOG_DIR"] = str(folder)
-    yield folder
-    os.environ.pop("TIDEGATE_LOG_DIR")
-    if before is not None:
-        os.environ["TIDEGATE_LOG_DIR"] = before
-
-
-@pytest.fixture(scope="module")
-def engine(model_dir, logs):
-    """The one server of this module. Its supervisor has a loop and thread of its own, as it has inside Serve."""
-    loop = asyncio.new_event_loop()
-    process = VllmProcess(a_plan(a_model(model_dir)))
-    loop.run_until_complete(process.start())
-    process.loop = loop
+def engine(ahead):
+    """The one server of this module."""
+    process = ahead.guarded.wait()
+    process.loop = ahead.guarded.loop
     yield process
-    loop.run_until_complete(process.stop())
-    loop.close()
+    ahead.guarded.stop()
 
 
 @pytest.fixture(scope="module")
@@ -152,31 +118,16 @@ def test_a_hung_server_is_unhealthy(engine):
     assert wait_until(lambda: engine.loop.run_until_complete(engine.is_healthy(5.0)), 60)
 
 
-async def test_a_wrong_argument_reads_as_such(model_dir, logs):
-    process = VllmProcess(a_plan(a_model(model_dir, "--max-modle-len", "2048"), "live-wrong-1"))
+def test_a_wrong_argument_reads_as_such(ahead):
     with pytest.raises(EngineStartError, match="vLLM does not accept: --max-modle-len") as caught:
-        await process.start()
+        ahead.misspelt.wait()
     assert len(str(caught.value).splitlines()) < 20
 
 
 def test_a_killed_leash_leaves_nothing(engine):
-    """Late, because it ends the server of this module. vLLM's engine core does not notice a dead parent by itself."""
+    """Last, because it ends the server of this module. vLLM's engine core does not notice a dead parent by itself."""
     tree = psutil.Process(engine.pid).children(recursive=True)
     assert tree
     psutil.Process(engine.pid).parent().kill()
     assert psutil.wait_procs(tree, timeout=30)[1] == []
     assert not engine.loop.run_until_complete(engine.is_healthy())
-
-
-def test_a_killed_parent_leaves_nothing(model_dir, logs, engine):
-    """Last, because it needs a second server; the first one is gone by now."""
-    mark = uuid.uuid4().hex
-    script = Path(__file__).parent.parent / "deployments" / "parent.py"
-    options = json.dumps({"model": a_model(model_dir).model_dump()})
-    env = {**os.environ, MARK: mark, "PYTHONPATH": os.pathsep.join(sys.path)}
-    parent = subprocess.Popen([sys.executable, str(script), options], stdout=subprocess.PIPE, env=env)
-    assert parent.stdout is not None and parent.stdout.readline()
-    assert len(marked(mark)) >= 4  # parent, leash, API server, engine core
-    parent.kill()
-    parent.wait()
-    assert wait_until(lambda: marked(mark) == [], 60), marked(mark)

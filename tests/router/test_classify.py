@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.config import ConfigError
+from router.placement.targets import Membership
 from router.residency.classify.cache import Outcome, OutcomeCache
 from router.residency.classify.detector import Seen, SocketDetector, serve_detector
 from router.residency.classify.fold import fold, make_table
 from router.residency.classify.kinds import Kind, Scan
-from router.residency.classify.rule import Classifier, Rules, compile_rules, needed
+from router.residency.classify.rule import Classifier, Rules, compile_rules, distinct_evidence, needed
 from router.residency.classify.scan import SLICE, Scanner
 from router.residency.classify.texts import texts_of
 from router.residency.label import Evidence, Label
-from tests.router.builders import make_config, make_policy
+from tests.router.builders import make_config, make_policy, make_target
 
 SCANNER = Scanner()
 TABLE = make_table()
@@ -201,6 +202,26 @@ async def test_what_cannot_be_judged_is_the_worst():
         assert verdict.label == LOCAL and verdict.unknown
 
 
+async def test_more_than_may_be_looked_at_is_unknown():
+    verdict = await make_classifier(most=1000).tighten(ANY, chat("hello ", "word " * 300))
+    assert (verdict.label, verdict.unknown) == (LOCAL, "budget")
+
+
+async def test_many_short_turns_let_the_loop_have_its_turn_too():
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    await make_classifier().tighten(ANY, chat(*(f"hello number {i}" for i in range(500))))
+    task.cancel()
+    assert turns > 3
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 15), st.integers(0, 15), st.sampled_from(["hi", CARD, "ghp_x7Kq2mVb9TzR4wLc8NpYd3HsJf6GaE1uQoXi"]))
 def test_a_verdict_never_widens(process: int, store: int, text: str):
@@ -214,6 +235,14 @@ def test_a_scan_is_needed_only_where_it_could_change_the_answer():
     assert not needed(RULES, ANY, [at_home], 0.0)
     assert not needed(RULES, LOCAL, [at_home, abroad], 0.0)
     assert not needed(RULES, ANY, [Evidence(0b1000, 0b1000, expires=-1.0)], 0.0)
+
+
+def test_evidence_is_asked_about_once_for_all_that_share_it():
+    policy = make_policy()
+    targets = tuple(make_target(policy, f"t{i}", ("eu", "us")[i % 2]) for i in range(20))
+    membership = Membership(1, targets)
+    assert len(distinct_evidence(membership)) == 2
+    assert distinct_evidence(membership) is distinct_evidence(membership)
 
 
 def test_every_place_a_client_can_write_to_is_read():
@@ -238,6 +267,11 @@ def test_every_place_a_client_can_write_to_is_read():
     }
     everything = "\n".join(item.text for item in texts_of(body))
     assert all(f"{canary}{i}" in everything for i in range(1, 17))
+
+
+async def test_a_number_split_over_parts_is_one_number():
+    parts = [{"type": "text", "text": "card 4111 1111"}, {"type": "text", "text": "1111 1111"}]
+    assert (await make_classifier().tighten(ANY, chat(parts))).kinds == ("card",)
 
 
 async def test_old_turns_come_from_the_cache():

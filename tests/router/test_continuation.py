@@ -304,3 +304,24 @@ def test_a_text_that_spells_the_field_is_left_alone():
     )
     event = f"data: {content}\n\n".encode()
     assert TrackedEvents(False, Trail()).feed(event) == event
+
+
+def test_the_short_way_for_one_token_passes_and_records_what_the_long_way_does():
+    body = body_of(CHAT, "bb", return_token_ids=True)
+    events = list(stream(CHAT, body, "x" * 28))
+    short, long = Trail(), Trail()
+
+    class Slow(TrackedEvents):
+        def _learn(self, event: bytes) -> None:
+            pass
+
+    fast, slow = TrackedEvents(True, short), Slow(True, long)
+    for size in (1, 2, 5):
+        for i in range(0, len(events), size):
+            piece = b"".join(events[i : i + size])
+            assert fast.feed(piece) == slow.feed(piece)
+            for name in ("answer", "kept", "delivered", "spoke", "finished", "opaque", "tail"):
+                assert getattr(short, name) == getattr(long, name), name
+        fast.trail = short = Trail()
+        slow.trail = long = Trail()
+        fast._prefix = b"\0"

@@ -14,7 +14,7 @@ from tests.router.simulated_engine import JSON_ANSWER, STREAM_HEAD, answer, chun
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
 
-from _dataplane import decoder, disconnects, kills, mutate, smuggle, streams
+from _dataplane import decoder, disconnects, joins, kills, mutate, smuggle, streams
 
 
 def request(wish: str, *, version: str = "1.1", extra: str = "", indent: int | None = None, **more: object) -> bytes:
@@ -38,6 +38,12 @@ async def test_requests_survive_killed_engines():
     count = await kills.run(300, 0.6, apart=False, workers=16)
     assert count.violations == [] and count.kills
     assert count.outcomes["stream whole"] and count.outcomes["json whole"]
+
+
+async def test_streams_of_killed_engines_go_on_elsewhere_as_the_unbroken_answer():
+    result = await joins.run(40, 0.5, apart=False, workers=12)
+    assert result.violations == [] and result.kills
+    assert result.breaks["continued"] and result.outcomes["joined once"]
 
 
 async def test_clients_that_leave_leave_nothing_behind():

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from router.residency.classify.kinds import Kind
 from router.residency.classify.scan import Scanner
 from router.residency.redact import NotRedactable, Redaction, Restorer, StreamRestorer, redact, redact_text, restore
+from router.residency.restored_answer import RestoredBody, RestoredEvents
 
 SCANNER = Scanner()
 CARD, IBAN = "4111 1111 1111 1111", "DE89370400440532013000"
@@ -173,3 +174,33 @@ def test_only_the_kinds_asked_for_are_taken_out():
 def test_values_show_in_no_representation():
     _, redaction = redact(chat(IBAN), SCANNER)
     assert IBAN not in f"{redaction!r} {redaction} {StreamRestorer(redaction.values)!r} {Restorer(redaction.values)!r}"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 3000), max_size=20), st.booleans())
+def test_an_exchanges_stream_is_restored_and_keeps_its_books(byte_cuts: list[int], keep_usage: bool):
+    usage = {"id": "c", "object": "chat.completion.chunk", "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}
+    stream = sse(chunk({"content": "To <IB"}), chunk({"content": "AN_1>"}), chunk({}, 0, "stop"), usage, b"[DONE]")
+    events = RestoredEvents(keep_usage, VALUES)
+    out = b"".join([*map(events.feed, cut(stream, byte_cuts)), events.finish()])
+    assert read(out)[0] == {0: f"To {IBAN}"} and events.done and not events.empty
+    assert (b'"usage"' in out) == keep_usage and b'"completion_tokens": 4' in events.usage
+
+
+def test_an_exchanges_whole_answer_is_restored():
+    body = json.dumps({"choices": [{"message": {"content": "<IBAN_1>"}}], "usage": {"prompt_tokens": 3}}).encode()
+    events = RestoredBody(VALUES)
+    assert events.feed(body[:20]) + events.feed(body[20:]) == b""
+    assert json.loads(events.finish())["choices"][0]["message"]["content"] == IBAN
+    assert b'"prompt_tokens":3' in events.usage
+    events = RestoredBody(VALUES)
+    events.feed(b"no json <IBAN_1>")
+    assert events.finish() == b"no json <IBAN_1>"
+
+
+@pytest.mark.parametrize(
+    "junk", [b"[]", b"1", b'{"choices":[1,{"delta":3},{"delta":{"tool_calls":[1,{"function":2}]},"index":"x"}]}', b"[" * 99999]
+)
+def test_a_stream_of_rubbish_passes(junk: bytes):
+    restorer = StreamRestorer(VALUES)
+    assert restorer.feed(b"data: " + junk + b"\n\n") + restorer.finish()

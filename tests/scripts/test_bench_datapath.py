@@ -19,7 +19,7 @@ from router import config
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
 sys.path.insert(0, str(BENCH))
 
-from _datapath import bodies, cli, client, load, mock_engine, procs, report, run, systems, verify  # noqa: E402
+from _datapath import bodies, cli, client, goals, load, mock_engine, procs, records, report, run, systems, verify  # noqa: E402
 
 WRK_OUTPUT = """Running 3s test @ http://127.0.0.1:31100/v1/chat/completions
   1 threads and 32 connections
@@ -180,36 +180,128 @@ def test_stopping_a_program_ends_its_children(tmp_path: Path) -> None:
 
 
 def _outcome() -> run.Outcome:
-    plan = run.Plan(systems=["haproxy", "litellm"], cases=["json", "sse64"])
+    """CPU us per request: haproxy 60 for JSON and 700 for a stream (200 and 1,000 in its slow round); direct two thirds of it."""
+    plan = run.Plan(systems=["haproxy", "litellm"], cases=["json", "sse64", "json@64"])
     outcome = run.Outcome(plan, missing={"litellm": "not asked for"})
-    for system, cost in (("direct", 0.02), ("haproxy", 0.03)):
-        for case in plan.cases:
-            taken = load.Load(1000, 1.0, cost * 10, cost * 20, 10, 0, 0, 0)
-            outcome.samples[system, case] = [run.Sample(taken, taken, cost * share, 10.0) for share in (1, 2, 9)]
+    for system, share in (("direct", 2), ("haproxy", 3)):
+        for case, costs in (("json", (10, 20, 90)), ("sse64", (220, 660, 840)), ("json@64", (20, 30, 40))):
+            taken = load.Load(1000, 1.0, share * 0.1, share * 0.2, 10, 0, 0, 0)
+            outcome.samples[system, case] = [run.Sample(taken, taken, cost * share / 1000, 10.0) for cost in costs]
+    del outcome.samples["direct", "json@64"]  # the engine itself is measured once
     return outcome
 
 
 def test_the_records_hold_what_they_promise(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "rows.json"
-    report.write_json(path, run.rows(_outcome()))
+    report.write_json(path, records.rows(_outcome()))
     rows = json.loads(path.read_text())
     assert {(row["system"], row["case"]) for row in rows} == {
-        (system, case) for system in ("direct", "haproxy") for case in ("json", "sse64")
+        ("direct", "json"),
+        ("direct", "sse64"),
+        *(("haproxy", case) for case in ("json", "sse64", "json@64")),
     }
     for row in rows:
         assert isinstance(row["system"], str)
         assert all(isinstance(row[name], int | float) for name in ("cpu_us_per_request", "p50_ms", "p99_ms", "rps", "rss_mb"))
         assert row["cpu_us_min"] < row["cpu_us_per_request"] < row["cpu_us_max"]
         assert ("cpu_us_per_chunk" in row) == (row["case"] == "sse64")
-    haproxy = next(row for row in rows if row["system"] == "haproxy")
-    assert haproxy["cpu_us_per_request"] == 60
-    assert haproxy["added_p50_ms"] == pytest.approx(0.1)
+    haproxy = {row["case"]: row for row in rows if row["system"] == "haproxy"}
+    assert haproxy["json"]["cpu_us_per_request"] == 60
+    assert haproxy["sse64"]["cpu_us_per_chunk"] == pytest.approx((1980 - 60) / 64)
+    assert (haproxy["json"]["targets"], haproxy["json@64"]["targets"]) == (4, 64)
+    for row in haproxy.values():
+        assert row["added_alone_p50_ms"] == row["added_p50_ms"] == pytest.approx(0.1)
+        assert row["added_alone_p99_ms"] == row["added_p99_ms"] == pytest.approx(0.2)
+
+
+def _row(system: str, case: str, cpu: float, chunk: float = 0.0, added: float = 0.1) -> dict[str, object]:
+    return {"system": system, "case": case, "cpu_us_per_request": cpu, "cpu_us_per_chunk": chunk, "added_alone_p50_ms": added}
+
+
+def test_goals_are_judged_by_the_ratios_of_one_run():
+    rows = [
+        _row("tidegate", "json", 60),
+        _row("tidegate", "sse64", 1000, 14),
+        _row("tidegate", "json@256", 90),
+        _row("tidegate", "sse64@256", 1000, 15),
+        _row("vllm-router/cache_aware", "json", 200, added=0.2),
+        _row("vllm-router/cache_aware", "sse64", 2800, 40),
+        _row("smg/cache_aware", "json", 270, added=0.05),
+        _row("smg/cache_aware", "sse64", 1600, 20),
+        _row("haproxy", "sse64", 650, 10),
+    ]
+    found = {goal.measure: goal for goal in goals.judge(rows, throughput={"ratio": 0.99})}
+    values = [(goal.value, goal.met) for goal in found.values()]
+    assert values == [
+        (0.3, True),  # against vllm-router
+        (None, None),  # LiteLLM was not there
+        (0.7, True),  # the best Rust router per chunk is smg
+        (1.4, True),
+        (2.0, False),  # and it is the best in latency too
+        (1.5, False),
+        (pytest.approx(15 / 14, abs=1e-3), True),
+        (1.0, True),
+        (None, None),  # no memory run
+        (0.99, True),
+    ]
+
+
+@pytest.mark.parametrize(("size", "known"), [((10_000, 1_000), True), ((2_000, 1_000), False), ((10_000, 50), False)])
+def test_a_memory_run_smaller_than_the_goal_shows_nothing(size: tuple[int, int], known: bool):
+    memory = {"connections": size[0], "live": size[1], "peak_mb": 390.0}
+    goal = next(goal for goal in goals.judge([], memory=memory) if goal.measure.startswith("memory"))
+    assert goal.met is (True if known else None)
+
+
+def test_a_ratio_to_nothing_says_nothing():
+    """Latency below the engine's own is noise: neither zero nor a negative number is a base to compare with."""
+    rows = [_row("tidegate", "json", 60, added=0.01), _row("smg/cache_aware", "json", 100, added=-0.02)]
+    assert [goal.met for goal in goals.judge(rows)] == [None] * 10
+
+
+def test_goals_are_shown_with_their_verdicts(capsys: pytest.CaptureFixture[str]):
+    rows = [_row("tidegate", "json", 60), _row("vllm-router/cache_aware", "json", 50)]
+    report.show_goals(report.console(), goals.judge(rows))
+    said = capsys.readouterr().out
+    assert "1.2x" in said and said.count("missed") == 1 and said.count("not measured") == 8
+
+
+def _planned(*arguments: str) -> run.Plan:
+    return cli._plan(cli._parser().parse_args(arguments))
+
+
+def test_every_number_of_targets_gets_its_cases():
+    plan = _planned("--targets", "2,8,16", "--cases", "json,json-20")
+    assert (plan.targets, plan.cases, plan.engines) == (2, ["json", "json-20", "json@8", "json@16"], 16)
+    assert [case.base for case in map(bodies.find, plan.cases)] == ["json", "json-20", "json", "json"]
+    started = {name: run._instances(name, plan) for name in ("tidegate", "smg/cache_aware", "litellm")}
+    assert {name: list(found) for name, found in started.items()} == {
+        "tidegate": [2, 8, 16],
+        "smg/cache_aware": [2],
+        "litellm": [2],
+    }
+    assert not run._instances("litellm", _planned("--cases", "json-20"))
+
+
+def test_slow_systems_take_fewer_turns_and_all_take_one():
+    plan = _planned("--rounds", "6")
+    assert (plan.rounds_of("tidegate"), plan.rounds_of("litellm")) == (6, 2)
+    assert (plan.load_of("tidegate"), plan.load_of("litellm")) == ((32, 5), (8, 8))
+    assert _planned("--connections", "4", "--seconds", "20").load_of("litellm") == (4, 20)
+    assert _planned("--quick").rounds_of("ray-serve/handle") == 1
+    assert "litellm" not in _planned("--quick", "--without", "litellm").systems
+
+
+def test_more_targets_than_there_are_engines_are_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.main(["--targets", "4,1000"])
+    assert "at most 256" in capsys.readouterr().err
 
 
 def test_what_is_missing_or_wrong_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = _outcome()
     outcome.wrong["haproxy", "json"] = "status 500"
-    rows = run.rows(outcome)
+    rows = records.rows(outcome)
     assert ("haproxy", "json") not in {(row["system"], row["case"]) for row in rows}
     report.show(report.console(), outcome, rows)
     said = capsys.readouterr().out
@@ -220,7 +312,7 @@ def test_what_is_missing_or_wrong_is_said(capsys: pytest.CaptureFixture[str]) ->
 def test_tidegates_configuration_is_valid(tmp_path: Path) -> None:
     bench = systems.Bench(tmp_path, tmp_path, sys.executable, ["http://127.0.0.1:31100", "http://127.0.0.1:31101"])
     launch = systems.tidegate(bench, 31000)
-    parsed = config.load_file(tmp_path / "tidegate.yaml")
+    parsed = config.load_file(tmp_path / "tidegate-31000.yaml")
     assert [target.url for target in parsed.targets] == bench.engines
     assert parsed.listen.port == launch.port == 31000
 

@@ -20,6 +20,7 @@ from deployments.egress.dialects.base import (
     failure,
     known_word,
     no_answer,
+    objects,
     parse,
     unreadable,
 )
@@ -100,9 +101,9 @@ class Anthropic:
         message = parse(body)
         usage = message.get("usage")
         check_geo(usage, spec)
-        blocks = message.get("content")
-        if message.get("type") != "message" or not isinstance(blocks, list):
+        if message.get("type") != "message" or not isinstance(message.get("content"), list):
             raise no_answer()
+        blocks = objects(message["content"])
         texts = [block["text"] for block in blocks if block.get("type") == "text" and isinstance(block.get("text"), str)]
         calls = tuple(
             MadeCall(str(block.get("id", "")), str(block.get("name", "")), msgspec.json.encode(block.get("input") or {}).decode())

@@ -140,11 +140,16 @@ def parse(body: bytes) -> dict[str, Any]:
     """
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise no_answer() from None
     if not isinstance(value, dict):
         raise no_answer()
     return value
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects in a list; whatever else it holds, or is, counts nothing."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def known_word(value: Any, words: frozenset[str]) -> str:

@@ -11,7 +11,17 @@ import msgspec
 
 from deployments.egress.dialects.answer import Answer, ChunkWriter, MadeCall, Usage
 from deployments.egress.dialects.aws import BadFrame, Frame, FrameReader, read_key, sign
-from deployments.egress.dialects.base import Outgoing, count, cut_short, failure, known_word, no_answer, parse, unreadable
+from deployments.egress.dialects.base import (
+    Outgoing,
+    count,
+    cut_short,
+    failure,
+    known_word,
+    no_answer,
+    objects,
+    parse,
+    unreadable,
+)
 from deployments.egress.dialects.chat import Call, Chat, Media, Part, Result, Text
 from router.config import ExternalTarget
 from router.wire.errors import ApiError, invalid_request
@@ -88,9 +98,10 @@ class Bedrock:
         value = parse(body)
         output = value.get("output")
         message = output.get("message") if isinstance(output, dict) else None
-        blocks = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(blocks, list):
+        content = message.get("content") if isinstance(message, dict) else None
+        if not isinstance(content, list):
             raise no_answer()
+        blocks = objects(content)
         calls = tuple(
             MadeCall(
                 str(use.get("toolUseId", "")), str(use.get("name", "")), msgspec.json.encode(use.get("input") or {}).decode()

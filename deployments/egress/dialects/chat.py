@@ -221,7 +221,7 @@ def read_arguments(text: Any) -> dict[str, Any] | None:
         return {}
     try:
         value = msgspec.json.decode(text) if isinstance(text, str) else text
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -240,7 +240,7 @@ def _response(text: str) -> dict[str, Any]:
     """What a tool said, as the object that is wanted."""
     try:
         value = msgspec.json.decode(text)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {"result": text}
 

@@ -53,7 +53,7 @@ def _read_event(event: bytes) -> list[dict[str, Any] | None]:
         return [None]
     try:
         value = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadStream from None
     if not isinstance(value, dict):
         raise BadStream

@@ -171,6 +171,8 @@ _CODES: tuple[_Code, ...] = (
     _Code("nz.nhi", Kind.HEALTH_ID, r"[A-HJ-NP-Z]{3}\d{4}", None, 0.1, frozenset({Cue.HEALTH}), True),
     _Code("mrz", Kind.PASSPORT, r"[PIACV][A-Z<][A-Z<]{3}[A-Z]{2}[A-Z<]{24,40}<", None, 0.85, _NONE, True),
     _Code("mrz", Kind.PASSPORT, r"[A-Z0-9<]{9}\d[A-Z<]{3}\d{7}[MFX<]\d{7}[A-Z0-9<]{2,16}", _mrz, 0.95, _NONE, True),
+    _Code("btc", Kind.BANK_ACCOUNT, r"(?:[13][a-km-zA-HJ-NP-Z1-9]{25,34}|bc1[a-z0-9]{25,62})", "bitcoin", 0.9, _NONE, True),
+    _Code("eth", Kind.BANK_ACCOUNT, r"0x[0-9a-fA-F]{40}", None, 0.65, _NONE, True),
     _Code("mac", Kind.DEVICE_ID, r"(?:[0-9A-F]{2}[:\-]){5}[0-9A-F]{2}", None, 0.62, frozenset({Cue.DEVICE})),
     _Code("ipv4", Kind.IP_ADDRESS, r"(?:\d{1,3}\.){3}\d{1,3}", _public_v4, 0.7, _NONE),
     _Code("ipv6", Kind.IP_ADDRESS, r"(?:[0-9A-F]{1,4}:){2,7}(?::?[0-9A-F]{1,4}){1,6}", _v6, 0.75, _NONE),
@@ -178,6 +180,9 @@ _CODES: tuple[_Code, ...] = (
 _HEADS = r"(?i)\b[A-Z]{2}\d{2}[ \-]?[A-Z0-9]{2}"
 _EMAIL = re2.compile(
     rb"(?i)[A-Z0-9._%+\-?']{1,64}(?:@| ?[\[({] ?(?:at|@) ?[\])}] ?)[A-Z0-9?](?:[A-Z0-9?\-]{0,62}(?:\.| ?[\[({] ?(?:dot|\.) ?[\])}] ?)){1,8}[A-Z]{2,24}"
+)
+_SPOKEN = re2.compile(
+    rb"(?i)\b[A-Z0-9][A-Z0-9._\-]{0,40}(?: dot [A-Z0-9]{1,30}){0,3} at [A-Z0-9\-]{2,40}(?: dot [A-Z0-9\-]{2,30}){0,2} dot (?:com|net|org|edu|gov|info|io|co|de|fr|it|es|nl|be|at|ch|pl|se|no|dk|fi|uk|ie|pt|br|mx|in|jp|cn|kr|ru|ua|tr|eu)\b"
 )
 _NOBODY = (b"git@", b"noreply@", b"no-reply@", b"donotreply@", b"user@host", b"root@localhost")
 
@@ -196,7 +201,7 @@ class CodeFinder:
         self._codes = tuple(c for c in _CODES if wanted is None or "." not in c.name or c.name.split(".")[0] in wanted)
         patterns = [rf"{'' if c.case else '(?i)'}(?:\b|_)({c.pattern})(?:\b|_|$|[^A-Za-z0-9])" for c in self._codes]
         self._patterns = tuple(re2.compile(pattern.encode()) for pattern in patterns)
-        self._any = make_set((*patterns, _HEADS, _EMAIL.pattern.decode()))
+        self._any = make_set((*patterns, _HEADS, f"{_EMAIL.pattern.decode()}|{_SPOKEN.pattern.decode()}"))
         self._checks = tuple(_make_check(c.check) for c in self._codes)
         self._heads = re2.compile(_HEADS.encode())
 
@@ -224,6 +229,8 @@ class CodeFinder:
 
     def _code(self, view: View, code: _Code, check: Check | None, start: int, end: int) -> None:
         raw = view.text[start:end].upper()
+        if code.name == "btc":
+            raw = view.text[start:end]
         bare = raw if code.kind in (Kind.IP_ADDRESS, Kind.DEVICE_ID) or code.name == "fi.hetu" else _JOINERS.sub("", raw)
         if check is not None:
             try:
@@ -252,6 +259,10 @@ class CodeFinder:
                 view.add(Kind.IBAN, start, end, 0.97, "iban")
 
     def _addresses(self, view: View) -> None:
+        for match in _SPOKEN.finditer(view.data):
+            if view.owns(match.start()):
+                view.spend(0.5)
+                view.add(Kind.EMAIL, match.start(), match.end(), 0.7, "spoken")
         for match in _EMAIL.finditer(view.data):
             start, end = match.span()
             if view.owns(start):

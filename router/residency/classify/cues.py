@@ -21,6 +21,8 @@ class Cue(StrEnum):
     PERSON = "person"
     HEALTH = "health"
     PHONE = "phone"
+    CALL = "call"
+    """What one does with a telephone, and with much else."""
     PASSPORT = "passport"
     LICENCE = "licence"
     DEVICE = "device"
@@ -35,7 +37,7 @@ _WORDS: dict[Cue, str] = {
     Cue.BANK: "iban|bank|account|acct|a/c|konto|kontonummer|bankverbindung|compte|cuenta|conto|conta|rekening|rekeningnummer|"
     "rachunek|konta|ucet|cont bancar|hesap|счет|счёт|рахунок|账户|账号|口座|계좌|sort code|routing|aba|clabe|cbu|bsb|swift|bic|rib|"
     "wire|transfer|überweisung|virement|bonifico|transferencia|przelew|حساب|חשבון|खाता|giro|bankgiro|tilinumero",
-    Cue.PERSON: "ssn|social security|sin|social insurance|national id|national identity|national insurance|nino|identity|"
+    Cue.PERSON: "ssn|social security|my social|his social|her social|their social|sin|social insurance|national id|national identity|national insurance|nino|identity|"
     "id number|id no|id card|id nr|id num|personal number|personal id|identification|citizen|taxpayer|tax id|tax no|tax number|tax file|tfn|tin|itin|"
     "utr|ppsn?|aadhaar|aadhar|uidai|pan card|voter|nric|fin|my number|mynumber|resident|mykad|cnic|nik|ktp|steuer-?id|steuernummer|"
     "steueridentifikationsnummer|idnr|tax identification|sozialversicherungsnummer|svnr|sv-?nummer|rentenversicherungsnummer|ausweis|ausweisnummer|"
@@ -53,11 +55,12 @@ _WORDS: dict[Cue, str] = {
     "historia clinica|tarjeta sanitaria|paciente|paziente|tessera sanitaria|cartella clinica|prontuario|cartao sus|sus|utente|patientnummer|"
     "zorgverzekering\\w*|pacjent\\w*|potilas|hasta|пациент\\w*|полис\\w*|病历|病历号|患者|医保|カルテ|保険証|診察券|환자|진료|रोगी|مريض|חולה|npi|nhi|"
     "ihi|phn|health card|ramq|ohip|krank\\w*|sygesikring|insurer|prescription|rezept",
-    Cue.PHONE: "phone|tel|telephone|mobile|cell|cellphone|fax|call|text|sms|whatsapp|signal|telegram|dial|reach|contact|ring|telefon\\w*|handy|"
+    Cue.PHONE: "phone|tel|telephone|mobile|cell|cellphone|fax|sms|whatsapp|telefon\\w*|handy|"
     "handynummer|mobil\\w*|rufnummer|anrufen|rückruf|erreich\\w*|ruf|durchwahl|telephoner|portable|appelez|appeler|joindre|numero de tel|"
     "telefono|movil|celular|llam\\w*|cellulare|chiam\\w*|telemovel|telefone|lig\\w{1,3}|telefoon|telefoonnummer|bel|bellen|mobiel|"
-    "komork\\w*|zadzwon\\w*|dzwon\\w*|numer telefonu|telefonnummer|ring|puhelin|gsm|cep|ara|тел|телефон\\w*|мобильн\\w*|звон\\w*|позвон\\w*|"
+    "komork\\w*|zadzwon\\w*|dzwon\\w*|numer telefonu|telefonnummer|puhelin|gsm|cep|ara|тел|телефон\\w*|мобильн\\w*|звон\\w*|позвон\\w*|"
     "номер|电话|手机|手机号|联系|電話|携帯|전화|휴대폰|연락처|फोन|मोबाइल|هاتف|جوال|اتصل|טלפון|נייד|โทร|dien thoai|sdt",
+    Cue.CALL: "call|text|signal|telegram|dial|reach|contact|ring|emergency",
     Cue.PASSPORT: "passport\\w*|reisepass\\w*|pass-?nr|passnummer|passeport|pasaporte|passaporto|passaporte|paspoort\\w*|paszport\\w*|pas\\w{0,2} nr|"
     "passi|pasaport|паспорт\\w*|护照|護照|パスポート|旅券|여권|جواز|דרכון|पासपोर्ट|travel document|ho chieu",
     Cue.LICENCE: "licen[cs]e|driver'?s?|driving|dl|führerschein\\w*|fahrerlaubnis|permis|permis de conduire|carnet de conducir|licencia|patente|"

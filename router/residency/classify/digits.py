@@ -22,7 +22,7 @@ _DATE = re.compile(
 _AMOUNT = re.compile(r"\d{1,3}(?:\.\d{3})+\Z|\d{1,3}\.\d{4,}\Z|\d+\.\d{1,2}\Z")
 _ADDRESS = re.compile(r"(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:\.(?:25[0-5]|2[0-4]\d|1?\d?\d)){3}\Z")
 _CARD_CUES = frozenset({Cue.CARD, Cue.BANK})
-_PHONE_CUES = frozenset({Cue.PHONE})
+_PHONE_CUES = frozenset({Cue.PHONE, Cue.CALL})
 _CARD_SHAPES = frozenset({"4-4-4-4", "4-6-5", "4-4-4-4-3", "4-6-4"})
 _MAX_DIGITS, _MIN_DIGITS = 22, 7
 _LABELLED_MIN = 0.62
@@ -115,9 +115,9 @@ class DigitFinder:
         if whole or len(groups) == 1:
             phone = phone_confidence(view, digits, groups, start, end)
             # The word beside it decides between a phone and an identifier whose check fits by chance.
-            if phone > best or (phone >= 0.8 and kind is not Kind.CARD and Cue.PHONE in view.cues(start, end)[0]):
+            if phone > best or (phone >= 0.8 and kind is not Kind.CARD and view.cues(start, end)[0] & _PHONE_CUES):
                 best, kind, name = phone, Kind.PHONE, ""
-        if _AMOUNT.match(view.text[start:end]) and best < 0.88:
+        if best < 0.88 and _AMOUNT.match(view.text[start:end]) and Cue.PERSON not in view.cues(start, end)[0]:
             best = 0.0
         if glued:
             best -= 0.25

@@ -56,13 +56,13 @@ _LABELS: tuple[_Label, ...] = (
     ),
     _Label(
         Kind.BANK_ACCOUNT,
-        "account number|account no|account #|bank account|acct|checking account|savings account|kontonummer|konto-?nr|numero de compte|numero de cuenta|cuenta bancaria|"
+        "account|account number|account no|account #|bank account|acct|checking account|savings account|kontonummer|konto-?nr|numero de compte|numero de cuenta|cuenta bancaria|"
         "numero di conto|conto corrente|conta corrente|conta bancaria|rekeningnummer|numer konta|numer rachunku|bankkonto|tilinumero|hesap no|"
         "расчетный счет|номер счета|р/с|银行账号|银行账户|账号|口座番号|계좌(?:번호)?|sort code|routing number|clabe|bsb",
         0.75,
     ),
 )
-_FILLER = r"(?:[\s\"'*]{0,3}(?:number|numbers|nummer|no|nr|num|numero|numer|n°|id|code|#|is|was|are|ist|lautet|est|es|e|je|jest|to|is:|on file|reads|ends with|:|=|-|–|：|は|は、|是|为|為|이|은|는|номер|серия|№)\b?[.:=]?){0,4}[\s\"'(:=#*]{0,4}"
+_FILLER = r"(?:[\s\"'*]{0,3}(?:number|numbers|nummer|no|nr|num|numero|numer|n°|id|code|#|is|was|are|ist|lautet|est|es|e|je|jest|to|is:|on file|reads|ends with|hat|die|der|has|the|with|mit|:|=|-|–|：|は|は、|是|为|為|이|은|는|номер|серия|№)\b?[.:=]?){0,5}[\s\"'(:=#*]{0,4}"
 _TOKEN = r"([A-Z]{0,4}[\-/ ]?\d[A-Z0-9\-/.]{3,22}|[A-Z0-9]{1,5}\d[A-Z0-9]{3,18}|\d{2,4}(?: \d{2,6}){1,5})"
 
 _BORN = (

@@ -7,13 +7,15 @@ import phonenumbers
 from router.residency.classify.cues import Cue
 from router.residency.classify.view import View
 
-_WANTED = frozenset({Cue.PHONE})
+_WANTED = frozenset({Cue.PHONE, Cue.CALL})
+_NOUNS = frozenset({Cue.PHONE})
 _PARSE_UNITS = 12.0
 """`phonenumbers` takes some 100 to 200 us for a number."""
 
 _NATIONAL: tuple[tuple[str, str, float], ...] = (
     ("2-2-2-2-2", "0", 0.8),
     ("3-3-4", "23456789", 0.55),
+    ("3-4", "23456789", 0.3),
     ("1-3-3-4", "1", 0.65),
     ("1-3-3-2-2", "78", 0.8),
     ("5-6", "0", 0.6),
@@ -71,7 +73,9 @@ def phone_confidence(view: View, digits: str, groups: list[tuple[int, int]], sta
         base = 0.3
     if base == 0.0 and (len(digits) > 13 or len(groups) > 6):
         return 0.0
-    weighed = view.weigh(base or 0.1, start, end, _WANTED)
+    # Short digits without a shape may be anything that one calls, reaches, or that rings.
+    wanted = _NOUNS if base == 0.0 and len(digits) < 9 else _WANTED
+    weighed = view.weigh(base or 0.1, start, end, wanted)
     return min(weighed, 0.86) if base == 0.0 else weighed
 
 

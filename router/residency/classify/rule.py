@@ -5,16 +5,19 @@ The result is always the meet of the label there was and some of the rules' labe
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable, Mapping
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from router.placement.targets import Membership
 from router.residency.classify.cache import Outcome, OutcomeCache
 from router.residency.classify.detector import Detector, SocketDetector
 from router.residency.classify.kinds import CATEGORY, Category, Kind
-from router.residency.classify.scan import Scanner
+from router.residency.classify.scan import YIELD_AFTER_S, Scanner
 from router.residency.classify.texts import texts_of
 from router.residency.label import Evidence, Label, admits
 
@@ -96,6 +99,14 @@ def needed(rules: Rules, label: Label, candidates: Iterable[Evidence], now: floa
     return any(admits(label, evidence, now) and not admits(worst, evidence, now) for evidence in candidates)
 
 
+def distinct_evidence(membership: Membership) -> tuple[Evidence, ...]:
+    """What the targets' evidence is, each kind of it once: a hundred replicas in two zones are two questions to `needed`."""
+    known: tuple[Evidence, ...] | None = membership.memo.get("distinct_evidence")
+    if known is None:
+        known = membership.memo["distinct_evidence"] = tuple({target.evidence for target in membership.targets})
+    return known
+
+
 class Classifier:
     """Scans requests and tightens their labels.
 
@@ -103,16 +114,25 @@ class Classifier:
         rules: the compiled section.
         scanner: the built-in detector.
         cache: outcomes of texts seen before.
-        detector: a second one in a process of its own, asked only when the first has not said the worst already.
+        detector: a second one in a process of its own, asked where the first could judge.
+        most: characters of one request that are looked at; more than that is unknown.
     """
 
-    __slots__ = ("_cache", "_detector", "_scanner", "rules")
+    __slots__ = ("_cache", "_detector", "_most", "_scanner", "rules")
 
-    def __init__(self, rules: Rules, scanner: Scanner, cache: OutcomeCache, detector: Detector | None = None) -> None:
+    def __init__(
+        self, rules: Rules, scanner: Scanner, cache: OutcomeCache, detector: Detector | None = None, most: int = 2_000_000
+    ) -> None:
+        self._most = most
         self.rules = rules
         self._scanner = scanner
         self._cache = cache
         self._detector = detector
+
+    @property
+    def scanner(self) -> Scanner:
+        """The built-in detector, for redaction."""
+        return self._scanner
 
     async def tighten(self, label: Label, body: dict[str, Any]) -> Verdict:
         """The label of a request, with what stands in it.
@@ -125,8 +145,14 @@ class Classifier:
         unknown = ""
         current = label
         worst = label.meet(self.rules.tightest)
+        characters, began = 0, time.perf_counter()
         for item in texts_of(body):
-            outcome = await self._outcome(item.text)
+            characters += len(item.text)
+            outcome = await self._outcome(item.text) if characters <= self._most else Outcome(unknown="budget")
+            if time.perf_counter() - began >= YIELD_AFTER_S:
+                # A thousand short turns hold the loop as long as one long text would.
+                await asyncio.sleep(0)
+                began = time.perf_counter()
             if item.opaque and not self.rules.read_media and not outcome.unknown:
                 outcome = Outcome(outcome.kinds, "media")
             kinds |= outcome.kinds
@@ -171,4 +197,6 @@ def make_classifier(section: Classify, tags: Mapping[str, Label], secret: bytes)
     detector = None
     if section.detector is not None:
         detector = SocketDetector(section.detector.socket, section.detector.timeout_ms / 1e3, section.min_confidence)
-    return Classifier(rules, Scanner(section.countries, section.min_confidence), OutcomeCache(secret), detector)
+    return Classifier(
+        rules, Scanner(section.countries, section.min_confidence), OutcomeCache(secret), detector, section.max_characters
+    )

@@ -61,10 +61,10 @@ _NAMED = re2.compile(
     rb"[\"']?(?: (?:is|ist|est|es|was|for \w{1,12}|value))?\s{0,3}[:=>]{0,2}\s{0,3}(?:basic |bearer )?[\"']?([A-Za-z0-9+/_\-.=~]{16,})"
 )
 _PLACEHOLDER = re.compile(
-    r"(?i)example|placeholder|your[_-]?|xxxx|\*{4}|changeme|dummy|redacted|sample|insert|replace|<|>|\.\.\.|123456789012|abcdefgh|process\.env|os\.environ"
+    r"(?i)example|placeholder|your[_-]?|xxxx|\*{4}|changeme|dummy|redacted|sample|insert|replace|<|>|\.\.\.|process\.env|os\.environ"
 )
 _UUID = re.compile(r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
-_MIN_BITS = 3.1
+_MIN_BITS, _MANY_BITS = 3.1, 4.0
 """Bits per character below which a value is a word, not a key: English words have about 2.5 at this length, random base64 4."""
 
 
@@ -120,9 +120,9 @@ def _named_confidence(value: str) -> float:
         return 0.55
     kinds = sum(map(bool, (re.search(r"[a-z]", value), re.search(r"[A-Z]", value), re.search(r"\d", value))))
     digits = sum(character.isdigit() for character in value)
-    if kinds < 2 or digits < 2 or value.count("/") > 3 or value.count(".") > 2:
+    if kinds < 2 or digits < 1 or value.count("/") > 3 or value.count(".") > 2:
         return 0.0
-    return 0.85 if bits_per_character(value) >= _MIN_BITS else 0.0
+    return 0.85 if bits_per_character(value) >= (_MIN_BITS if digits > 1 else _MANY_BITS) else 0.0
 
 
 def bits_per_character(value: str) -> float:

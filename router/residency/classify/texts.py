@@ -25,6 +25,7 @@ _STRUCTURE = frozenset(
 _MEDIA = frozenset(
     {"image_url", "input_image", "input_audio", "audio_url", "video_url", "file", "input_file", "image", "document"}
 )
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _TURNS = ("messages", "input", "prompt", "documents", "queries", "texts")
 _KEY_WORTH_READING = 6
 
@@ -78,13 +79,24 @@ def _render(name: str, value: Any, lines: list[str]) -> bool:
         if value and all(isinstance(item, int) and not isinstance(item, bool) for item in value):
             # Token ids, or numbers that may be anybody's.
             return True
-        opaque = False
-        for item in value:
-            opaque = _render(name, item, lines) or opaque
-        return opaque
+        return _render_list(name, value, lines)
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) >= 100_000:
         lines.append(f"{name}: {value}")
     return False
+
+
+def _render_list(name: str, value: list[Any], lines: list[str]) -> bool:
+    """Neighbouring parts of one content are one text for the model, so they are one here: a number may be split over them."""
+    opaque = False
+    together: list[str] = []
+    for item in value:
+        if isinstance(item, dict) and isinstance(item.get("text"), str) and item.get("type") in _TEXT_PARTS:
+            together.append(item["text"])
+            item = {key: inner for key, inner in item.items() if key != "text"}
+        opaque = _render(name, item, lines) or opaque
+    if together:
+        lines.append(" ".join(together))
+    return opaque
 
 
 def _render_mapping(value: dict[str, Any], lines: list[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 KEY = "tg-bench-0123456789abcdef0123456789abcdef"
@@ -31,6 +31,13 @@ class Case:
     model: str = MODEL
     only: str | None = None
     """The one system this case makes sense for."""
+    targets: int | None = None
+    """Engines behind the system; None: as many as the run's first number says."""
+
+    @property
+    def base(self) -> str:
+        """The case's name without the number of targets."""
+        return self.name.partition("@")[0]
 
 
 CASES = {
@@ -44,6 +51,16 @@ CASES = {
         Case("json-auto", 500, model="auto", only="tidegate"),
     )
 }
+
+
+def find(name: str) -> Case:
+    """The case of a name: one of `CASES`, or `json@256`, the same with 256 engines behind the system.
+
+    Raises:
+        KeyError: there is no such case.
+    """
+    base, _, targets = name.partition("@")
+    return replace(CASES[base], name=name, targets=int(targets)) if targets else CASES[base]
 
 
 def body(case: Case, seed: int) -> bytes:
@@ -67,6 +84,6 @@ def body(case: Case, seed: int) -> bytes:
 
 def write_pool(case: Case, folder: Path, prompts: int = POOL) -> Path:
     """Write the case's bodies, one a line, and return the file."""
-    path = folder / f"{case.name}.jsonl"
+    path = folder / f"{case.base}.jsonl"
     path.write_bytes(b"\n".join(body(case, seed) for seed in range(prompts)) + b"\n")
     return path

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from . import bodies, mock_engine, report, run, systems
+from . import bodies, footprint, goals, mock_engine, records, report, run, systems
 
 ROOT = Path(__file__).resolve().parents[3]
+MOST_TARGETS = 256
+ENGINES_AT = 500
+"""The engines' ports start so far above the systems' own."""
 ABOUT = f"""\
 What a request costs on its way through a router, in CPU time, latency and throughput.
 
@@ -22,17 +25,26 @@ Systems take turns in every round, so that whatever else the machine does meets 
 the figure to compare: it counts all processes of a system and hardly depends on the load of the machine, whereas
 throughput and latency do. tidegate decides in full: key, label, complexity, placement, receipt.
 
-Peers come from PyPI into .bench/ in this checkout; one that cannot be had is reported as missing.
+Peers come from PyPI into .bench/ in this checkout; one that cannot be had is reported as missing. Ray Serve's simulated
+engines are its own replicas, whose few microseconds count as its own.
 """
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("datapath", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="within 5 minutes: the main systems; json and sse64")
+    parser.add_argument("--quick", action="store_true", help="within 5 minutes: most systems, json and sse64, fewer turns")
+    parser.add_argument("--memory", action="store_true", help="instead: what 10,000 idle connections and 1,000 streams take")
+    parser.add_argument("--idle", type=_positive, default=10_000, help="--memory: idle keep-alive connections")
+    parser.add_argument("--live", type=_positive, default=1_000, help="--memory: live streams")
+    parser.add_argument("--minutes", type=float, default=1.0, help="--memory: how long connections come and go afterwards")
     parser.add_argument("--systems", type=_names(systems.SYSTEMS), help=f"of {', '.join(systems.SYSTEMS)}")
-    parser.add_argument("--peers", type=_names(systems.SYSTEMS), default=[], help="systems to add, e.g. litellm")
+    parser.add_argument("--without", type=_names(systems.SYSTEMS), default=[], help="systems to leave out")
     parser.add_argument("--cases", type=_names(bodies.CASES), help=f"of {', '.join(bodies.CASES)}")
-    parser.add_argument("--targets", type=_positive, default=4, help="engines behind each system (up to 256)")
+    parser.add_argument(
+        "--targets",
+        type=_numbers,
+        help="engines behind each system; json and sse64 again with every further number (default 4,64,256; quick: 4,256)",
+    )
     parser.add_argument("--seconds", type=_positive, help="length of one loaded run")
     parser.add_argument("--rounds", type=_positive, help="times every system takes its turn")
     parser.add_argument("--connections", type=_positive, default=32)
@@ -61,16 +73,25 @@ def _positive(text: str) -> int:
     return value
 
 
+def _numbers(text: str) -> list[int]:
+    values = [_positive(part) for part in text.split(",")]
+    if max(values) > MOST_TARGETS:
+        raise argparse.ArgumentTypeError(f"at most {MOST_TARGETS}")
+    return values
+
+
 def _plan(options: argparse.Namespace) -> run.Plan:
-    chosen = options.systems or (systems.QUICK if options.quick else systems.USUAL)
-    seconds = options.seconds or (4 if options.quick else 8)
+    chosen = options.systems or (systems.QUICK if options.quick else list(systems.SYSTEMS))
+    first, *more = dict.fromkeys(options.targets or ([4, 256] if options.quick else [4, 64, 256]))
+    cases = options.cases or (["json", "sse64"] if options.quick else list(bodies.CASES))
+    cases += [f"{case}@{number}" for number in more for case in ("json", "sse64") if case in cases]
     return run.Plan(
-        systems=list(dict.fromkeys([*chosen, *options.peers])),
-        cases=options.cases or (["json", "sse64"] if options.quick else list(bodies.CASES)),
-        targets=min(options.targets, 256),
-        seconds=seconds,
-        solo_seconds=1 if options.quick else 3,
-        rounds=options.rounds or (3 if options.quick else 5),
+        systems=[name for name in dict.fromkeys(chosen) if name not in options.without],
+        cases=cases,
+        targets=first,
+        seconds=options.seconds or (2 if options.quick else 5),
+        solo_seconds=1 if options.quick else 2,
+        rounds=options.rounds or (2 if options.quick else 4),
         connections=options.connections,
         prompts=options.prompts,
         port_base=options.port_base,
@@ -85,10 +106,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the bench. Exit status: 0 measured or honestly missing, 1 a wrong answer, 2 it could not run."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
-    plan, work, console = _plan(options), ROOT / ".bench", report.console()
+    work, console = ROOT / ".bench", report.console()
     work.mkdir(exist_ok=True)
-    engines = [f"http://{systems.HOST}:{plan.port_base + 100 + number}" for number in range(plan.targets)]
-    bench = systems.Bench(ROOT, work, sys.executable, engines)
+    if options.memory:
+        return footprint.main(console, work, options.idle, options.live, options.minutes)
+    plan = _plan(options)
+    engines = [f"http://{systems.HOST}:{plan.port_base + ENGINES_AT + number}" for number in range(plan.engines)]
+    bench = systems.Bench(ROOT, work, sys.executable, engines, install_s=90 if options.quick else 600)
     try:
         with Console(stderr=True).status("starting") as status:
             outcome = run.execute(plan, bench, status.update)
@@ -98,8 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (run.Missing, run.verify.WrongAnswer) as error:
         console.print(f"[red]cannot run[/]: {error}", highlight=False)
         return 2
-    rows = run.rows(outcome)
+    rows = records.rows(outcome)
     report.show(console, outcome, rows)
+    report.show_goals(console, goals.judge(rows, footprint.last(work), footprint.last(work, "throughput"), few=plan.targets))
     if options.json:
         report.write_json(options.json, rows)
     if not options.no_png:

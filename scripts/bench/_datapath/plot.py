@@ -16,8 +16,12 @@ def main(source: Path, target: Path) -> None:
     """One panel per case, one bar per system, the range as a whisker; logarithmic where costs span decades."""
     rows = [row for row in json.loads(source.read_text()) if row["system"] != "direct"]
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    figure, panels = plt.subplots(1, len(cases), figsize=(4.6 * len(cases), 3.6), squeeze=False)
-    for panel, case in zip(panels[0], cases, strict=True):
+    columns = min(4, len(cases))
+    lines = -(-len(cases) // columns)
+    figure, panels = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.6 * lines), squeeze=False)
+    for panel in panels.flat[len(cases) :]:
+        panel.set_visible(False)
+    for panel, case in zip(panels.flat, cases, strict=False):
         of_case = sorted((row for row in rows if row["case"] == case), key=lambda row: -row["cpu_us_per_request"])
         cost = [row["cpu_us_per_request"] for row in of_case]
         spread = [

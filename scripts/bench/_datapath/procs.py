@@ -21,14 +21,15 @@ def _die_with_parent() -> None:
 
 
 def start(argv: list[str], log: Path, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a program in a process group of its own; it dies with us."""
+    """Start a program in a process group of its own; it dies with us. Python programs may keep their compiled bytecode."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with log.open("wb") as out:
         return subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
+            env={**inherited, **(env or {})},
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )

@@ -12,13 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from . import mock_engine, peers, systems
-from .run import Outcome
+from .goals import FLOOR, PEER, Goal
+from .run import SLOW_CONNECTIONS, Outcome
 
-PEER = "vllm-router/cache_aware"
-FLOOR = "haproxy"
-
-
-WIDTH = 150
+WIDTH = 165
 """What the tables need; a file or a pipe is given that much, a terminal has the width it has."""
 
 
@@ -35,8 +32,10 @@ def show(console: Console, outcome: Outcome, rows: list[dict[str, Any]]) -> None
         if of_case:
             console.print(_table(case, of_case, outcome))
     console.print(
-        "CPU: user + system time of all processes of the system, median (range) over the rounds; `direct` is the "
-        f"engine itself. Alone: one connection. x vllm cache, x haproxy: CPU against {PEER} and {FLOOR}."
+        "CPU: user + system time of all processes of the system, median (range) over the rounds; `direct` is the engine itself. "
+        "Alone: one connection; added: more than the engine takes by itself. x vllm cache, x haproxy: CPU against "
+        f"{PEER} and {FLOOR}. Per chunk: (a stream - a JSON answer) / {mock_engine.CHUNKS}. Systems that cost "
+        f"milliseconds a request are loaded by {SLOW_CONNECTIONS} connections at most."
     )
     for name, why in outcome.missing.items():
         console.print(f"[yellow]missing[/] {name}: {why}", highlight=False)
@@ -49,30 +48,49 @@ def show(console: Console, outcome: Outcome, rows: list[dict[str, Any]]) -> None
 def _table(case: str, of_case: list[dict[str, Any]], outcome: Outcome) -> Table:
     plan = outcome.plan
     table = Table(
-        title=f"{case}: {plan.connections} connections, {plan.targets} targets, {plan.rounds} x {plan.seconds} s",
+        title=f"{case}: {plan.connections} connections, {of_case[0]['targets']} targets, {plan.rounds} x {plan.seconds} s",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
     )
     table.add_column("system", no_wrap=True)
     names = ["CPU us", "range", "x vllm\ncache", "x ha-\nproxy", "req/s", "p50 ms", "p99 ms"]
-    names += ["alone\np50 ms", "added\np50 ms", "alone\np99 ms", "RSS\nMiB"]
-    if "cpu_us_per_chunk" in of_case[0]:
-        names.insert(1, f"per chunk\n(of {mock_engine.CHUNKS})")
+    names += ["added\np50", "added\np99", "alone\np50 ms", "added\np50", "added\np99", "RSS\nMiB"]
+    per_chunk = any("cpu_us_per_chunk" in row for row in of_case)
+    if per_chunk:
+        names.insert(1, "per\nchunk")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     cost = {row["system"]: row["cpu_us_per_request"] for row in of_case}
     for row in of_case:
         cells = [f"{row['cpu_us_per_request']:,.0f}"]
-        if "cpu_us_per_chunk" in row:
-            cells.append(f"{row['cpu_us_per_chunk']:.1f}")
+        if per_chunk:
+            cells.append(f"{row['cpu_us_per_chunk']:.1f}" if "cpu_us_per_chunk" in row else "-")
         cells.append(f"{row['cpu_us_min']:,.0f}..{row['cpu_us_max']:,.0f}")
         cells += [_ratio(row, cost.get(PEER)), _ratio(row, cost.get(FLOOR))]
         cells += [f"{row['rps']:,.0f}", f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}"]
-        cells += [f"{row['alone_p50_ms']:.2f}", _signed(row.get("added_p50_ms"))]
-        cells += [f"{row['alone_p99_ms']:.2f}", f"{row['rss_mb']:.0f}"]
+        cells += [_signed(row.get("added_p50_ms")), _signed(row.get("added_p99_ms"))]
+        cells.append(f"{row['alone_p50_ms']:.2f}")
+        cells += [_signed(row.get("added_alone_p50_ms")), _signed(row.get("added_alone_p99_ms"))]
+        cells.append(f"{row['rss_mb']:.0f}")
         table.add_row(row["system"], *cells, style="bold" if row["system"] == "tidegate" else None)
     return table
+
+
+def show_goals(console: Console, goals: list[Goal]) -> None:
+    """What was to be reached, and whether it was."""
+    table = Table(title="goals", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("measure")
+    for name in ("goal", "measured"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    verdicts = {True: "[green]met[/]", False: "[red]missed[/]", None: "not measured"}
+    for goal in goals:
+        limit = f"{'>=' if goal.at_least else '<='} {goal.limit:g}{goal.unit}"
+        measured = "-" if goal.value is None else f"{goal.value:g}{goal.unit}"
+        table.add_row(goal.measure, limit, measured, verdicts[goal.met])
+    console.print(table)
+    console.print("Memory and tokens/s come from the latest `datapath --memory` and `scripts/bench/throughput` in this checkout.")
 
 
 def _signed(value: float | None) -> str:

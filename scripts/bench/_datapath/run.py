@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from . import bodies, load, mock_engine, procs, systems, verify
 from .peers import Missing
+
+SLOW_CONNECTIONS, SLOW_SECONDS = 8, 8
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,34 @@ class Plan:
 
     systems: list[str]
     cases: list[str]
+    """Names for `bodies.find`."""
     targets: int = 4
+    """Engines behind a system in the cases that name no number of their own."""
     seconds: int = 5
     solo_seconds: int = 2
     rounds: int = 3
     connections: int = 32
     prompts: int = bodies.POOL
     port_base: int = 31000
+
+    @property
+    def engines(self) -> int:
+        """Engines that the run needs in all."""
+        return max([self.targets, *(bodies.find(name).targets or 0 for name in self.cases)])
+
+    def rounds_of(self, system: str) -> int:
+        """Slow systems take one turn in three: their costs are so large that spread does not matter."""
+        return max(1, self.rounds // 3) if system in systems.SLOW else self.rounds
+
+    def load_of(self, system: str) -> tuple[int, int]:
+        """Connections and seconds of a loaded run.
+
+        What is half done when the time is over has cost CPU and does not count as a request. So that this stays small beside
+        the whole, slow systems get fewer connections for longer.
+        """
+        if system in systems.SLOW:
+            return min(SLOW_CONNECTIONS, self.connections), max(SLOW_SECONDS, self.seconds)
+        return self.connections, self.seconds
 
 
 @dataclass
@@ -64,6 +86,15 @@ class Running:
     name: str
     url: str
     pid: int
+    targets: int
+
+    def answers(self, case: bodies.Case, plan: Plan) -> bool:
+        """Whether the case is measured on this one."""
+        if (case.only is not None and self.name != case.only) or not systems.measured(self.name, case):
+            return False
+        wanted = case.targets or plan.targets
+        # The engine itself is one engine, however many there are.
+        return wanted == (plan.targets if self.name == systems.DIRECT else self.targets)
 
 
 def execute(plan: Plan, bench: systems.Bench, say: Callable[[str], None]) -> Outcome:
@@ -71,26 +102,25 @@ def execute(plan: Plan, bench: systems.Bench, say: Callable[[str], None]) -> Out
     outcome = Outcome(plan)
     if load.generator() != "wrk":
         outcome.notes.append(load.NO_WRK)
-    pools = {name: bodies.write_pool(bodies.CASES[name], bench.work, plan.prompts) for name in plan.cases}
+    pools = {name: bodies.write_pool(bodies.find(name), bench.work, plan.prompts) for name in plan.cases}
     with contextlib.ExitStack() as stack:
         engines = _start_engines(plan, bench, stack)
-        up = [Running(systems.DIRECT, bench.engines[0], engines[0].pid)]
-        for number, name in enumerate(plan.systems):
-            say(f"starting {name}")
-            if started := _start_system(name, plan.port_base + 10 * number, plan, bench, outcome, stack):
-                up.append(started)
+        up = [Running(systems.DIRECT, bench.engines[0], engines[0].pid, plan.targets)]
+        up += _start_systems(plan, bench, outcome, stack, say)
+        say("warming up")
         turns = list(_checked(up, plan, outcome, pools))
         for number in range(plan.rounds):
             shift = number % max(1, len(turns))
             for system, case in turns[shift:] + turns[:shift]:
-                say(f"round {number + 1} of {plan.rounds}: {case}, {system.name}")
-                _take(system, case, plan, outcome, pools[case])
+                if number < plan.rounds_of(system.name):
+                    say(f"round {number + 1} of {plan.rounds}: {case}, {system.name}")
+                    _take(system, case, plan, outcome, pools[case])
     return outcome
 
 
 def _start_engines(plan: Plan, bench: systems.Bench, stack: contextlib.ExitStack) -> list[subprocess.Popen[bytes]]:
     started, first = [], int(bench.engines[0].rsplit(":", 1)[1])
-    shares = [plan.targets - plan.targets // 2, plan.targets // 2]
+    shares = [plan.engines - plan.engines // 2, plan.engines // 2]
     for number, count in enumerate(share for share in shares if share):
         _require_free(first, count)
         argv = [sys.executable, mock_engine.__file__, "--first-port", str(first), "--count", str(count)]
@@ -127,25 +157,45 @@ def _wait(url: str, case: bodies.Case, limit_s: float, process: subprocess.Popen
         time.sleep(0.3)
 
 
-def _start_system(
-    name: str, port: int, plan: Plan, bench: systems.Bench, outcome: Outcome, stack: contextlib.ExitStack
-) -> Running | None:
-    try:
-        launch = systems.SYSTEMS[name](bench, port)
-        _require_free(port, 2)
-    except Missing as error:
-        outcome.missing[name] = str(error)
-        return None
-    log = bench.work / f"{name.replace('/', '-')}.log"
-    process = procs.start(launch.argv, log, launch.env)
-    stack.callback(procs.stop, process)
-    first = next((case for case in plan.cases if _applies(name, case)), "json")
-    try:
-        _wait(launch.url, bodies.CASES[first], launch.ready_s, process)
-    except verify.WrongAnswer as error:
-        outcome.wrong[name, first] = f"{error}; its log: {log}{_tail(log)}"
-        return None
-    return Running(name, launch.url, process.pid)
+def _start_systems(
+    plan: Plan, bench: systems.Bench, outcome: Outcome, stack: contextlib.ExitStack, say: Callable[[str], None]
+) -> list[Running]:
+    """Start every system, once per number of targets that its cases ask for, and return those that answer rightly."""
+    begun, port = [], plan.port_base
+    for name in plan.systems:
+        for targets, case in _instances(name, plan).items():
+            say(f"starting {name} with {targets} targets")
+            some = replace(bench, engines=bench.engines[:targets])
+            try:
+                launch = systems.SYSTEMS[name](some, port)
+                _require_free(port, 2)
+            except Missing as error:
+                outcome.missing[name] = str(error)
+                break
+            log = bench.work / f"{name.replace('/', '-')}-{targets}.log"
+            process = procs.start(launch.argv, log, launch.env)
+            stack.callback(procs.stop, process)
+            begun.append((Running(name, launch.url, process.pid, targets), case, launch, process, log))
+            port += 10
+    up = []
+    for system, case, launch, process, log in begun:
+        say(f"waiting for {system.name} with {system.targets} targets")
+        try:
+            _wait(launch.url, case, launch.ready_s, process)
+            up.append(system)
+        except verify.WrongAnswer as error:
+            outcome.wrong[system.name, case.name] = f"{error}; its log: {log}{_tail(log)}"
+    return up
+
+
+def _instances(name: str, plan: Plan) -> dict[int, bodies.Case]:
+    """How many targets the system is started with, and a case of each to try it with."""
+    found: dict[int, bodies.Case] = {}
+    for case in map(bodies.find, plan.cases):
+        targets = case.targets or plan.targets
+        if targets not in found and Running(name, "", 0, targets).answers(case, plan):
+            found[targets] = case
+    return found
 
 
 def _tail(log: Path) -> str:
@@ -153,20 +203,15 @@ def _tail(log: Path) -> str:
     return "".join(f"\n    {line[:160]}" for line in lines)
 
 
-def _applies(system: str, case: str) -> bool:
-    only = bodies.CASES[case].only
-    return only is None or system == only
-
-
 def _checked(up: list[Running], plan: Plan, outcome: Outcome, pools: dict[str, Path]) -> Iterator[tuple[Running, str]]:
     """The pairs that answer rightly, case by case, each warmed up."""
     for case in plan.cases:
         for system in up:
-            if not _applies(system.name, case):
+            if not system.answers(bodies.find(case), plan):
                 continue
             try:
-                verify.check(system.url, bodies.CASES[case])
-                load.run(system.url, pools[case], plan.connections, 1)
+                verify.check(system.url, bodies.find(case))
+                load.run(system.url, pools[case], plan.load_of(system.name)[0], 1)
             except (verify.WrongAnswer, load.LoadError) as error:
                 outcome.wrong[system.name, case] = str(error)
                 continue
@@ -177,7 +222,7 @@ def _take(system: Running, case: str, plan: Plan, outcome: Outcome, pool: Path) 
     procs.wait_idle(system.pid)
     before = procs.cpu_seconds(system.pid)
     try:
-        loaded = load.run(system.url, pool, plan.connections, plan.seconds)
+        loaded = load.run(system.url, pool, *plan.load_of(system.name))
         procs.wait_idle(system.pid)
         cpu = procs.cpu_seconds(system.pid) - before
         alone = load.run(system.url, pool, 1, plan.solo_seconds)
@@ -190,48 +235,3 @@ def _take(system: Running, case: str, plan: Plan, outcome: Outcome, pool: Path) 
         elif taken.faults:
             outcome.notes.append(f"{system.name}, {case}: {taken.faults}")
     outcome.samples.setdefault((system.name, case), []).append(Sample(loaded, alone, cpu, procs.rss_mb(system.pid)))
-
-
-def rows(outcome: Outcome) -> list[dict[str, object]]:
-    """The result as plain records: medians over the rounds, and the range of the CPU time."""
-    made: list[dict[str, object]] = []
-    for (system, case), samples in outcome.samples.items():
-        if (system, case) in outcome.wrong:
-            continue
-        cpu = [sample.cpu_us for sample in samples]
-
-        def middle(values: list[float], digits: int) -> float:
-            return round(statistics.median(values), digits)
-
-        row: dict[str, object] = {
-            "system": system,
-            "case": case,
-            "cpu_us_per_request": middle(cpu, 1),
-            "p50_ms": middle([sample.loaded.p50_ms for sample in samples], 3),
-            "p99_ms": middle([sample.loaded.p99_ms for sample in samples], 3),
-            "rps": middle([sample.loaded.rps for sample in samples], 1),
-            "cpu_us_min": round(min(cpu), 1),
-            "cpu_us_max": round(max(cpu), 1),
-            "alone_p50_ms": middle([sample.alone.p50_ms for sample in samples], 3),
-            "alone_p99_ms": middle([sample.alone.p99_ms for sample in samples], 3),
-            "rss_mb": middle([sample.rss_mb for sample in samples], 1),
-            "requests": sum(sample.loaded.requests for sample in samples),
-            "rounds": len(samples),
-            "targets": outcome.plan.targets,
-            "connections": outcome.plan.connections,
-            "prompts": outcome.plan.prompts,
-            "load": load.generator(),
-        }
-        if bodies.CASES[case].stream:
-            row["cpu_us_per_chunk"] = middle([value / mock_engine.CHUNKS for value in cpu], 2)
-        made.append(row)
-    _add_latency(made)
-    return made
-
-
-def _add_latency(made: list[dict[str, object]]) -> None:
-    floor = {row["case"]: row["alone_p50_ms"] for row in made if row["system"] == systems.DIRECT}
-    for row in made:
-        at = floor.get(row["case"])
-        if isinstance(at, float) and isinstance(row["alone_p50_ms"], float):
-            row["added_p50_ms"] = round(row["alone_p50_ms"] - at, 3)

@@ -33,6 +33,8 @@ class Bench:
     """The Python that has tidegate's dependencies."""
     engines: list[str]
     """Base URLs of the mock engines."""
+    install_s: float = 600
+    """How long a peer may take to install."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def haproxy(bench: Bench, port: int) -> Launch:
         *servers,
         "",
     ]
-    path = bench.work / "haproxy.cfg"
+    path = bench.work / f"haproxy-{port}.cfg"
     path.write_text("\n".join(lines))
     return Launch([program, "-f", str(path), "-db"], port)
 
@@ -96,7 +98,7 @@ def tidegate(bench: Bench, port: int) -> Launch:
         "targets": targets,
         "keys": [{"id": "bench", "sha256": hashlib.sha256(bodies.KEY.encode()).hexdigest(), "residency": "onprem"}],
     }
-    path = bench.work / "tidegate.yaml"
+    path = bench.work / f"tidegate-{port}.yaml"
     path.write_text(json.dumps(config, indent=1))  # JSON is YAML
     home = bench.work / "home"
     home.mkdir(exist_ok=True)
@@ -107,7 +109,7 @@ def tidegate(bench: Bench, port: int) -> Launch:
 
 def _rust_peer(requirement: str, module: list[str], policy: str) -> Callable[[Bench, int], Launch]:
     def launch(bench: Bench, port: int) -> Launch:
-        python = ensure(bench.work / "venv", requirement)
+        python = ensure(bench.work / "venv", requirement, bench.install_s)
         options = ["--host", HOST, "--port", str(port), "--policy", policy]
         options += ["--prometheus-port", str(port + 1), "--prometheus-host", HOST]
         level = "warning" if module[0].startswith("vllm") else "warn"
@@ -119,7 +121,7 @@ def _rust_peer(requirement: str, module: list[str], policy: str) -> Callable[[Be
 
 def litellm(bench: Bench, port: int) -> Launch:
     """The LiteLLM proxy, one worker, no database."""
-    python = ensure(bench.work / "venv-litellm", "litellm[proxy]==1.104.4", limit_s=600)
+    python = ensure(bench.work / "venv-litellm", "litellm[proxy]==1.104.4", bench.install_s)
     models = [
         {
             "model_name": bodies.MODEL,
@@ -130,10 +132,30 @@ def litellm(bench: Bench, port: int) -> Launch:
     path = bench.work / "litellm.yaml"
     path.write_text(json.dumps({"model_list": models}))
     argv = [str(python.parent / "litellm"), "--config", str(path), "--host", HOST, "--port", str(port)]
-    env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "LITELLM_LOG": "ERROR"}
-    return Launch([*argv, "--num_workers", "1"], port, env, ready_s=120)
+    # It has no database to keep keys in; so it may start without a master key, and asks for none.
+    env = {
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_TELEMETRY": "False",
+        "LITELLM_LOG": "ERROR",
+    }
+    return Launch([*argv, "--num_workers", "1"], port, env, ready_s=150)
 
 
+def _ray_serve(mode: str) -> Callable[[Bench, int], Launch]:
+    def launch(bench: Bench, port: int) -> Launch:
+        python = ensure(bench.work / "venv-ray", RAY, bench.install_s)
+        script = Path(__file__).with_name("ray_serve.py")
+        argv = [str(python), str(script), "--port", str(port), "--mode", mode, "--model", bodies.MODEL]
+        return Launch(
+            [*argv, "--engines", *bench.engines], port, {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}, 150
+        )
+
+    launch.__doc__ = f"Ray Serve with its default proxy, {mode}; all of Ray's processes count."
+    return launch
+
+
+RAY = "ray[serve]==2.60.0"
 DIRECT = "direct"
 """The mock engine itself: the floor of latency. Its CPU time is the engine's own."""
 
@@ -145,9 +167,21 @@ SYSTEMS: dict[str, Callable[[Bench, int], Launch]] = {
     "sglang-router/cache_aware": _rust_peer("sglang-router==0.3.2", ["sglang_router.launch_router"], "cache_aware"),
     "smg/cache_aware": _rust_peer("smg==1.13.0", ["smg.launch_router"], "cache_aware"),
     "litellm": litellm,
+    "ray-serve/handle": _ray_serve("handle"),
+    "ray-serve/relay": _ray_serve("relay"),
 }
-QUICK = ["haproxy", "tidegate", "vllm-router/round_robin", "vllm-router/cache_aware"]
-USUAL = [name for name in SYSTEMS if name != "litellm"]
+SLOW = ("litellm", "ray-serve/handle", "ray-serve/relay")
+"""Tens of times dearer than the others: they take fewer turns, at the usual number of targets, and with the main cases only."""
+MANY_TARGETS = ("haproxy", "tidegate", "vllm-router/cache_aware")
+"""Those started again for the larger numbers of targets."""
+QUICK = [name for name in SYSTEMS if name not in ("vllm-router/round_robin", "ray-serve/relay")]
+
+
+def measured(name: str, case: bodies.Case) -> bool:
+    """Whether a system takes part in a case."""
+    if name in SLOW:
+        return case.name in ("json", "sse64")
+    return case.targets is None or name in (*MANY_TARGETS, DIRECT)
 
 
 def describe(program: list[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from _dataplane import disconnects, kills, memory, slow, smuggle, streams
+from _dataplane import disconnects, joins, kills, memory, slow, smuggle, streams
 
 Totals = dict[str, int]
 
@@ -31,6 +31,17 @@ def _kills(args: argparse.Namespace, totals: Totals) -> None:
     for name in ("lost", "truncated", "doubled"):
         totals[name] += getattr(count, name)
     totals["wrong"] += len(count.violations) - count.lost - count.truncated - count.doubled
+
+
+def _joins(args: argparse.Namespace, totals: Totals) -> None:
+    result = uvloop.run(joins.run(args.joins, args.period, args.seed))
+    outcomes = ", ".join(f"{number} {what}" for what, number in result.outcomes.most_common())
+    breaks = ", ".join(f"{number} {what}" for what, number in result.breaks.most_common()) or "none"
+    line = f"{args.joins} streams in {result.took_s:.0f} s, {result.kills} kills: {outcomes}; streams that broke: {breaks}"
+    _report("joins", line, result.violations)
+    for name in ("lost", "truncated", "doubled"):
+        totals[name] += getattr(result, name)
+    totals["wrong"] += len(result.violations) - result.lost - result.truncated - result.doubled
 
 
 def _streams(args: argparse.Namespace, totals: Totals) -> None:
@@ -78,6 +89,7 @@ PROOFS: dict[str, Callable[[argparse.Namespace, Totals], Any]] = {
     "streams": _streams,
     "requests": _requests,
     "kills": _kills,
+    "joins": _joins,
     "disconnects": _disconnects,
     "slow": _slow,
     "memory": _memory,
@@ -93,6 +105,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("proofs", nargs="*", metavar="PROOF", help=", ".join(PROOFS))
     parser.add_argument("--requests", type=int, default=2_000, help="kills: how many requests (default %(default)s)")
     parser.add_argument("--period", type=float, default=2.0, help="kills: seconds between two kills (default %(default)s)")
+    parser.add_argument("--joins", type=int, default=400, help="joins: how many streams (default %(default)s)")
     parser.add_argument("--streams", type=int, default=5_000, help="streams: how many responses (default %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="streams: the number of the first (to see one case again)")
     parser.add_argument("--clients", type=int, default=500, help="disconnects: how many clients (default %(default)s)")

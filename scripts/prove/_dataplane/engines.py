@@ -15,8 +15,9 @@ from _dataplane.routers import CHECKOUT
 class EngineProcess:
     """One engine process on a port that stays its own over restarts."""
 
-    def __init__(self, log: Path, port: int = 0) -> None:
+    def __init__(self, log: Path, port: int = 0, module: str = "_dataplane.numbered") -> None:
         self.log = log
+        self._module = module
         self.port = port
         self.kills = 0
         self._child = self._spawn()
@@ -25,7 +26,7 @@ class EngineProcess:
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         env = {**os.environ, "PYTHONPATH": str(CHECKOUT / "scripts" / "prove")}
-        command = [sys.executable, "-m", "_dataplane.numbered", str(self.port), str(self.log)]
+        command = [sys.executable, "-m", self._module, str(self.port), str(self.log)]
         return subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
 
     def kill(self) -> None:
@@ -51,12 +52,12 @@ class EngineProcess:
 
 
 @contextlib.contextmanager
-def engine_processes(count: int, folder: Path) -> Iterator[list[EngineProcess]]:
+def engine_processes(count: int, folder: Path, module: str = "_dataplane.numbered") -> Iterator[list[EngineProcess]]:
     """Some engines, ended afterwards."""
     engines: list[EngineProcess] = []
     try:
         for i in range(count):
-            engines.append(EngineProcess(folder / f"engine-{i}.log"))
+            engines.append(EngineProcess(folder / f"engine-{i}.log", module=module))
         yield engines
     finally:
         for engine in engines:

@@ -7,11 +7,13 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +85,14 @@ class Router:
         answer = await ask(self.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         lines = answer.body.decode().splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("tidegate_target_inflight{"))
+
+    async def stream_breaks(self) -> Counter[str]:
+        """Streams that broke under the router, by what became of them, by its own metrics."""
+        answer = await ask(self.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        found: Counter[str] = Counter()
+        for outcome, number in re.findall(r'tidegate_stream_breaks_total\{outcome="(\w+)".*\} (\S+)', answer.body.decode()):
+            found[outcome] += round(float(number))
+        return found
 
     def renew(self, index: int, serial: int) -> None:
         """Report target `index` as a new incarnation, so that what its past did to its standing is forgotten."""

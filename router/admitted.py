@@ -1,0 +1,74 @@
+"""A request on its way through the hot path, once it is known whose it is, what it may do and what it asks for."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from msgspec.structs import replace
+
+from router.decision import Facts
+from router.ledger.receipts import Receipt
+from router.placement.targets import Endpoint
+from router.residency.classify.rule import Verdict
+from router.wire.json_body import wants_usage
+from router.wire.multipart import Form
+
+_USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
+"""Where `stream_options.include_usage` exists; the other streams carry their usage anyway."""
+
+
+class AdmittedRequest:
+    """A request that was authenticated, labelled and parsed."""
+
+    __slots__ = (
+        "asks_usage",
+        "body",
+        "countable",
+        "deadline",
+        "facts",
+        "form",
+        "headers",
+        "keeps_usage",
+        "parsed",
+        "path",
+        "receipt",
+    )
+
+    def __init__(
+        self,
+        path: str,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes,
+        parsed: dict[str, Any],
+        facts: Facts,
+        receipt: Receipt,
+        form: Form | None = None,
+    ) -> None:
+        self.path = path
+        self.headers = headers
+        self.body = body
+        self.parsed = parsed
+        self.facts = facts
+        self.receipt = receipt
+        self.form = form
+        # On the clock of the event loop, which is the monotonic one.
+        self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
+        self.countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS
+        self.keeps_usage = not self.countable or wants_usage(parsed)
+        self.asks_usage = self.countable and not self.keeps_usage
+
+    @property
+    def request_id(self) -> str:
+        """The id the receipt is found by."""
+        return self.facts.request_id
+
+    def tighten(self, verdict: Verdict, label_text: str) -> None:
+        """Go on under the label that classification left; the receipt says what kinds of things were found, never the text."""
+        receipt = self.receipt
+        found = "+".join(verdict.kinds) + (f" unknown:{verdict.unknown}" if verdict.unknown else "")
+        receipt.label_sources["classifier"] = found.strip() or "nothing found"
+        if verdict.label != self.facts.label:
+            self.facts = replace(self.facts, label=verdict.label)
+            receipt.label = label_text
