@@ -6,12 +6,15 @@ import math
 import time
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from router.decision import Facts
 from router.ledger.receipts import Receipt
 from router.placement.targets import Endpoint
 from router.residency.classify.rule import Verdict
+from router.residency.declassify import Declassified
+from router.residency.redact import NAME
 from router.wire.json_body import wants_usage
 from router.wire.multipart import Form
 
@@ -34,6 +37,7 @@ class AdmittedRequest:
         "parsed",
         "path",
         "receipt",
+        "values",
     )
 
     def __init__(
@@ -53,6 +57,8 @@ class AdmittedRequest:
         self.facts = facts
         self.receipt = receipt
         self.form = form
+        self.values: dict[str, str] = {}
+        """What stands for what in a redacted request; empty: it goes as it came."""
         # On the clock of the event loop, which is the monotonic one.
         self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
         self.countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS
@@ -72,3 +78,11 @@ class AdmittedRequest:
         if verdict.label != self.facts.label:
             self.facts = replace(self.facts, label=verdict.label)
             receipt.label = label_text
+
+    def declassify(self, made: Declassified, label_text: str) -> None:
+        """Go on with the redacted request, under its own label. As it came, it is forgotten here."""
+        self.parsed, self.body = made.body, msgspec.json.encode(made.body)
+        self.values = made.redaction.values
+        self.facts = replace(self.facts, label=made.label)
+        self.receipt.label = label_text
+        self.receipt.label_sources["redaction"] = f"{NAME}: {len(self.values)} values"

@@ -8,28 +8,54 @@ a circuit breaker's hold is all that keeps a request from every target it may us
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
+
 import msgspec
 from msgspec.structs import replace
 
 from router.decision import Candidate, Choice, Decision, Facts, Refusal, Verdict
 from router.placement.breaker import Hold, hold, least_bad
-from router.placement.predict import occupancy, predict_ttft
-from router.placement.targets import Kind, Load, Target, View
+from router.placement.predict import (
+    DEFAULT_OUTPUT_TOKENS,
+    GENERIC,
+    Ask,
+    Forecast,
+    ask_of,
+    forecast,
+    rank_costs,
+)
+from router.placement.profile import EngineProfile
+from router.placement.targets import Kind, Load, Target, View, Work
 from router.policy import Policy
 from router.screen import Admitted, Shortlist, shortlist
 
 MIN_BYTES_PER_TOKEN = 8
 """No tokenizer in use packs more bytes of ordinary text into a token: a prompt longer than this times the context cannot fit."""
 _RETRY_WHEN_DOWN_S = 5.0
+_FORECASTS = 5
+"""Forecasts made of the most promising targets when there are many, and how many more while all of them are late."""
+_MOST_FORECASTS = 32
 
 
 class _Scored(msgspec.Struct, frozen=True, gc=False):
-    index: int
-    target: Target
-    model: str
-    rank: int
-    ttft_s: float
-    occupancy: float
+    """A target that may serve, with its forecast; `late` when it is not expected to keep the limits."""
+
+    entry: Admitted
+    forecast: Forecast
+    late: bool
+
+
+class _Question(msgspec.Struct, frozen=True, gc=False):
+    """One request as the scoring sees it. `patience` and `margin` in seconds, `pace` in seconds per token."""
+
+    ask: Ask
+    limits: dict[str, float]
+    alone: dict[str, float]
+    patience: float
+    margin: float
+    pace: float
+    resume: float
 
 
 class _Held(msgspec.Struct, frozen=True, gc=False):
@@ -50,44 +76,141 @@ def decide(facts: Facts, policy: Policy, view: View, now: float) -> Decision:
         now: UNIX time in seconds.
 
     Returns:
-        A decision with exactly one of `chosen` and `refusal`, and every candidate with its reason.
+        A decision with exactly one of `chosen` and `refusal`; its candidates, each with a reason, are made when asked for.
     """
+    basis = _Basis(facts, policy, view, now)
     found = shortlist(facts, policy, view.membership, now)
     if found.refusal is not None:
-        return Decision(None, found.refusal, (), found.models, False)
-    screened: list[Candidate] = []
-    local: list[_Scored] = []
-    cloud: list[_Scored] = []
-    held: list[_Held] = []
+        return Decision(None, found.refusal, found.models, False)
+    question = _pose(facts, policy, view, found)
+    best, cloud = _scan(facts, policy, view, now, found, question)
+    if best is None and cloud is None and (last := _last_resort(basis, found, question)) is not None:
+        scored, remark = last
+        outside = scored.entry.target.kind is Kind.CLOUD
+        decision = _pick(basis, found, question, None if outside else scored, scored if outside else None)
+        if decision.chosen is None:
+            return decision
+        return replace(decision, chosen=replace(decision.chosen, reason=decision.chosen.reason + remark))
+    return _pick(basis, found, question, best, cloud)
+
+
+def _pose(facts: Facts, policy: Policy, view: View, found: Shortlist) -> _Question:
+    slo = policy.slo
+    expected = view.output_tokens.get(found.models[0], DEFAULT_OUTPUT_TOKENS) if found.models else DEFAULT_OUTPUT_TOKENS
+    if 0 < facts.max_tokens < expected:
+        expected = facts.max_tokens
+    resume = slo.resume_ratio if view.spilling and (facts.label, found.models) in view.spilling else 1.0
+    return _Question(
+        ask=ask_of(facts.prompt_tokens, expected, slo.tpot_s),
+        limits={},
+        alone={},
+        patience=min(slo.max_wait_s, facts.timeout_s or slo.max_wait_s),
+        margin=max(0.0, view.margin_s) + facts.waited_s,
+        pace=slo.tpot_s * view.pace_share,
+        resume=resume,
+    )
+
+
+def _limit(question: _Question, profile: EngineProfile | None, policy: Policy) -> float:
+    """Seconds to the first token that this request may take, by an idle engine of this profile."""
+    known = profile or GENERIC
+    limit = question.limits.get(known.name)
+    if limit is None:
+        alone = question.alone[known.name] = known.prefill_s(question.ask.prompt_tokens)
+        limit = question.limits[known.name] = min(max(policy.slo.ttft_s, policy.slo.stretch * alone), question.patience)
+    return limit
+
+
+def _scan(
+    facts: Facts, policy: Policy, view: View, now: float, found: Shortlist, question: _Question
+) -> tuple[_Scored | None, _Scored | None]:
+    """The best local target and the cheapest cloud target.
+
+    With many targets, a rough cost says which few are worth a forecast; more are looked at while the best one is late.
+    """
+    loads, cached, ask = view.loads, view.cached, question.ask
+    best: _Scored | None = None
+    timely: _Scored | None = None
+    best_key = timely_key = (True, 1 << 30, math.inf, 0)
+    seen_targets = 0
+    for entry in _worth_a_look(found, loads, ask, cached, now):
+        if (seen_targets >= _FORECASTS and timely is not None) or seen_targets >= _MOST_FORECASTS:
+            break
+        load = loads[entry.index]
+        if screen_now(facts, policy, entry, load, view, now) is not None or held_back(load, now) is not None:
+            continue
+        seen_targets += 1
+        seen = forecast(entry.target, load, ask, cached.get(entry.index, 0), now)
+        late = _is_late(seen, load, question, policy)
+        key = (late, entry.rank, seen.cost, entry.index)
+        if key < best_key:
+            best, best_key = _Scored(entry, seen, late), key
+        if not late and seen.pace_s <= question.pace and key < timely_key:
+            timely, timely_key = _Scored(entry, seen, False), key
+    outside = _cheapest_outside(facts, policy, view, now, found, ask) if found.outside else None
+    if best is not None and timely is None and not best.late:
+        best = _Scored(best.entry, best.forecast, True)
+    # The price of a slow pace is in the cost already; the limit on it decides only whether something has to leave.
+    return (timely if timely is not None and outside is not None else best), outside
+
+
+def held_back(load: Load, now: float) -> Hold | None:
+    """The hold of a target's circuit breaker, if one is on."""
+    return hold(load.breaker, now) if load.breaker.cause is not None else None
+
+
+def _last_resort(basis: _Basis, found: Shortlist, question: _Question) -> tuple[_Scored, str] | None:
+    """Where breakers are all that keeps a request from every target it may use: the least bad, inside before outside."""
+    facts, view, now = basis.facts, basis.view, basis.now
+    held: list[tuple[Admitted, Load, Hold]] = []
     for entry in found.admitted:
         load = view.loads[entry.index]
-        reason = screen_now(facts, policy, entry, load, view, now)
-        if reason is not None:
-            screened.append(_candidate(entry.target, entry.model, Verdict.SCREENED, reason))
-            continue
-        if load.breaker.cause is not None and (verdict := hold(load.breaker, now)) is not None:
-            held.append(_Held(entry, load, verdict))
-            continue
-        scored = _score(entry, load, facts)
-        (cloud if entry.target.kind is Kind.CLOUD else local).append(scored)
-    last: _Held | None = None
-    if held and not local and not cloud:
-        last = min(held, key=lambda h: (h.entry.target.kind is Kind.CLOUD, least_bad(h.load.breaker, now), h.entry.index))
-        (cloud if last.entry.target.kind is Kind.CLOUD else local).append(_score(last.entry, last.load, facts))
-    screened += [_candidate(h.entry.target, h.entry.model, Verdict.SCREENED, h.hold.reason) for h in held if h is not last]
-    screened += found.screened
-    decision = _pick(facts, policy, view, now, found, screened, local, cloud)
-    return decision if last is None else _say_last(decision, last.hold)
+        verdict = held_back(load, now)
+        if verdict is not None and screen_now(facts, basis.policy, entry, load, view, now) is None:
+            held.append((entry, load, verdict))
+    if not held:
+        return None
+    entry, load, verdict = min(held, key=lambda h: (h[0].target.kind is Kind.CLOUD, least_bad(h[1].breaker, now), h[0].index))
+    seen = forecast(entry.target, load, question.ask, view.cached.get(entry.index, 0), now)
+    late = entry.target.kind is not Kind.CLOUD and _is_late(seen, load, question, basis.policy)
+    return _Scored(entry, seen, late), f"; the last allowed target in spite of {verdict.reason}"
 
 
-def _say_last(decision: Decision, verdict: Hold) -> Decision:
-    """The same decision, with the reason that it went against a breaker."""
-    chosen = decision.chosen
-    if chosen is None:
-        return decision
-    reason = f"{chosen.reason}; the last allowed target in spite of {verdict.reason}"
-    first, *others = decision.candidates
-    return replace(decision, chosen=replace(chosen, reason=reason), candidates=(replace(first, reason=reason), *others))
+def _worth_a_look(
+    found: Shortlist, loads: tuple[Load, ...], ask: Ask, cached: Mapping[int, int], now: float
+) -> Iterable[Admitted]:
+    """The local entries, the more promising ones first when there are many; a better fitting model goes before everything."""
+    entries = found.local
+    if len(entries) <= _FORECASTS:
+        return entries
+    costs = rank_costs(loads, found.places, ask, cached, now)
+    if found.same_rank:
+        return map(entries.__getitem__, sorted(range(len(entries)), key=costs.__getitem__))
+    return map(entries.__getitem__, sorted(range(len(entries)), key=lambda i: (entries[i].rank, costs[i])))
+
+
+def _cheapest_outside(facts: Facts, policy: Policy, view: View, now: float, found: Shortlist, ask: Ask) -> _Scored | None:
+    best: _Scored | None = None
+    best_price: tuple[int, float, float, int] = (1 << 30, math.inf, math.inf, 0)
+    for entry in found.outside:
+        load = view.loads[entry.index]
+        if screen_now(facts, policy, entry, load, view, now) is None and held_back(load, now) is None:
+            seen = forecast(entry.target, load, ask, 0, now)
+            price = (entry.rank, spill_cost_usd(entry.target, facts), seen.ttft_s, entry.index)
+            if price < best_price:
+                best, best_price = _Scored(entry, seen, False), price
+    return best
+
+
+def _is_late(seen: Forecast, load: Load, question: _Question, policy: Policy) -> bool:
+    """Whether a forecast, with what predictions have been off by, breaks the limit on the first token.
+
+    While the label's requests are being spilled, only the wait must be well below the limit: a request whose own prefill is
+    most of its time gains nothing from an emptier queue.
+    """
+    wait = seen.ttft_s - seen.prefill_s
+    limit = _limit(question, load.profile, policy)
+    return wait / question.resume + seen.prefill_s + question.margin > limit
 
 
 def screen_now(facts: Facts, policy: Policy, entry: Admitted, load: Load, view: View, now: float) -> str | None:
@@ -121,86 +244,78 @@ def spill_cost_usd(target: Target, facts: Facts) -> float:
     return (facts.prompt_tokens * target.price.prompt + completion * target.price.completion) / 1e6
 
 
-def _score(entry: Admitted, load: Load, facts: Facts) -> _Scored:
-    ttft = predict_ttft(entry.target, load, facts.prompt_tokens)
-    return _Scored(entry.index, entry.target, entry.model, entry.rank, ttft, occupancy(entry.target, load))
-
-
-def _pick(
-    facts: Facts,
-    policy: Policy,
-    view: View,
-    now: float,
-    found: Shortlist,
-    screened: list[Candidate],
-    local: list[_Scored],
-    cloud: list[_Scored],
-) -> Decision:
-    """Local within the SLO; else cloud where one is left; else local within the longest wait; else refuse."""
-    slo, models = policy.slo, found.models
-    was_spilling = (facts.label, models) in view.spilling
-    patience = min(slo.max_wait_s, facts.timeout_s or slo.max_wait_s)
-    limit = min(slo.ttft_s * (slo.resume_ratio if was_spilling else 1.0), patience)
-    best_local = min(local, key=lambda s: (s.ttft_s > limit, s.rank, s.ttft_s, s.occupancy, s.index), default=None)
-    saturated = best_local is None or best_local.ttft_s > limit
-    if best_local is not None and not saturated:
-        screened += [
-            _candidate(s.target, s.model, Verdict.ELIGIBLE, "spill: local capacity is within the SLO", s.ttft_s) for s in cloud
-        ]
-        return _chose(best_local, facts, f"predicted {_ms(best_local.ttft_s)} ms", models, screened, local, False)
-    cheapest = min(cloud, key=lambda s: (s.rank, spill_cost_usd(s.target, facts), s.ttft_s, s.index), default=None)
+def _pick(basis: _Basis, found: Shortlist, question: _Question, best: _Scored | None, cheapest: _Scored | None) -> Decision:
+    """Local within the limits; else cloud where one is left; else local within the longest wait; else refuse."""
+    policy, view, models = basis.policy, basis.view, found.models
+    if best is None:
+        if cheapest is None:
+            return Decision(None, _refuse_capacity(basis, None), models, True, basis=basis)
+        known = any(not site.external and site.model in models for site in policy.sites)
+        reason = "spill: no allowed local target is up" if known else "cloud: this model is served outside only"
+        return _chose(cheapest, basis, question, reason, models, True)
+    seen = best.forecast
+    limit = _limit(question, view.loads[best.entry.index].profile, policy)
+    if not best.late:
+        return _chose(best, basis, question, f"predicted {_ms(seen.ttft_s)} ms", models, False)
+    # A long prompt may be late on an idle cluster: only waiting makes targets count as saturated.
+    saturated = seen.ttft_s - seen.prefill_s > limit * question.resume
     if cheapest is not None:
-        reason = _spill_reason(policy, models, best_local, limit)
-        return _chose(cheapest, facts, reason, models, screened, local + cloud, saturated)
-    if best_local is not None and best_local.ttft_s <= patience:
-        reason = f"predicted {_ms(best_local.ttft_s)} ms: waits, no spill ({_why_no_spill(screened)})"
-        return _chose(best_local, facts, reason, models, screened, local, saturated)
-    refusal = _refuse_capacity(facts, policy, view, now, best_local)
-    candidates = (
-        *screened,
-        *(_candidate(s.target, s.model, Verdict.ELIGIBLE, "wait too long", s.ttft_s) for s in local),
+        return _chose(cheapest, basis, question, _spill_reason(seen, question, limit), models, saturated)
+    if seen.ttft_s <= question.patience:
+        reason = f"predicted {_ms(seen.ttft_s)} ms: waits, no spill ({_why_no_spill(basis, found)})"
+        return _chose(best, basis, question, reason, models, saturated)
+    return Decision(None, _refuse_capacity(basis, best), models, saturated, basis=basis)
+
+
+def _spill_reason(seen: Forecast, question: _Question, limit: float) -> str:
+    """The number that decided."""
+    if seen.pace_s > question.pace:
+        return f"spill: best local predicted {seen.pace_s * 1e3:.1f} ms per token, over {question.pace * 1e3:.1f} ms"
+    return f"spill: best local predicted {_ms(seen.ttft_s)} ms + {_ms(question.margin)} ms margin, over {_ms(limit)} ms"
+
+
+def _why_no_spill(basis: _Basis, found: Shortlist) -> str:
+    facts, policy, view = basis.facts, basis.policy, basis.view
+    reasons = (candidate.reason for candidate in found.screened)
+    now_screened = (
+        screen_now(facts, policy, entry, view.loads[entry.index], view, basis.now)
+        for entry in found.admitted
+        if entry.target.kind is Kind.CLOUD
     )
-    return Decision(None, refusal, candidates, models, saturated)
+    for reason in (*now_screened, *reasons):
+        if reason is not None and reason.startswith(("spill:", "budget:")):
+            return reason
+    return "no allowed cloud target"
 
 
-def _spill_reason(policy: Policy, models: tuple[str, ...], best_local: _Scored | None, limit: float) -> str:
-    if best_local is not None:
-        return f"spill: best local predicted {_ms(best_local.ttft_s)} ms, over {_ms(limit)} ms"
-    if any(not site.external and site.model in models for site in policy.sites):
-        return "spill: no allowed local target is up"
-    return "cloud: this model is served outside only"
+def _chose(best: _Scored, basis: _Basis, question: _Question, reason: str, models: tuple[str, ...], saturated: bool) -> Decision:
+    entry, seen, facts = best.entry, best.forecast, basis.facts
+    work = None
+    cost = 0.0
+    if entry.target.kind is Kind.CLOUD:
+        cost = spill_cost_usd(entry.target, facts)
+    else:
+        limit = _limit(question, basis.view.loads[entry.index].profile, basis.policy)
+        work = Work(
+            prefill_s=seen.prefill_s,
+            ttft_s=seen.ttft_s,
+            tau_s=question.ask.tau_s,
+            prompt_tokens=facts.prompt_tokens,
+            cached_tokens=min(facts.prompt_tokens, basis.view.cached.get(entry.index, 0)),
+            output_tokens=question.ask.output_tokens,
+            limit_s=max(0.001, limit - facts.waited_s),
+            prefix=facts.prefix,
+        )
+    choice = Choice(entry.index, entry.target, entry.model, reason, seen.ttft_s, cost, work)
+    return Decision(choice, None, models, saturated, best.late, basis)
 
 
-def _why_no_spill(screened: list[Candidate]) -> str:
-    reasons = [c.reason for c in screened if c.reason.startswith(("spill:", "budget:"))]
-    return reasons[0] if reasons else "no allowed cloud target"
-
-
-def _chose(
-    best: _Scored,
-    facts: Facts,
-    reason: str,
-    models: tuple[str, ...],
-    screened: list[Candidate],
-    scored: list[_Scored],
-    saturated: bool,
-) -> Decision:
-    cost = spill_cost_usd(best.target, facts) if best.target.kind is Kind.CLOUD else 0.0
-    choice = Choice(best.index, best.target, best.model, reason, best.ttft_s, cost)
-    candidates = [_candidate(best.target, best.model, Verdict.CHOSEN, reason, best.ttft_s)]
-    candidates += [
-        _candidate(s.target, s.model, Verdict.ELIGIBLE, "slower, or a less fitting model", s.ttft_s)
-        for s in scored
-        if s is not best
-    ]
-    return Decision(choice, None, (*candidates, *screened), models, saturated)
-
-
-def _refuse_capacity(facts: Facts, policy: Policy, view: View, now: float, best_local: _Scored | None) -> Refusal:
+def _refuse_capacity(basis: _Basis, best: _Scored | None) -> Refusal:
     """503: by residency when the label is what keeps the request from other places of the cluster, else by load."""
-    if best_local is not None:
-        retry = max(1.0, best_local.ttft_s - policy.slo.ttft_s)
-        message = f"All allowed targets are saturated (predicted wait {_ms(best_local.ttft_s)} ms)."
+    facts, policy, view, now = basis.facts, basis.policy, basis.view, basis.now
+    if best is not None:
+        retry = max(1.0, best.forecast.ttft_s - policy.slo.ttft_s)
+        message = f"All allowed targets are saturated (predicted wait {_ms(best.forecast.ttft_s)} ms)."
     else:
         pauses = [load.down_until - now for load in view.loads if load.down_until > now]
         retry = max(1.0, min(pauses, default=_RETRY_WHEN_DOWN_S))
@@ -210,6 +325,48 @@ def _refuse_capacity(facts: Facts, policy: Policy, view: View, now: float, best_
         target.kind is not Kind.CLOUD and target.evidence.process & ~facts.label.process for target in view.membership.targets
     )
     return Refusal("residency_capacity" if narrowed or held_back else "overloaded", 503, message, retry)
+
+
+class _Basis(msgspec.Struct, frozen=True, gc=False):
+    """The arguments of a decision: frozen, so its candidates can be told later exactly as they were."""
+
+    facts: Facts
+    policy: Policy
+    view: View
+    now: float
+
+    def candidates(self, decision: Decision) -> tuple[Candidate, ...]:
+        """Every target with its verdict and reason, the chosen one first."""
+        facts, policy, view, now = self.facts, self.policy, self.view, self.now
+        found = shortlist(facts, policy, view.membership, now)
+        question = _pose(facts, policy, view, found)
+        chosen = decision.chosen
+        told: list[Candidate] = []
+        screened: list[Candidate] = []
+        for entry in found.admitted:
+            target, load = entry.target, view.loads[entry.index]
+            reason = screen_now(facts, policy, entry, load, view, now)
+            if reason is not None:
+                screened.append(_candidate(target, entry.model, Verdict.SCREENED, reason))
+                continue
+            verdict = held_back(load, now)
+            if verdict is not None and (chosen is None or chosen.index != entry.index):
+                screened.append(_candidate(target, entry.model, Verdict.SCREENED, verdict.reason))
+                continue
+            seen = forecast(target, load, question.ask, view.cached.get(entry.index, 0), now)
+            if chosen is not None and chosen.index == entry.index:
+                told.insert(0, _candidate(target, entry.model, Verdict.CHOSEN, chosen.reason, seen.ttft_s))
+                continue
+            told.append(_candidate(target, entry.model, Verdict.ELIGIBLE, _why_not(decision, target), seen.ttft_s))
+        return (*told, *screened, *found.screened)
+
+
+def _why_not(decision: Decision, target: Target) -> str:
+    if decision.chosen is None:
+        return "wait too long"
+    if target.kind is Kind.CLOUD and decision.chosen.target.kind is not Kind.CLOUD:
+        return "spill: local capacity is within the SLO"
+    return "slower, dearer for others, or a less fitting model"
 
 
 def _candidate(target: Target, model: str | None, verdict: Verdict, reason: str, ttft_s: float | None = None) -> Candidate:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
-from router.placement.targets import Target
+from router.placement.targets import Target, Work
 from router.policy import KeyGrant
 from router.residency.label import Label
 
@@ -46,6 +47,10 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     max_tokens: int = 0
     excluded: frozenset[str] = frozenset()
     timeout_s: float = 0.0
+    prefix: tuple[int, ...] = ()
+    """Keyed hashes of the prompt's chunks, each over everything up to its end; empty when nothing is known of caches."""
+    waited_s: float = 0.0
+    """Seconds the request has been held already; they count against its limit."""
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):
@@ -69,6 +74,8 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     reason: str
     predicted_ttft_s: float
     cost_usd: float = 0.0
+    work: Work | None = None
+    """What to book; None for a target outside."""
 
 
 class Refusal(msgspec.Struct, frozen=True, gc=False):
@@ -80,11 +87,27 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
     retry_after_s: float | None = None
 
 
+class Basis(Protocol):
+    """What a decision was made from, kept so that its candidates can be told when somebody asks."""
+
+    def candidates(self, decision: Decision) -> tuple[Candidate, ...]:
+        """Every target with what the decision thought of it; pure, the same at every call."""
+
+
 class Decision(msgspec.Struct, frozen=True, gc=False):
-    """The outcome. `saturated`: the local targets of this label and these models count as saturated from now on."""
+    """The outcome. `saturated`: the local targets of this label and these models count as saturated from now on.
+
+    `late`: the chosen target is not expected to keep the limits. Held back for a while, the request may fare better.
+    """
 
     chosen: Choice | None
     refusal: Refusal | None
-    candidates: tuple[Candidate, ...]
     models: tuple[str, ...]
     saturated: bool
+    late: bool = False
+    basis: Basis | None = None
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Every target with its reason: made when asked for, because most decisions are never asked."""
+        return () if self.basis is None else self.basis.candidates(self)

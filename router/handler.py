@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from router.admitted import AdmittedRequest
+from router.decide import decide
 from router.facts import gather_facts
 from router.identity.keys import authenticate
 from router.identity.limits import UNBOUNDED_ANSWER_TOKENS
@@ -19,6 +20,7 @@ from router.placement.targets import Endpoint
 from router.policy import KeyGrant
 from router.refusal import fail, refuse
 from router.residency.classify.rule import Classifier, Verdict, needed
+from router.residency.declassify import declassify
 from router.residency.label import Label
 from router.residency.resolve import read_tags, resolve_label
 from router.serving import Serving
@@ -77,7 +79,7 @@ class ModelHandler:
         try:
             admitted = self._admit(request, opened)
             if state.classifier is not None and must_classify(state, admitted.facts.label):
-                state.spawn(self._classify_and_serve(request, admitted, state.classifier))
+                state.spawn(self._classify_and_serve(request, admitted, state.classifier, opened.tags))
             else:
                 self._serve(request, admitted)
         except ApiError as error:
@@ -85,11 +87,18 @@ class ModelHandler:
         except Exception as error:
             fail(state, request, error, opened.request_id)
 
-    async def _classify_and_serve(self, request: DirectRequest, admitted: AdmittedRequest, classifier: Classifier) -> None:
+    async def _classify_and_serve(
+        self, request: DirectRequest, admitted: AdmittedRequest, classifier: Classifier, tags: tuple[str, ...]
+    ) -> None:
         """What stands in the request could change where it may go: look, tighten, then serve."""
         try:
-            verdict = await classify(classifier, admitted.facts.label, admitted.parsed, unread=admitted.form is not None)
+            facts = admitted.facts
+            redactable = facts.key.redacted is not None
+            verdict = await classify(
+                classifier, facts.label, admitted.parsed, unread=admitted.form is not None, redactable=redactable
+            )
             admitted.tighten(verdict, self._state.label_text(verdict.label))
+            await self._redact_if_it_helps(admitted, verdict, classifier, tags)
             if not request.gone:
                 self._serve(request, admitted)
         except ApiError as error:
@@ -102,6 +111,22 @@ class ModelHandler:
         if self._state.audit is not None:
             self._state.audit.refused(request_id, grant.id, grant.tenant, request.path, error.status, error.code)
         refuse(self._state, request, error, request_id)
+
+    async def _redact_if_it_helps(
+        self, admitted: AdmittedRequest, verdict: Verdict, classifier: Classifier, tags: tuple[str, ...]
+    ) -> None:
+        """Where no target has room for the request as it is, go on with its redacted form, if the key has leave."""
+        state, facts = self._state, admitted.facts
+        if facts.key.redacted is None or not verdict.kinds or admitted.form is not None:
+            return
+        now = time.time()
+        as_it_is = decide(facts, state.policy, state.fleet.view(now), now)
+        if as_it_is.chosen is not None and not as_it_is.saturated:
+            return
+        others = [state.policy.tags[tag] for tag in tags]
+        made = await declassify(admitted.parsed, admitted.path, facts.key, verdict, others, classifier.scanner)
+        if made is not None:
+            admitted.declassify(made, state.label_text(made.label))
 
     def _serve(self, request: DirectRequest, admitted: AdmittedRequest) -> None:
         facts = admitted.facts
@@ -132,8 +157,11 @@ def must_classify(state: RouterState, label: Label) -> bool:
     return needed(state.classifier.rules, label, evidence, time.time())
 
 
-async def classify(classifier: Classifier, label: Label, body: dict[str, Any], *, unread: bool = False) -> Verdict:
-    """What the texts of a request tighten its label to; `unread` when it brings more than texts (a recording).
+async def classify(
+    classifier: Classifier, label: Label, body: dict[str, Any], *, unread: bool = False, redactable: bool = False
+) -> Verdict:
+    """What the texts of a request tighten its label to; `unread` when it brings more than texts (a recording), `redactable` when
+    the key may send what is found here in a redacted form.
 
     Raises:
         ApiError: 403 when no zone is left.
@@ -141,7 +169,7 @@ async def classify(classifier: Classifier, label: Label, body: dict[str, Any], *
     verdict = await classifier.tighten(label, body)
     if unread and not classifier.rules.read_media:
         verdict = Verdict(verdict.label.meet(classifier.rules.unknown), verdict.kinds, verdict.unknown or "media")
-    if verdict.label.process == 0 or verdict.label.store == 0:
+    if (verdict.label.process == 0 or verdict.label.store == 0) and not redactable:
         raise ApiError(403, "residency_denied", "No zone may have a request with what was found in this one.")
     return verdict
 

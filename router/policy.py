@@ -50,6 +50,9 @@ class SloLimits(msgspec.Struct, frozen=True):
     ttft_s: float
     max_wait_s: float
     resume_ratio: float
+    tpot_s: float = math.inf
+    stretch: float = 0.0
+    goal: float = 0.95
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -121,12 +124,17 @@ def compile_policy(config: Config, base: Path) -> Policy:
         tiers=tuple(config.complexity.tiers),
         tier_models=tier_models,
         sites=tuple(_sites(config, words)),
-        slo=SloLimits(config.slo.ttft_ms / 1e3, config.slo.max_wait_ms / 1e3, config.slo.resume_ratio),
+        slo=SloLimits(config.slo.ttft_ms / 1e3, config.slo.max_wait_ms / 1e3, config.slo.resume_ratio, *_pace_limits(config)),
         spill_enabled=config.spill.enabled,
         daily_budget_usd=math.inf if budget is None else budget,
         large_above_tokens=config.complexity.large_above_tokens,
         score_threshold=config.complexity.score_threshold,
     )
+
+
+def _pace_limits(config: Config) -> tuple[float, float, float]:
+    slo = config.slo
+    return (math.inf if slo.tpot_ms is None else slo.tpot_ms / 1e3, slo.stretch, slo.goal)
 
 
 def _compile_tags(config: Config, words: Vocabulary) -> dict[str, Label]:

@@ -12,7 +12,7 @@ import msgspec
 
 from router.config import AUTO
 from router.decision import Candidate, Facts, Refusal, Verdict
-from router.placement.targets import Membership, Target
+from router.placement.targets import Kind, Membership, Target
 from router.policy import Policy, Site
 from router.residency.label import Label, admits
 
@@ -37,6 +37,13 @@ class Shortlist(msgspec.Struct, frozen=True):
     admitted: tuple[Admitted, ...]
     screened: tuple[Candidate, ...]
     valid_until: float
+    local: tuple[Admitted, ...] = ()
+    """Those of the admitted that are inside the cluster, and those that are not."""
+    outside: tuple[Admitted, ...] = ()
+    places: dict[int, int] = {}
+    """Membership index of a local target -> its place in `local`."""
+    same_rank: bool = True
+    """Whether all local ones serve an equally fitting model."""
 
 
 def shortlist(facts: Facts, policy: Policy, membership: Membership, now: float) -> Shortlist:
@@ -74,7 +81,12 @@ def _screen_all(facts: Facts, policy: Policy, membership: Membership, now: float
                 Candidate(target.id, target.incarnation, model or "", target.zone, Verdict.SCREENED, reason or "model")
             )
     expiries = [target.evidence.expires for target in membership.targets if target.evidence.expires > now]
-    return Shortlist(models, refusal, tuple(admitted), tuple(screened), min(expiries, default=math.inf))
+    local = tuple(entry for entry in admitted if entry.target.kind is not Kind.CLOUD)
+    outside = tuple(entry for entry in admitted if entry.target.kind is Kind.CLOUD)
+    places = {entry.index: place for place, entry in enumerate(local)}
+    same_rank = len({entry.rank for entry in local}) < 2
+    until = min(expiries, default=math.inf)
+    return Shortlist(models, refusal, tuple(admitted), tuple(screened), until, local, outside, places, same_rank)
 
 
 def screen(facts: Facts, policy: Policy, target: Target, model: str | None, now: float) -> str | None:

@@ -23,6 +23,7 @@ from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind
 from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
 from router.residency.guard import PASS_LIFETIME_S, Pass, issue_pass
+from router.residency.restored_answer import RestoredBody, RestoredEvents
 from router.state import RouterState
 from router.wire.continuation import ask_for_token_ids
 from router.wire.direct import DirectRequest
@@ -114,7 +115,10 @@ class Serving:
         choice, chunks = self._choice, self._client.speaks_chunked
         head = decision_headers(self._facts.request_id, choice.model, choice.target.id, choice.target.zone, choice.reason)
         head += self._reserved.headers
-        if is_event_stream(exchange.headers):
+        if self._admitted.values and not is_event_stream(exchange.headers):
+            exchange.events = RestoredBody(self._admitted.values)
+            head += response_headers(exchange.headers, Framing.CHUNKED if chunks else Framing.CLOSE)
+        elif is_event_stream(exchange.headers):
             exchange.events = self._events(exchange)
             head += response_headers(exchange.headers, Framing.CHUNKED if chunks else Framing.CLOSE)
         else:
@@ -124,6 +128,8 @@ class Serving:
 
     def _events(self, exchange: Exchange) -> EventStream:
         admitted, trail, join = self._admitted, self._trail, self._join
+        if admitted.values:
+            return RestoredEvents(admitted.keeps_usage, admitted.values, admitted.countable and exchange.status == 200)
         if trail is None:
             return EventStream(admitted.keeps_usage, admitted.countable and exchange.status == 200)
         if join is None:
@@ -243,11 +249,11 @@ class Serving:
         state, target, admitted = self._state, choice.target, self._admitted
         self._choice = choice
         if self._join is None:
-            self._trail = trail_for(self._facts, admitted.path, admitted.parsed, target)
+            self._trail = None if admitted.values else trail_for(self._facts, admitted.path, admitted.parsed, target)
         self._attempt = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
         admitted.receipt.attempts.append(self._attempt)
         request = self._upstream_request(choice, now)
-        self._booking = state.fleet.book(target, self._facts.prompt_tokens, now, choice.cost_usd)
+        self._booking = state.fleet.book(target, self._facts.prompt_tokens, now, choice.cost_usd, choice.work, choice.model)
         if target.kind is not Kind.CLOUD:
             self._dispatch(request)
         elif state.audit is None:

@@ -48,7 +48,7 @@ class RouterState:
         self.config = config
         self.policy = policy
         self.router_id = router_id
-        self.fleet = Fleet(policy.daily_budget_usd)
+        self.fleet = Fleet(policy.daily_budget_usd, goal=policy.slo.goal, tpot_s=policy.slo.tpot_s)
         self.limits = Limits()
         self.stored_keys: StoredKeys | None = None
         """Keys that are not in the configuration; None without a store."""

@@ -342,6 +342,12 @@ class Slo(_Strict):
     """
 
     ttft_ms: float = Field(default=2000, gt=0)
+    tpot_ms: float | None = Field(default=None, gt=0)
+    """What each token after the first may take, on average over an answer; not set: no limit."""
+    stretch: float = Field(default=2.0, ge=0)
+    """A long prompt may take this many times its own prefill on an idle engine, where that is more than `ttft_ms`."""
+    goal: float = Field(default=0.95, gt=0, lt=1)
+    """Share of requests that are to meet both limits; placement and spill grow stricter until they do."""
     max_wait_ms: float = Field(default=30000, gt=0)
     resume_ratio: float = Field(default=0.7, gt=0, le=1)
     """Spilling ends once the predicted wait is below this share of `ttft_ms` (hysteresis)."""

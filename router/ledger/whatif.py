@@ -118,7 +118,8 @@ class WhatIf:
         budget = self._policy.daily_budget_usd
         spent = situation.policy.daily_budget_usd - old.spend_left_usd
         left = budget if math.isinf(budget) or math.isnan(spent) else budget - spent
-        return replace(old, membership=membership, loads=loads, spilling=spilling, spend_left_usd=left)
+        cached = {index: old.cached[place] for index, place in enumerate(places) if place in old.cached}
+        return replace(old, membership=membership, loads=loads, spilling=spilling, spend_left_usd=left, cached=cached)
 
     def _membership(self, situation: Situation) -> tuple[Membership, Membership, tuple[int, ...]]:
         """The targets as they would be: engines that ran, under their new evidence, and what the other configuration fixes."""

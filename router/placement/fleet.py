@@ -6,13 +6,16 @@ two references and a tuple copy at any number of targets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import msgspec
 from msgspec.structs import replace
 
 from router.placement import breaker as breakers
+from router.placement.books import Calibration, Entry, Shared, TargetBook
 from router.placement.breaker import Breaker, Cause
-from router.placement.targets import Kind, Load, Membership, Report, Signals, Target, View
+from router.placement.profile import EngineProfile
+from router.placement.targets import Kind, Load, Membership, PrefixLookup, Report, Signals, Target, View, Work
 from router.residency.label import Label
 
 _SMOOTHING = 0.2
@@ -27,7 +30,7 @@ _ANY_SLOTS = 256
 class Booking:
     """One request's entry in the books of one target; it ends exactly once."""
 
-    __slots__ = ("ended", "incarnation", "probe", "started", "started_at", "tokens")
+    __slots__ = ("ended", "entry", "incarnation", "model", "probe", "started", "started_at", "tokens")
 
     def __init__(self, incarnation: str, tokens: int, now: float) -> None:
         self.incarnation = incarnation
@@ -35,14 +38,51 @@ class Booking:
         self.started_at = now
         self.started = False
         self.ended = False
+        self.entry: Entry | None = None
+        self.model = ""
         self.probe = False
         """True for the one request that a half-open breaker let through."""
 
 
-class Fleet:
-    """Targets and loads as one router sees them. Times are UNIX seconds, given by the caller."""
+class Notice(msgspec.Struct, frozen=True, tag=True):
+    """What a router tells its peers, so that they book its requests as well: once when it sends one, when its first byte
+    comes, and when it ends. `id` is unique among all routers' requests in flight."""
 
-    def __init__(self, daily_budget_usd: float) -> None:
+    id: str
+    incarnation: str
+    event: str
+    """`sent`, `first` or `end`."""
+    work: Work | None = None
+
+
+class Fleet:
+    """Targets and loads as one router sees them. Times are UNIX seconds, given by the caller.
+
+    Args:
+        daily_budget_usd: what may be spent outside per UTC day; infinite for no bound.
+        profiles: what a step costs, by model id; models that are not there are predicted with a generic profile.
+        prefixes: who holds which prefixes; None where that is not known.
+        goal: share of answers that are to meet their limits.
+        tpot_s: the limit on seconds per answer token; infinite for none.
+    """
+
+    def __init__(
+        self,
+        daily_budget_usd: float,
+        profiles: Mapping[str, EngineProfile] | None = None,
+        prefixes: PrefixLookup | None = None,
+        goal: float = 0.95,
+        tpot_s: float = float("inf"),
+    ) -> None:
+        self.prefixes = prefixes
+        self.calibration = Calibration(goal)
+        self._profiles = dict(profiles or {})
+        self._tpot_s = tpot_s
+        self._books: dict[str, TargetBook] = {}
+        self._shared: dict[str, Shared] = {}
+        self._peer_bookings: dict[str, Booking] = {}
+        self._outputs: dict[str, float] = {}
+        self._expected: dict[str, int] = {}
         self._membership = Membership(0, ())
         self._loads: list[Load] = []
         self._index: dict[str, int] = {}
@@ -57,9 +97,31 @@ class Fleet:
         """The current targets."""
         return self._membership
 
-    def view(self, now: float) -> View:
-        """Everything a decision may see, frozen."""
-        return View(self._membership, tuple(self._loads), self._spilling, self._spend_left(now))
+    def view(self, now: float, prefix: Sequence[int] = (), chunk_tokens: float = 0.0) -> View:
+        """Everything a decision may see, frozen.
+
+        Args:
+            now: UNIX time.
+            prefix: the hashes of the request's prompt, where they are known.
+            chunk_tokens: tokens of the prompt behind one hash.
+        """
+        cached: dict[int, int] = {}
+        if prefix and self.prefixes is not None:
+            index = self._index
+            for incarnation, chunks in self.prefixes.overlap(prefix).items():
+                if incarnation in index:
+                    cached[index[incarnation]] = int(chunks * chunk_tokens)
+        calibration = self.calibration
+        return View(
+            self._membership,
+            tuple(self._loads),
+            self._spilling,
+            self._spend_left(now),
+            cached,
+            self._expected,
+            calibration.margin_s,
+            calibration.pace_share,
+        )
 
     def update(self, reports: Sequence[Report]) -> None:
         """Take the cluster's word for who is up, and its signals; books of those who stay are kept.
@@ -73,7 +135,7 @@ class Fleet:
         for report in reports:
             incarnation = report.target.incarnation
             known = self._index.get(incarnation)
-            load = self._loads[known] if known is not None else Load()
+            load = self._loads[known] if known is not None else self._fresh_load(report.target)
             before, since = self._peaks.get(incarnation, (0, 0))
             loads.append(_with_signals(load, report.signals, max(before, since)))
             peaks[incarnation] = (since, load.inflight)
@@ -81,11 +143,35 @@ class Fleet:
         if targets != self._membership.targets:
             self._membership = Membership(self._membership.version + 1, targets)
             self._index = {target.incarnation: i for i, target in enumerate(targets)}
+            gone = self._books.keys() - self._index.keys()
+            for incarnation in gone:
+                del self._books[incarnation]
+            if gone and self.prefixes is not None:
+                self.prefixes.forget(gone)
         self._loads = loads
 
-    def book(self, target: Target, prompt_tokens: int, now: float, cost_usd: float = 0.0) -> Booking:
-        """Enter one request that is about to be sent to `target`."""
+    def _fresh_load(self, target: Target) -> Load:
+        load = Load(profile=self._profile_of(target))
+        return load if target.kind is Kind.CLOUD else replace(load, **TargetBook(self._shared_of(target)).factors())
+
+    def _profile_of(self, target: Target) -> EngineProfile | None:
+        return next((self._profiles[model] for model in target.models if model in self._profiles), None)
+
+    def book(
+        self, target: Target, prompt_tokens: int, now: float, cost_usd: float = 0.0, work: Work | None = None, model: str = ""
+    ) -> Booking:
+        """Enter one request that is about to be sent to `target`.
+
+        Args:
+            target: where it goes.
+            prompt_tokens: the length of its prompt.
+            now: UNIX time.
+            cost_usd: what it will cost outside.
+            work: what the decision expects of it (`Choice.work`).
+            model: the model id it asks for; how long its answers are is learned by it.
+        """
         booking = Booking(target.incarnation, prompt_tokens, now)
+        booking.model = model
         index = self._index.get(target.incarnation)
         if index is not None:
             load = self._loads[index]
@@ -99,6 +185,8 @@ class Fleet:
             )
             before, since = self._peaks.get(target.incarnation, (0, 0))
             self._peaks[target.incarnation] = (before, max(since, load.inflight + 1))
+            if work is not None:
+                self._enter(index, booking, Entry(work, now, peers=False), now)
         if cost_usd:
             self._roll_day(now)
             self._spent_usd += cost_usd
@@ -122,9 +210,17 @@ class Fleet:
             prefill_tps=_smooth(load.prefill_tps, rate) if rate else load.prefill_tps,
             breaker=self._after_first_byte(index, booking, seconds, now),
         )
+        self._account_first(index, booking, now)
 
-    def end(self, booking: Booking, now: float, *, completed: bool) -> None:
-        """The request left the target, completed or not. Calling it again changes nothing."""
+    def end(self, booking: Booking, now: float, *, completed: bool, output_tokens: int = 0) -> None:
+        """The request left the target, completed or not. Calling it again changes nothing.
+
+        Args:
+            booking: what `book` answered.
+            now: UNIX time.
+            completed: whether the answer came to its end.
+            output_tokens: its tokens, where they are known; lengths and paces are learned from them.
+        """
         if booking.ended:
             return
         booking.ended = True
@@ -144,6 +240,86 @@ class Fleet:
             down_until=0.0 if completed else load.down_until,
             breaker=breakers.succeeded(breaker, now, booking.started_at) if completed else breaker,
         )
+        self._account_end(index, booking, now, completed, output_tokens)
+
+    def noticed(self, notice: Notice, now: float) -> None:
+        """A peer's request, booked as if it were ours. Notices out of order, or of targets we do not know, change nothing."""
+        if notice.event == "sent" and notice.work is not None:
+            index = self._index.get(notice.incarnation)
+            if index is None or notice.id in self._peer_bookings:
+                return
+            work, load = notice.work, self._loads[index]
+            booking = self._peer_bookings[notice.id] = Booking(notice.incarnation, work.prompt_tokens, now)
+            self._loads[index] = replace(
+                load,
+                inflight=load.inflight + 1,
+                unstarted=load.unstarted + 1,
+                unstarted_tokens=load.unstarted_tokens + work.prompt_tokens,
+            )
+            self._enter(index, booking, Entry(work, now, peers=True), now)
+        elif notice.event == "first" and (known := self._peer_bookings.get(notice.id)) is not None:
+            self.first_byte(known, now)
+        elif notice.event == "end" and (over := self._peer_bookings.pop(notice.id, None)) is not None:
+            self.end(over, now, completed=False)
+
+    def _enter(self, index: int, booking: Booking, entry: Entry, now: float) -> None:
+        book = self._books.get(booking.incarnation)
+        if book is None:
+            book = self._books[booking.incarnation] = TargetBook(self._shared_of(self._membership.targets[index]))
+        booking.entry = entry
+        self._loads[index] = replace(self._loads[index], **book.booked(entry, now))
+        if entry.work.prefix and self.prefixes is not None:
+            self.prefixes.routed(entry.work.prefix, booking.incarnation, now)
+
+    def _account_first(self, index: int, booking: Booking, now: float) -> None:
+        entry, book = booking.entry, self._books.get(booking.incarnation)
+        if entry is None or book is None:
+            return
+        load = self._loads[index]
+        fields = book.started(entry, now)
+        if not entry.peers:
+            fields["slowdown"] = book.learned_first(entry, load, now)
+            self.calibration.first(now - entry.started_at, entry.work.ttft_s)
+        self._loads[index] = replace(load, **fields)
+        shared = self._shared_of(self._membership.targets[index])
+        if not entry.peers and shared.has_drifted():
+            self._tell_all(shared)
+
+    def _shared_of(self, target: Target) -> Shared:
+        return self._shared.setdefault(min(target.models, default=""), Shared())
+
+    def _tell_all(self, shared: Shared) -> None:
+        """Books of replicas that were not asked lately follow what the others of their model have shown."""
+        for index, target in enumerate(self._membership.targets):
+            if target.kind is not Kind.CLOUD and self._shared_of(target) is shared:
+                book = self._books.get(target.incarnation) or TargetBook(shared)
+                self._loads[index] = replace(self._loads[index], **book.factors())
+
+    def _account_end(self, index: int, booking: Booking, now: float, completed: bool, tokens: int) -> None:
+        if completed and self._membership.targets[index].kind is Kind.CLOUD:
+            self.calibration.answered(True)
+        entry, book = booking.entry, self._books.get(booking.incarnation)
+        if entry is None or book is None:
+            return
+        load = self._loads[index]
+        fields = book.ended(entry, now)
+        if completed and not entry.peers:
+            if tokens > 0:
+                fields["pace_slowdown"] = book.learned_pace(entry, load, tokens, now)
+                self._learn_output(booking.model, tokens)
+            if entry.first_at:
+                kept = now - entry.first_at <= self._tpot_s * max(1, tokens - 1) or tokens < 2
+                limit = entry.work.limit_s
+                self.calibration.answered(kept and (not limit or entry.first_at - entry.started_at <= limit))
+        self._loads[index] = replace(load, **fields)
+
+    def _learn_output(self, model: str, tokens: int) -> None:
+        mean = self._outputs.get(model, 0.0)
+        self._outputs[model] = mean + 0.02 * (tokens - mean) if mean else float(tokens)
+        expected = int(self._outputs[model]) + 1
+        if expected != self._expected.get(model):
+            # Views made before keep the mapping they were given.
+            self._expected = {**self._expected, model: expected}
 
     def failed(self, incarnation: str, now: float, reached: bool = False, since: float | None = None) -> None:
         """A target failed a request.
@@ -234,7 +410,8 @@ def _with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
     if signals is None or (load.signals is not None and signals.sampled_at <= load.signals.sampled_at):
         return load
     foreign = max(0, signals.running + signals.waiting - max(own_share, load.inflight))
-    return replace(load, signals=signals, foreign=foreign)
+    waiting = min(foreign, max(0, signals.waiting - load.unstarted))
+    return replace(load, signals=signals, foreign=foreign, foreign_waiting=waiting)
 
 
 def _smooth(old: float, new: float) -> float:

@@ -1,57 +1,169 @@
-"""How long until the first token, if this request went to that target now.
+"""What would happen if this request went to that target now: first token, pace, and the price everybody pays for it.
 
-A deliberately small model: the wait for a free sequence slot, plus the prefill work already queued there, plus the
-request's own prefill. The router's own books lead; the engine's gauges only add what others put there (`Load.foreign`).
+The router's own books lead; an engine's gauges only add what others put there. All formulas grow with everything that is
+booked on a target, so more load never makes one more attractive.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from math import exp
+
+import msgspec
+
+from router.placement.profile import EngineProfile
 from router.placement.targets import Kind, Load, Target
 
-DEFAULT_SLOTS = 256
-"""vLLM's own default for `--max-num-seqs`."""
-DEFAULT_PREFILL_TPS = 4000.0
-"""Prompt tokens per second assumed before anything was measured."""
+GENERIC = EngineProfile("generic", 10e-3, 20e-6, 40e-6, 300, 50e-9, 1e-9, 0)
+"""Assumed of an engine nobody has calibrated; the learned slowdowns correct it. No statement about its KV cache."""
 DEFAULT_SERVICE_S = 2.0
 """Seconds a request holds a slot, assumed before anything was measured."""
 DEFAULT_CLOUD_TTFT_S = 1.0
+DEFAULT_OUTPUT_TOKENS = 200
 KV_PRESSURE_FROM = 0.9
-"""Above this KV-cache usage vLLM is about to preempt; the prediction grows towards doubling."""
+"""Above this KV-cache usage vLLM is about to preempt; where others work too, the prediction grows."""
+
+_OWN_WORK = 1.0
+"""Price of a second of prefill: computing a prompt again burns time that somebody else will miss."""
+_DECODE_DELAY = 0.1
+"""Price of a second of prefill for each sequence that decodes meanwhile."""
+_QUEUE_DELAY = 0.5
+"""Price of a second of prefill for each request that waits."""
+_PACE = 0.05
+"""Price of a second of decoding."""
+_PACE_LIMIT = 1.0
+"""Price of a second of decoding past `_PACE_FROM` of the pace limit."""
+_PACE_FROM = 0.85
+_MOST_BUSY = 0.98
+_USUAL_PACE_S = 0.05
+"""Stands for the pace limit where none is set."""
 
 
-def predict_ttft(target: Target, load: Load, prompt_tokens: int) -> float:
-    """Predicted seconds to the first token.
+class Ask(msgspec.Struct, frozen=True, gc=False):
+    """What a request asks of any target. `tpot_s` is the limit on seconds per answer token, infinite for none."""
+
+    prompt_tokens: int
+    output_tokens: int
+    tpot_s: float
+    tau_s: float
+    """Seconds over which prefill work given to a target slows its decodes down."""
+
+
+class Forecast(msgspec.Struct, frozen=True, gc=False):
+    """Seconds: to the first token, of own prefill, per answer token; and the price of placing the request there."""
+
+    ttft_s: float
+    prefill_s: float
+    pace_s: float
+    cost: float
+
+
+def ask_of(prompt_tokens: int, output_tokens: int, tpot_s: float) -> Ask:
+    """The ask of a request with this prompt and so many answer tokens expected."""
+    usual = tpot_s if tpot_s < 10.0 else _USUAL_PACE_S
+    return Ask(max(1, prompt_tokens), output_tokens, tpot_s, min(15.0, max(2.0, 0.6 * output_tokens * usual)))
+
+
+def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> Forecast:
+    """Forecast one request on one target.
 
     Args:
         target: where.
         load: the books on it.
-        prompt_tokens: this request's prompt length.
-
-    Returns:
-        Seconds; grows with every request, running or queued, that is ahead on the same target.
+        ask: what the request asks.
+        cached: leading prompt tokens this target holds.
+        now: UNIX time in seconds.
     """
     if target.kind is Kind.CLOUD:
-        return load.ttft_s or DEFAULT_CLOUD_TTFT_S
-    rate = max(load.prefill_tps or DEFAULT_PREFILL_TPS, 1.0)
-    ahead = load.inflight + load.foreign
-    seconds = (load.unstarted_tokens + prompt_tokens) / rate
-    slots = target.slots or DEFAULT_SLOTS
-    service = load.service_s or DEFAULT_SERVICE_S
-    if ahead >= slots:
-        seconds += (ahead - slots + 1) * service / slots
-    signals = load.signals
-    if signals is not None and signals.kv_usage > KV_PRESSURE_FROM:
-        seconds += service * (signals.kv_usage - KV_PRESSURE_FROM) / (1 - KV_PRESSURE_FROM)
-    return seconds
+        ttft = load.ttft_s or DEFAULT_CLOUD_TTFT_S
+        return Forecast(ttft, 0.0, 0.0, ttft)
+    profile = load.profile or GENERIC
+    slowdown = load.slowdown or 1.0
+    waiting = load.foreign_waiting
+    queued = load.unstarted + waiting
+    decoding = load.inflight + load.foreign - queued
+    prompt, output, tau = ask.prompt_tokens, ask.output_tokens, ask.tau_s
+    # The last prompt token is always computed.
+    uncached = prompt - cached if cached < prompt else 1
+    prefill = slowdown * profile.prefill_s(uncached, prompt - uncached, decoding, load.context_tokens)
+    wait = load.clear_at - now
+    if wait < load.queue_s:
+        wait = load.queue_s
+    if waiting:
+        wait += waiting * (load.ttft_s or prefill)
+    wait += _wait_for_room(target, profile, load, uncached + output)
+    # Seconds per answer token while the share `busy` of the engine's time goes into steps that are full of prefill.
+    per_context = profile.per_context
+    step = profile.overhead + per_context * (load.context_tokens + prompt)
+    decode = (load.pace_slowdown or slowdown) * (step + profile.tokens_s(decoding + 1))
+    chunk = slowdown * (step + profile.tokens_s(profile.step_tokens))
+    since = now - load.work_at
+    recent = load.work_s * exp(-since / tau) if since > 0 else load.work_s
+    busy = (recent + prefill) / tau
+    if busy > _MOST_BUSY:
+        busy = _MOST_BUSY
+    pace = decode if chunk <= decode else 1.0 / (busy / chunk + (1.0 - busy) / decode)
+    cost = wait + prefill * (1.0 + _OWN_WORK + _DECODE_DELAY * decoding + _QUEUE_DELAY * queued)
+    cost += _PACE * output * (pace + per_context * prompt * decoding)
+    if pace > _PACE_FROM * ask.tpot_s:
+        cost += _PACE_LIMIT * output * (pace - _PACE_FROM * ask.tpot_s)
+    return Forecast(wait + prefill, prefill, pace, cost)
 
 
-def occupancy(target: Target, load: Load) -> float:
-    """Share of slots in use: the tie-breaker between targets with the same prediction, GPU utilisation counted in.
+def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cached: Mapping[int, int], now: float) -> list[float]:
+    """A rough cost for each of many targets, in a fraction of a forecast's time: good enough to say which are worth one.
 
-    Utilisation is nearly always high on a busy engine, so it only ever separates equals.
+    Like the forecast's cost it grows with everything that is booked on a target.
+
+    Args:
+        loads: the books of all targets.
+        places: which of them, by index, and their places in the answer: 0, 1, 2 and so on.
+        ask: what the request asks.
+        cached: leading prompt tokens held, by index.
+        now: UNIX time in seconds.
     """
-    share = (load.inflight + load.foreign) / (target.slots or DEFAULT_SLOTS)
+    prompt, slowing = ask.prompt_tokens, _PACE * ask.output_tokens / ask.tau_s
+    known: EngineProfile | None = None
+    profile = GENERIC
+    alone = profile.prefill_s(prompt)
+    slow_s = slowing * profile.overhead
+    costs = []
+    # A request ahead costs the price of a decode, and one that waits the difference more: two products less per target.
+    more = _QUEUE_DELAY - _DECODE_DELAY
+    own = 1.0 + _OWN_WORK
+    for load in map(loads.__getitem__, places):
+        if load.profile is not known:
+            known = load.profile
+            profile = known or GENERIC
+            alone = profile.prefill_s(prompt)
+            slow_s = slowing * profile.overhead
+        wait = load.clear_at - now
+        queue = load.queue_s
+        price = own + _DECODE_DELAY * (load.inflight + load.foreign) + more * (load.unstarted + load.foreign_waiting)
+        cost = (load.slowdown or 1.0) * (alone * price + slow_s * load.work_s)
+        costs.append(cost + (wait if wait > queue else queue))
+    for index, held in cached.items():
+        place = places.get(index)
+        if place is not None:
+            load = loads[index]
+            whole = alone if load.profile is known else (load.profile or GENERIC).prefill_s(prompt)
+            price = own + _DECODE_DELAY * (load.inflight + load.foreign) + more * (load.unstarted + load.foreign_waiting)
+            costs[place] -= (load.slowdown or 1.0) * whole * price * (held / prompt if held < prompt else 1.0)
+    return costs
+
+
+def _wait_for_room(target: Target, profile: EngineProfile, load: Load, tokens: int) -> float:
+    """Seconds until a sequence slot, and room in the KV cache, are free; what is in flight ends one by one."""
+    slots = target.slots or profile.slots
+    ahead = load.inflight + load.foreign
+    wait = 0.0
+    if ahead >= slots:
+        wait = (ahead - slots + 1) * (load.service_s or DEFAULT_SERVICE_S) / slots
+    if profile.kv_tokens and load.kv_tokens + tokens > profile.kv_tokens:
+        missing = min(1.0, (load.kv_tokens + tokens - profile.kv_tokens) / profile.kv_tokens)
+        wait = max(wait, missing * (load.service_s or DEFAULT_SERVICE_S))
     signals = load.signals
-    if signals is None:
-        return share
-    return share + 0.1 * max(signals.kv_usage, 0.0) + 0.01 * max(signals.gpu_utilisation, 0.0)
+    if signals is not None and load.foreign and signals.kv_usage > KV_PRESSURE_FROM:
+        share = (signals.kv_usage - KV_PRESSURE_FROM) / (1 - KV_PRESSURE_FROM)
+        wait += share * (load.service_s or DEFAULT_SERVICE_S)
+    return wait

@@ -6,12 +6,14 @@ its own books beside it (`Load`), and `decide()` sees both as an immutable `View
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from router.placement.breaker import CLOSED, Breaker
+from router.placement.profile import EngineProfile
 from router.residency.label import Evidence, Label
 
 
@@ -139,23 +141,70 @@ class Report(msgspec.Struct, frozen=True):
 class Load(msgspec.Struct, frozen=True, gc=False):
     """A router's books on one target, and the signals that correct them.
 
-    `inflight` counts this router's own requests there; `unstarted` those with no byte back yet and `unstarted_tokens`
-    their prompt tokens. `foreign` is the work others put there: the last gauges less our own share at that moment.
-    `ttft_s`, `service_s` and `prefill_tps` are running estimates (0: no observation yet). `down_until` is a UNIX time:
-    before it the target is not offered work, because nothing answered there. `breaker` is what its answers say of its health.
+    `inflight` counts the requests this router knows of there, its own and those its peers told it of; `unstarted` are those
+    with no byte back yet and `unstarted_tokens` their prompt tokens. `foreign` is the work of anybody else: the last gauges
+    less the known share at that moment, of which `foreign_waiting` had not begun. `down_until` is a UNIX time: before it the
+    target is not offered work, because nothing answered there. `breaker` is what its answers say of its health. Running
+    estimates are 0 before the first observation.
     """
 
     inflight: int = 0
     unstarted: int = 0
     unstarted_tokens: int = 0
     foreign: int = 0
+    foreign_waiting: int = 0
+    clear_at: float = 0.0
+    """UNIX time at which the prefills booked here are expected to be done."""
+    queue_s: float = 0.0
+    """Seconds of booked prefills behind the one being worked on: the wait is never less than this."""
+    context_tokens: int = 0
+    """Tokens that the requests in flight look back on, by their prompts and the answers expected."""
+    kv_tokens: int = 0
+    """KV-cache tokens the requests in flight were booked with: what was not cached, and their answers."""
+    work_s: float = 0.0
+    """Seconds of prefill given to this target lately, decaying; as it was at `work_at` (UNIX time)."""
+    work_at: float = 0.0
     ttft_s: float = 0.0
     service_s: float = 0.0
     prefill_tps: float = 0.0
+    slowdown: float = 0.0
+    """Learned: how many times longer prefills take here than the profile says."""
+    pace_slowdown: float = 0.0
+    """Learned: the same for decode steps."""
+    profile: EngineProfile | None = None
     failures: int = 0
     down_until: float = 0.0
     signals: Signals | None = None
     breaker: Breaker = CLOSED
+
+
+class Work(msgspec.Struct, frozen=True, gc=False):
+    """What a request is expected to ask of the target it was given to; the books are kept in these terms.
+
+    Times in seconds. `prefix` are the keyed hashes of its prompt's chunks, each covering the prompt up to its own end.
+    """
+
+    prefill_s: float
+    ttft_s: float
+    tau_s: float
+    prompt_tokens: int
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    limit_s: float = 0.0
+    prefix: tuple[int, ...] = ()
+
+
+class PrefixLookup(Protocol):
+    """Which targets hold the beginning of a prompt. Implemented from KV events, and from what was routed where."""
+
+    def overlap(self, prefix: Sequence[int]) -> Mapping[str, int]:
+        """Leading chunks held, by incarnation; targets that hold none are absent."""
+
+    def routed(self, prefix: Sequence[int], incarnation: str, now: float) -> None:
+        """A request with this prefix was sent there and will leave it in the cache."""
+
+    def forget(self, incarnations: Iterable[str]) -> None:
+        """These targets are gone."""
 
 
 class Membership(msgspec.Struct, frozen=True, eq=False):
@@ -178,3 +227,11 @@ class View(msgspec.Struct, frozen=True, gc=False):
     """Labels and models whose last decision found their local targets saturated (hysteresis)."""
     spend_left_usd: float = 0.0
     """What may still be spent outside today; infinite when no budget is set."""
+    cached: Mapping[int, int] = {}
+    """Prompt tokens of this request that a target holds, by its place in the membership; absent: none."""
+    output_tokens: Mapping[str, int] = {}
+    """Answer tokens to expect, by model (learned); absent: unknown."""
+    margin_s: float = 0.0
+    """What predictions of the first token must be increased by so that nine in ten are kept (learned)."""
+    pace_share: float = 1.0
+    """Share of the pace limit that a prediction may use up (learned from how many requests met their limits)."""

@@ -20,12 +20,13 @@ class RestoredEvents(EventStream):
     Args:
         keep_usage: whether the client asked for the usage event.
         values: placeholder -> value.
+        due: whether a whole stream of this kind ends in `[DONE]`.
     """
 
     __slots__ = ("_restorer",)
 
-    def __init__(self, keep_usage: bool, values: Mapping[str, str]) -> None:
-        super().__init__(keep_usage)
+    def __init__(self, keep_usage: bool, values: Mapping[str, str], due: bool = False) -> None:
+        super().__init__(keep_usage, due)
         self._restorer = StreamRestorer(values)
 
     @property

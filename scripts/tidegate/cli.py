@@ -14,6 +14,7 @@ from router.config import ConfigError, load_file
 from tidegate import audit, client, doctor, keys, keys_commands, lifecycle, processes, render, report
 from tidegate.effective import Overrides
 from tidegate.home import DEFAULT_CONFIG, Home, find_home
+from tidegate.plan_cli import plan
 from tidegate.whatif import whatif
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app.add_typer(keys_commands.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(report.app, name="report")
 app.command()(whatif)
+app.command()(plan)
 console = Console()
 errors = Console(stderr=True)
 

@@ -7,12 +7,15 @@ import contextlib
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from router.placement.targets import Kind
+from router.placement.targets import Kind, Report
+from router.residency.guard import PASS_HEADER, check_pass
 from router.wire.continuation import MAX_PROMPT_BYTES, answer_limit, is_continuable, same_weights
 from router.wire.joined_events import TrackedEvents, Trail
 from tests.router.builders import make_policy, make_target
@@ -37,13 +40,14 @@ async def running(count: int = 2, **changes: Any):
     engines = [LittleModel() for _ in range(count)]
     for engine in engines:
         await engine.start()
+    where = changes.pop("where", ["eu"] * count)
     more = changes.pop("target", {"token_ids": True, "context_tokens": CONTEXT})
     targets = [
-        {"id": f"e{i}", "kind": "server", "vouched": True, "url": f"http://127.0.0.1:{engine.port}", "zone": "eu"}
+        {"id": f"e{i}", "kind": "server", "vouched": True, "url": f"http://127.0.0.1:{engine.port}", "zone": where[i]}
         | {"tier": "small", "models": {"m": "m"}, **more}
         for i, engine in enumerate(engines)
     ]
-    async with open_front_door({}, zones={"eu": {}}, targets=targets, **changes) as door:
+    async with open_front_door({}, zones={zone: {} for zone in where}, targets=targets, **changes) as door:
         door.state.fleet.failed = lambda *_: None
         door.state.retry_budget.withdraw = lambda now: True
         yield door, engines
@@ -325,3 +329,22 @@ def test_the_short_way_for_one_token_passes_and_records_what_the_long_way_does()
         fast.trail = short = Trail()
         slow.trail = long = Trail()
         fast._prefix = b"\0"
+
+
+async def test_no_continuation_leaves_the_zones_of_the_label_and_each_attempt_has_a_pass_of_its_own():
+    async with running(where=["eu", "us"]) as (door, engines):
+        targets = [replace(target, kind=Kind.REPLICA) for target in door.state.fleet.membership.targets]
+        door.state.fleet.update([Report(target) for target in targets])
+        for tag, joined in (("eu", False), ("us", False), ("local", True)):
+            for engine in engines:
+                engine.requests.clear(), engine.heads.clear()
+            cut_first(engines, 2500)
+            headers = {"x-tidegate-residency": tag}
+            response = await door.client.post(CHAT, json=body_of(CHAT, "bb"), headers=headers)
+            answer, asked = Answer(response.text), [len(engine.requests) for engine in engines]
+            assert (answer.done, answer.error) == (joined, not joined)
+            assert asked == {"eu": [1, 0], "us": [0, 1], "local": [1, 1]}[tag]
+            for target, engine in zip(targets, engines, strict=True):
+                for (path, _), head in zip(engine.requests, engine.heads, strict=True):
+                    key, place = door.state.target_key(target.incarnation), door.state.policy.place_of(target.evidence)
+                    check_pass(key, head[PASS_HEADER], "POST", path, target.incarnation, place, time.time())

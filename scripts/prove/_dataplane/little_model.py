@@ -81,11 +81,13 @@ class LittleModel:
         cut: asked for every request with its path and body: how many bytes of the answer's body to send before breaking the
             connection, or None.
         requests: what came: path, body.
+        heads: the headers of each.
     """
 
     def __init__(self, log: int = -1, pause_s: float = 0.0) -> None:
         self.cut: Callable[[str, dict[str, Any]], int | None] = lambda path, body: None
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.heads: list[dict[str, str]] = []
         self.port = 0
         self._log = log
         self._pause_s = pause_s
@@ -102,14 +104,16 @@ class LittleModel:
         self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 lines = head.decode("latin-1").split("\r\n")
-                fields = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
+                pairs = [line.split(": ", 1) for line in lines[1:] if ": " in line]
+                fields = {name.lower(): value for name, value in pairs}
                 body = json.loads(await reader.readexactly(int(fields["content-length"])))
                 path = lines[0].split()[1]
                 self.requests.append((path, body))
+                self.heads.append(fields)
                 if self._log >= 0:
                     os.write(self._log, f"start {fields['x-request-id']}\n".encode())
                 if not await self._answer(path, body, fields["x-request-id"], writer):

@@ -112,7 +112,7 @@ class Traffic:
         for _ in range(rng.randrange(3)):
             index = rng.randrange(len(self._loads))
             self._loads[index] = self._random_load(now)
-        view = View(self._membership, tuple(self._loads), self._spilling, rng.choice([0.0, 10.0, float("inf")]))  # type: ignore[arg-type]
+        view = View(self._membership, tuple(self._loads), self._spilling, rng.choice([5.0, 10.0, float("inf")]))  # type: ignore[arg-type]
         tags = rng.choice([(), (), ("eu",), ("phi",)])
         facts = self._facts(f"req-{number}", tags)
         decision = decide(facts, self.policy, view, now)
@@ -130,6 +130,7 @@ class Traffic:
             unstarted=busy // 2,
             unstarted_tokens=busy * rng.randrange(500),
             foreign=rng.randrange(3),
+            queue_s=busy * rng.random() * 2,
             ttft_s=rng.random(),
             service_s=rng.random() * 4,
             prefill_tps=rng.choice([0.0, 900.0, 20000.0]),

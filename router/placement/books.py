@@ -1,0 +1,225 @@
+"""The part of the books that predictions read: prefill seconds booked ahead, tokens held, and what is learned from outcomes.
+
+Kept per target incarnation, changed by booking, first byte and end; `LoadFields` go into the frozen `Load` of the target.
+"""
+
+from __future__ import annotations
+
+from math import exp
+from typing import Any
+
+from router.placement.targets import Load, Work
+
+_FIRST_OBSERVATIONS = 8
+"""The first observations of a slowdown count more: an engine nobody has calibrated can be off by tens."""
+_STEADY = 0.05
+_ALIKE = 1.4
+"""Replicas whose learned slowdowns differ by less than this factor count as alike."""
+_MOST_CHANGE = 3.0
+"""Observations further from the present belief than this factor count as this far: a prefix that was not there, a stall."""
+
+
+class Entry:
+    """One request's share of a target's books."""
+
+    __slots__ = ("context", "first_at", "peers", "started_at", "work")
+
+    def __init__(self, work: Work, now: float, peers: bool) -> None:
+        self.work = work
+        self.context = work.prompt_tokens + work.output_tokens // 2
+        self.started_at = now
+        self.first_at = 0.0
+        self.peers = peers
+        """True when another router sent it and told us."""
+
+    @property
+    def kv_tokens(self) -> int:
+        """KV-cache tokens it takes that were not there before."""
+        return self.work.prompt_tokens - self.work.cached_tokens + self.work.output_tokens
+
+
+class Belief:
+    """A factor learned from noisy observations of it, on a logarithmic scale."""
+
+    __slots__ = ("_weight", "seen", "value")
+
+    def __init__(self, weight: float) -> None:
+        self.value = 1.0
+        self._weight = weight
+        self.seen = 0
+
+    def observe(self, implied: float, shared: Belief) -> float:
+        """Take an observation in, here and in what all replicas of the model share.
+
+        Returns:
+            The shared factor while this replica's own differs from it by no more than chance would make it; else its own.
+            Replicas that are alike must look alike: noise between them would place requests by luck.
+        """
+        self._take(implied)
+        shared._take(implied)
+        return self.beside(shared)
+
+    def beside(self, shared: Belief) -> float:
+        """The factor to go by: this replica's own where it clearly differs from what its model's replicas share."""
+        ratio = self.value / shared.value
+        alike = self.seen < _FIRST_OBSERVATIONS or 1 / _ALIKE < ratio < _ALIKE
+        return shared.value if alike else self.value
+
+    def _take(self, implied: float) -> None:
+        ratio = implied / self.value
+        weight = self._weight
+        if self.seen < _FIRST_OBSERVATIONS:
+            weight = max(weight, 1.0 / (self.seen + 1))
+        else:
+            ratio = min(_MOST_CHANGE, max(1 / _MOST_CHANGE, ratio))
+        self.seen += 1
+        self.value = min(1e3, max(1e-3, self.value * max(1e-6, ratio) ** weight))
+
+
+class Shared:
+    """What all replicas of one model have in common: a replica nobody has tried yet is taken to be like the others."""
+
+    __slots__ = ("_told", "pace", "prefill")
+
+    def __init__(self) -> None:
+        self.prefill = Belief(_STEADY / 8)
+        self.pace = Belief(_STEADY / 8)
+        self._told = (1.0, 1.0)
+
+    def has_drifted(self) -> bool:
+        """True when either factor has moved by a tenth since this was last true: time to tell all books of the model."""
+        now = (self.prefill.value, self.pace.value)
+        drifted = any(abs(new / old - 1.0) > 0.1 for new, old in zip(now, self._told, strict=True))
+        if drifted:
+            self._told = now
+        return drifted
+
+
+class TargetBook:
+    """The books of one target. Every change answers the `Load` fields that it changed."""
+
+    __slots__ = (
+        "_context",
+        "_front_since",
+        "_kv",
+        "_pace",
+        "_prefill",
+        "_queue",
+        "_queued_s",
+        "_shared",
+        "_work_at",
+        "_work_s",
+    )
+
+    def __init__(self, shared: Shared) -> None:
+        self._shared = shared
+        self._prefill = Belief(_STEADY)
+        self._pace = Belief(_STEADY)
+        self._queue: dict[Entry, float] = {}
+        self._queued_s = 0.0
+        self._front_since = 0.0
+        self._context = 0
+        self._kv = 0
+        self._work_s = 0.0
+        self._work_at = 0.0
+
+    def booked(self, entry: Entry, now: float) -> dict[str, Any]:
+        """A request is about to be sent."""
+        work = entry.work
+        if not self._queue:
+            self._front_since = now
+        self._queue[entry] = work.prefill_s
+        self._queued_s += work.prefill_s
+        self._context += entry.context
+        self._kv += entry.kv_tokens
+        since = max(0.0, now - self._work_at)
+        self._work_s = self._work_s * exp(-since / work.tau_s) + work.prefill_s
+        self._work_at = max(now, self._work_at)
+        return self._fields()
+
+    def started(self, entry: Entry, now: float) -> dict[str, Any]:
+        """Its first byte came back: its prefill, and with FCFS all before it, are done."""
+        entry.first_at = now
+        self._drop(entry, now)
+        return self._fields()
+
+    def ended(self, entry: Entry, now: float) -> dict[str, Any]:
+        """It left the target."""
+        self._drop(entry, now)
+        self._context -= entry.context
+        self._kv -= entry.kv_tokens
+        return self._fields()
+
+    def learned_first(self, entry: Entry, load: Load, now: float) -> float:
+        """The slowdown after a first byte of our own, by the wait it was given and the wait it had."""
+        implied = (load.slowdown or 1.0) * (now - entry.started_at) / max(1e-4, entry.work.ttft_s)
+        return self._prefill.observe(implied, self._shared.prefill)
+
+    def learned_pace(self, entry: Entry, load: Load, tokens: int, now: float) -> float:
+        """The decode slowdown after an answer of so many tokens; the profile's step for the present load is the measure."""
+        profile = load.profile
+        if profile is None or tokens < 16 or not entry.first_at:
+            return load.pace_slowdown
+        seen = (now - entry.first_at) / (tokens - 1)
+        decoding = max(1, load.inflight - load.unstarted)
+        # Prefills of others stretch steps as well: what they took is not the decode step's slowness.
+        busy = min(0.8, load.work_s / entry.work.tau_s)
+        step = profile.step_s(decoding, load.context_tokens)
+        full = profile.step_s(profile.step_tokens, load.context_tokens)
+        usual = 1.0 / (busy / max(full, step) + (1.0 - busy) / step)
+        return self._pace.observe(seen / usual, self._shared.pace)
+
+    def factors(self) -> dict[str, Any]:
+        """The slowdowns to go by; 0 where nothing was observed on any replica of the model."""
+        shared = self._shared
+        return {
+            "slowdown": self._prefill.beside(shared.prefill) if shared.prefill.seen else 0.0,
+            "pace_slowdown": self._pace.beside(shared.pace) if shared.pace.seen else 0.0,
+        }
+
+    def _drop(self, entry: Entry, now: float) -> None:
+        seconds = self._queue.pop(entry, None)
+        if seconds is None:
+            return
+        self._queued_s = self._queued_s - seconds if self._queue else 0.0
+        # Something of this queue has just been finished, so what is now in front begins now.
+        self._front_since = now
+
+    def _fields(self) -> dict[str, Any]:
+        front = next(iter(self._queue.values()), 0.0)
+        return {
+            "clear_at": self._front_since + self._queued_s,
+            "queue_s": max(0.0, self._queued_s - front),
+            "context_tokens": self._context,
+            "kv_tokens": self._kv,
+            "work_s": self._work_s,
+            "work_at": self._work_at,
+        }
+
+
+class Calibration:
+    """What one router learns over all its targets: the margin of its predictions, and how strict to be with the pace.
+
+    `margin_s` follows the quantile of (actual - predicted) first tokens that `keep` of them stay below (a conformal margin,
+    tracked by stochastic approximation). `pace_share` is raised after every answer that met its limits and lowered after one
+    that did not, so that in the long run the share `goal` meets them (Robbins-Monro).
+    """
+
+    def __init__(self, goal: float, keep: float = 0.9) -> None:
+        self.margin_s = 0.0
+        self.pace_share = 0.85
+        self._goal = goal
+        self._keep = keep
+        self._scale = 0.05
+
+    def first(self, actual_s: float, predicted_s: float) -> None:
+        """A first token came."""
+        error = actual_s - predicted_s
+        self._scale += 0.02 * (min(abs(error), 10 * self._scale) - self._scale)
+        step = 0.1 * self._scale
+        self.margin_s += step * (self._keep if error > self.margin_s else self._keep - 1.0)
+
+    def answered(self, met: bool) -> None:
+        """An answer ended within its limits, or not."""
+        share = self.pace_share + 0.01 * ((1.0 if met else 0.0) - self._goal)
+        self.pace_share = min(1.1, max(0.4, share))

@@ -1,0 +1,191 @@
+"""One cell of the bench: a policy, a trace, a load and a scenario, simulated; results are remembered by their cell."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tidegate.simulated_router import RouterSetup, SimulatedRouter, make_policy
+
+from cluster.simulation.cluster import CLOUD, Placer, Scenario, Simulation
+from cluster.simulation.engine import SimulatedRequest
+from cluster.simulation.kv_cache import BLOCK_TOKENS
+from cluster.simulation.outcome import Outcome, Slo, summarise
+from cluster.simulation.trace import Row, link_turns, make_documents_trace, make_tools_trace, read_trace
+from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100, EngineProfile
+
+from .peers import PEERS, LeastOutstanding, Peer
+
+TIDEGATE = "tidegate"
+PROFILES = {"8b": LLAMA_8B_H100, "72b": QWEN_72B_4XH100}
+SLOS = {"8b": Slo(2.0, 0.05), "72b": Slo(4.0, 0.075)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is simulated. `rule` names a peer's spill rule and `knob` its setting; `queue` is tidegate's admission queue."""
+
+    policy: str
+    trace: str
+    load: float
+    model: str = "8b"
+    engines: int = 8
+    routers: int = 1
+    staleness_s: float = 0.25
+    notices: bool = True
+    slow: tuple[int, ...] = ()
+    liars: tuple[int, ...] = ()
+    cloud: bool = False
+    rule: str = ""
+    knob: float = 0.0
+    queue: int = 0
+
+
+class Traces:
+    """The traces of a run by name, cut to `limit` requests. Files that are not there are left out."""
+
+    def __init__(self, data: Path, limit: int | None = None) -> None:
+        self._limit = limit
+        self._rows: dict[str, list[Row]] = {}
+        self._speeds: dict[tuple[str, str, int], float] = {}
+        files = {"conversation": "conversation.jsonl.gz", "azure23": "azure23_conv.jsonl.gz"}
+        self._makers: dict[str, Callable[[], list[Row]]] = {
+            name: lambda path=data / "traces" / file: read_trace(path)  # type: ignore[misc]
+            for name, file in files.items()
+            if (data / "traces" / file).is_file()
+        }
+        self._makers["tools*"] = make_tools_trace
+        self._makers["documents*"] = make_documents_trace
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Traces at hand; a star marks made-up ones."""
+        return tuple(self._makers)
+
+    def rows(self, name: str) -> list[Row]:
+        """The rows of a trace."""
+        if name not in self._rows:
+            self._rows[name] = self._makers[name]()[: self._limit]
+        return self._rows[name]
+
+    def speed(self, name: str, model: str, engines: int) -> float:
+        """The speed-up that is load 1.0: thrown at the engines all at once, least-outstanding routing just clears the trace
+        in its own length."""
+        key = (name, model, engines)
+        if key not in self._speeds:
+            rows = self.rows(name)
+            requests = [SimulatedRequest(i, 0.0, row[1], row[2], row[3]) for i, row in enumerate(rows)]
+            profile = PROFILES[model]
+            scenario = Scenario(profile, engines, all_at_once=True)
+            Simulation(scenario, requests, lambda number: LeastOutstanding(engines, profile)).run()
+            self._speeds[key] = (rows[-1][0] - rows[0][0]) / max(request.done for request in requests)
+        return self._speeds[key]
+
+    def pooled_hit_rate(self, name: str, tokens: int) -> float:
+        """Share of prompt tokens that one least-recently-used cache of so many tokens would have held, in trace order."""
+        room = tokens // BLOCK_TOKENS
+        kept: OrderedDict[int, None] = OrderedDict()
+        hit = total = 0
+        for _, prompt, _, blocks in self.rows(name):
+            full = blocks[: prompt // BLOCK_TOKENS]
+            total += prompt
+            depth = 0
+            while depth < len(full) and full[depth] in kept:
+                depth += 1
+            hit += depth * BLOCK_TOKENS
+            for block in reversed(full):
+                kept[block] = None
+                kept.move_to_end(block)
+            while len(kept) > room:
+                kept.popitem(last=False)
+        return hit / max(1, total)
+
+
+class Spilling:
+    """A peer with a spill rule in front: it sends out what the rule says, whatever the request."""
+
+    def __init__(self, peer: Peer, rule: str, knob: float) -> None:
+        self._peer, self._rule, self._knob = peer, rule, knob
+        self.on_first, self.on_done = peer.on_first, peer.on_done
+        self.on_gauges, self.on_blocks = peer.on_gauges, peer.on_blocks
+        self.on_notice, self.release = peer.on_notice, peer.release
+
+    def place(self, request: SimulatedRequest, now: float) -> int:
+        """Outside when the rule's threshold is reached everywhere."""
+        return CLOUD if self._full(request, now) else self._peer.place(request, now)
+
+    def _full(self, request: SimulatedRequest, now: float) -> bool:
+        peer, knob = self._peer, self._knob
+        if self._rule == "in-flight cap":
+            return min(peer.inflight) >= knob
+        if self._rule == "queue depth":
+            return min(gauge.waiting for gauge in peer.gauges) >= knob
+        if self._rule == "KV usage":
+            return min(gauge.kv_usage for gauge in peer.gauges) >= knob
+        if self._rule == "queued tokens":
+            return min(peer.pending) >= knob
+        # "predicted TTFT": queued tokens and the request's own, at the profile's rate, against the limit.
+        profile = peer.profile
+        peer._now = now
+        seconds = [profile.prefill_s(peer.pending[i] + max(1, peer.uncached(request, i))) for i in range(peer.count)]
+        return min(seconds) > knob * max(2.0, 2 * profile.prefill_s(request.prompt))
+
+
+def simulate(cell: Cell, traces: Traces) -> Outcome:
+    """Run one cell."""
+    profile, slo = PROFILES[cell.model], SLOS[cell.model]
+    requests = link_turns(traces.rows(cell.trace))
+    scenario = Scenario(
+        profile,
+        engines=cell.engines,
+        routers=cell.routers,
+        speed=cell.load * traces.speed(cell.trace, cell.model, cell.engines),
+        staleness_s=cell.staleness_s,
+        notices=cell.notices,
+        slowdowns=dict.fromkeys(cell.slow, 2.0),
+        liars=frozenset(cell.liars),
+    )
+    Simulation(scenario, requests, _maker(cell, profile, slo)).run()
+    return summarise(requests, profile, slo)
+
+
+def _maker(cell: Cell, profile: EngineProfile, slo: Slo) -> Callable[[int], Placer]:
+    if cell.policy == TIDEGATE:
+        patience = 30.0 if cell.queue else 1e6
+        setup = RouterSetup(profile, slo, cell.engines, profile, cell.cloud, 0.955, patience, queue=cell.queue)
+        policy = make_policy(setup)
+        return lambda number: SimulatedRouter(number, setup, policy)
+    if cell.rule:
+        return lambda number: Spilling(PEERS[cell.policy](cell.engines, profile, number), cell.rule, cell.knob)
+    return lambda number: PEERS[cell.policy](cell.engines, profile, number)
+
+
+def capacity(cell: Cell, run: Callable[[Cell], Outcome], goal: float = 0.95, steps: int = 6) -> float:
+    """The load at which the share `goal` still meets both limits, by bisection; 0.02 wide at the end."""
+    low, high = 0.1, 2.6
+    # Most are between a half and one: look there first.
+    for load in (1.1, 0.7, 1.5):
+        if low < load < high:
+            if run(replace(cell, load=load)).met >= goal:
+                low = load
+            else:
+                high = load
+    for _ in range(steps):
+        if high - low <= 0.025:
+            break
+        middle = (low + high) / 2
+        if run(replace(cell, load=middle)).met >= goal:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The geometric mean; 0 for none."""
+    product = 1.0
+    for value in values:
+        product *= max(value, 1e-9)
+    return product ** (1 / len(values)) if values else 0.0

@@ -1,0 +1,136 @@
+"""The command line of `scripts/bench/placement`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from rich.console import Console
+
+from cluster.simulation.outcome import Outcome
+
+from . import cost, report, sections
+from .cells import Cell, Traces, simulate
+from .peers import PEERS
+from .sections import Plan, Section
+
+ROOT = Path(__file__).resolve().parents[3]
+ABOUT = """\
+Placement on simulated engines: tidegate's live decision against peers' policies, on public and made-up traces.
+
+Engines are simulated (continuous batching, chunked prefill, paged KV cache with prefix reuse); the numbers compare
+policies and do not predict a deployment. Peers are re-implemented from their sources at documented defaults. Load 1.0x is
+the arrival speed-up at which least-outstanding routing just clears a trace thrown at it all at once.
+"""
+USUAL = tuple(PEERS)
+QUICK = (
+    "round_robin",
+    "least_outstanding",
+    "vllm_smetric",
+    "dynamo",
+    "llmd_precise",
+    "smg_events",
+    "smg_least_load",
+    "mooncake_min_ttft",
+    "lmetric",
+)
+SECTIONS: dict[str, Callable[[Plan, Traces, Callable[[str], None]], Section]] = {
+    "capacity": lambda plan, traces, note: sections.capacities(plan, _runner(traces), note),
+    "near": lambda plan, traces, note: sections.near_saturation(plan, _runner(traces), traces, note),
+    "spill": lambda plan, traces, note: sections.spilling(plan, _runner(traces), note),
+    "age": lambda plan, traces, note: sections.ageing(plan, _runner(traces), note),
+    "routers": lambda plan, traces, note: sections.several_routers(plan, _runner(traces), note),
+    "noreuse": lambda plan, traces, note: sections.no_reuse(plan, _runner(traces), traces, note),
+    "faults": lambda plan, traces, note: sections.faults(plan, _runner(traces), note),
+    "overload": lambda plan, traces, note: sections.overload(plan, _runner(traces), note),
+    "cost": lambda plan, traces, note: cost.decision_cost(),
+}
+
+
+def _runner(traces: Traces) -> Callable[[Cell], Outcome]:
+    done: dict[Cell, Outcome] = {}
+
+    def run(cell: Cell) -> Outcome:
+        if cell not in done:
+            done[cell] = simulate(cell, traces)
+        return done[cell]
+
+    return run
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("placement", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="within 5 minutes: shortened traces, fewer peers and settings")
+    parser.add_argument("--data", type=Path, default=None, help="folder with traces/ (default: $TIDEGATE_DATA, ../shared/data)")
+    parser.add_argument("--only", help=f"comma-separated, of {', '.join(SECTIONS)}")
+    parser.add_argument("--policies", help=f"comma-separated, of {', '.join(PEERS)}")
+    parser.add_argument("--requests", type=int, help="cut every trace to so many requests")
+    parser.add_argument("--models", default="8b", help="8b, 72b, or both with a comma")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="sections simulated at the same time")
+    parser.add_argument("--json", type=Path, default=ROOT / ".bench" / "placement.json")
+    parser.add_argument("--png", type=Path, default=ROOT / ".bench" / "placement.png")
+    return parser
+
+
+def find_data(given: Path | None) -> Path:
+    """Where public data lies."""
+    named = os.environ.get("TIDEGATE_DATA")
+    return given or (Path(named) if named else ROOT.parent / "shared" / "data")
+
+
+def _section(name: str, plan: Plan, data: Path, limit: int | None, talk: bool) -> Section:
+    note: Callable[[str], None] = _say if talk else _nothing
+    return SECTIONS[name](plan, Traces(data, limit), note)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"\r\x1b[K{text}")
+    sys.stderr.flush()
+
+
+def _nothing(text: str) -> None:
+    return
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the bench. Exit status 0 measured, 2 it could not run; missed goals are printed, not hidden in a status."""
+    options = _parser().parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    chosen = options.only.split(",") if options.only else list(SECTIONS)
+    policies = tuple(options.policies.split(",")) if options.policies else (QUICK if options.quick else USUAL)
+    if wrong := [name for name in (*chosen, *policies) if name not in SECTIONS and name not in PEERS]:
+        console.print(f"unknown: {', '.join(wrong)}")
+        return 2
+    data = find_data(options.data)
+    limit = options.requests or (2500 if options.quick else None)
+    reuse = tuple(name for name in Traces(data).names if name != "azure23")
+    plan = Plan(policies, reuse, tuple(options.models.split(",")), options.quick)
+    if "conversation" not in reuse:
+        console.print(f"no public traces in {data / 'traces'}: only made-up ones (--data)", style="yellow")
+    started = time.monotonic()
+    done: dict[str, Section] = {}
+    if options.jobs == 1 or len(chosen) == 1:
+        for name in chosen:
+            done[name] = _section(name, plan, data, limit, sys.stderr.isatty())
+            report.show(console, done[name])
+    else:
+        with ProcessPoolExecutor(options.jobs) as pool:
+            running = {pool.submit(_section, name, plan, data, limit, False): name for name in chosen if name != "cost"}
+            for future in as_completed(running):
+                done[running[future]] = future.result()
+                report.show(console, done[running[future]])
+        if "cost" in chosen:
+            done["cost"] = _section("cost", plan, data, limit, False)
+            report.show(console, done["cost"])
+    ordered = [done[name] for name in chosen]
+    report.write_json(options.json, ordered)
+    console.print(report.draw(Path(__file__).with_name("plot.py"), options.json, options.png), highlight=False)
+    goals = [goal for section in ordered for goal in section.goals]
+    kept = sum(goal.kept for goal in goals)
+    console.print(f"{kept} of {len(goals)} goals met; {time.monotonic() - started:.0f} s; simulated engines", highlight=False)
+    return 0

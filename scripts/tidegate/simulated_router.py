@@ -1,0 +1,213 @@
+"""A router of the simulation: it decides with the live `decide` and keeps the live `Fleet`. The planner and the bench run it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.simulation.cluster import CLOUD, HOLD, REFUSE
+from cluster.simulation.engine import Gauges, SimulatedRequest
+from cluster.simulation.kv_cache import BLOCK_TOKENS
+from cluster.simulation.outcome import Slo
+from router.config import parse_config
+from router.decide import decide
+from router.decision import Choice, Complexity, Decision, Facts
+from router.placement.admission import AdmissionQueue, Ticket
+from router.placement.fleet import Booking, Fleet, Notice
+from router.placement.history import RoutedPrefixes
+from router.placement.profile import EngineProfile
+from router.placement.targets import Address, Endpoint, Kind, Price, Report, Signals, Target, Work
+from router.policy import Policy, compile_policy
+from router.residency.label import Evidence
+
+MODEL = "model"
+_KEY_DIGEST = "00" * 32
+
+
+@dataclass(frozen=True)
+class RouterSetup:
+    """How the simulated routers are configured.
+
+    `believed` is the profile that predictions start from; None leaves them the generic one. `max_wait_s` bounds the wait
+    before a refusal.
+    """
+
+    profile: EngineProfile
+    slo: Slo = field(default_factory=Slo)
+    engines: int = 8
+    believed: EngineProfile | None = None
+    cloud: bool = False
+    goal: float = 0.95
+    max_wait_s: float = 1e6
+    prefixes: bool = True
+    queue: int = 0
+    """Requests the router may hold back; 0: what is late goes to its target all the same."""
+    tries: int = 8
+    """Held requests that are decided again after a change."""
+
+
+def make_policy(setup: RouterSetup) -> Policy:
+    """The compiled policy: one model, one zone, and a cloud with a key that may use it where the setup has one."""
+    slo = setup.slo
+    config = {
+        "zones": {"here": {}, "cloud": {"external": True}},
+        "models": [{"id": MODEL, "source": "x/model", "replicas": [{"zone": "here", "count": setup.engines}]}],
+        "targets": [{"id": "cloud", "kind": "cloud", "url": "https://cloud.invalid", "zone": "cloud", "models": {MODEL: "m"}}],
+        "keys": [{"id": "client", "sha256": _KEY_DIGEST, "residency": "any", "spill": setup.cloud}],
+        "slo": {
+            "ttft_ms": slo.ttft_s * 1e3,
+            "tpot_ms": slo.tpot_s * 1e3,
+            "stretch": slo.stretch,
+            "goal": setup.goal,
+            "max_wait_ms": setup.max_wait_s * 1e3,
+        },
+    }
+    return compile_policy(parse_config(config), Path())
+
+
+class SimulatedRouter:
+    """One router: `place` is what the live handler does between a request and its dispatch."""
+
+    def __init__(self, number: int, setup: RouterSetup, policy: Policy) -> None:
+        self.policy = policy
+        self.number = number
+        profiles = {} if setup.believed is None else {MODEL: setup.believed}
+        capacity = setup.profile.kv_tokens // BLOCK_TOKENS
+        self.fleet = Fleet(math.inf, profiles, RoutedPrefixes(capacity) if setup.prefixes else None, setup.goal, setup.slo.tpot_s)
+        self._grant = policy.keys[bytes.fromhex(_KEY_DIGEST)]
+        self._bookings: dict[int, Booking] = {}
+        self._setup = setup
+        self.queue = AdmissionQueue(setup.queue) if setup.queue else None
+        self._held: dict[str, SimulatedRequest] = {}
+        self._targets = [_engine(policy, i, setup.profile) for i in range(setup.engines)]
+        self._cloud = [_cloud(policy)] if setup.cloud else []
+        self.fleet.update([Report(target) for target in (*self._targets, *self._cloud)])
+
+    def facts(self, request: SimulatedRequest, waited_s: float = 0.0) -> Facts:
+        """The facts the live router would have gathered."""
+        return Facts(
+            request_id=str(request.index),
+            key=self._grant,
+            endpoint=Endpoint.CHAT,
+            model=MODEL,
+            label=self._grant.ceiling,
+            complexity=_PLAIN,
+            prompt_bytes=request.prompt * 4,
+            prompt_tokens=request.prompt,
+            prefix=request.blocks,
+            waited_s=waited_s,
+        )
+
+    def place(self, request: SimulatedRequest, now: float) -> int:
+        """Decide and book, or hold."""
+        decision = self._decide(request, now, 0.0)
+        choice, queue = decision.chosen, self.queue
+        if choice is None:
+            return REFUSE
+        if queue is None or not decision.late or choice.work is None:
+            return self._book(request, choice, now)
+        work = choice.work
+        deadline = now + work.limit_s - work.prefill_s - self.fleet.calibration.margin_s
+        ticket = Ticket(str(request.index), "tenant", now, work.prefill_s, deadline, now + self._setup.max_wait_s)
+        self._held[ticket.id] = request
+        displaced = queue.offer(ticket, now)
+        if displaced is None:
+            return HOLD
+        del self._held[displaced.id]
+        return REFUSE  # one class only: the queue is full, and what is displaced is the newcomer itself
+
+    def _decide(self, request: SimulatedRequest, now: float, waited_s: float) -> Decision:
+        facts = self.facts(request, waited_s)
+        decision = decide(facts, self.policy, self.fleet.view(now, facts.prefix, BLOCK_TOKENS), now)
+        self.fleet.set_saturated(facts.label, decision.models, decision.saturated)
+        return decision
+
+    def _book(self, request: SimulatedRequest, choice: Choice, now: float) -> int:
+        if self.queue is not None:
+            self.queue.served(now)
+        booking = self.fleet.book(choice.target, request.prompt, now, choice.cost_usd, choice.work, choice.model)
+        if choice.target.kind is Kind.CLOUD:
+            self.fleet.end(booking, now, completed=True)
+            return CLOUD
+        self._bookings[request.index] = booking
+        request.work = choice.work
+        return choice.index
+
+    def on_first(self, request: SimulatedRequest, now: float) -> None:
+        """The first byte of an answer."""
+        self.fleet.first_byte(self._bookings[request.index], now)
+
+    def on_done(self, request: SimulatedRequest, now: float) -> None:
+        """The end of an answer, with its usage."""
+        self.fleet.end(self._bookings.pop(request.index), now, completed=True, output_tokens=request.output)
+
+    def on_gauges(self, gauges: Sequence[Gauges], now: float) -> None:
+        """Reports of the engines, as the live membership brings them."""
+        reports = [
+            Report(target, Signals(gauge.sampled_at + 1e-6, gauge.running, gauge.waiting, gauge.kv_usage))
+            for target, gauge in zip(self._targets, gauges, strict=True)
+        ]
+        self.fleet.update([*reports, *(Report(target) for target in self._cloud)])
+
+    def on_blocks(self, engine: int, stored: Sequence[int], removed: Sequence[int], now: float) -> None:
+        """KV events; this router goes by its own history."""
+
+    def on_notice(self, kind: str, request: SimulatedRequest, engine: int, now: float) -> None:
+        """A peer's request."""
+        event = {"placed": "sent", "first": "first", "done": "end"}[kind]
+        work = request.work if isinstance(request.work, Work) and kind == "placed" else None
+        self.fleet.noticed(Notice(str(request.index), self._targets[engine].incarnation, event, work), now)
+
+    def release(self, now: float) -> Iterable[tuple[SimulatedRequest, int]]:
+        """Held requests that may go now, and those whose patience has ended."""
+        queue = self.queue
+        gone: list[tuple[SimulatedRequest, int]] = []
+        if queue is None or not len(queue):
+            return gone
+        for ticket in queue.expire(now):
+            gone.append((self._held.pop(ticket.id), REFUSE))
+        for tried, ticket in enumerate(queue.candidates(now)):
+            if tried >= self._setup.tries:
+                break
+            request = self._held[ticket.id]
+            # One that is late already goes when it would be in time had it just come: it takes nothing from the others.
+            waited = now - ticket.arrived if now <= ticket.deadline else 0.0
+            decision = self._decide(request, now, waited)
+            if decision.chosen is not None and not decision.late:
+                queue.take(ticket, now)
+                del self._held[ticket.id]
+                gone.append((request, self._book(request, decision.chosen, now)))
+        return gone
+
+
+_PLAIN = Complexity("", 0.0)
+
+
+def _engine(policy: Policy, number: int, profile: EngineProfile) -> Target:
+    mask = policy.vocabulary.zone_mask(["here"])
+    return Target(
+        id=f"engine-{number}",
+        incarnation=f"engine-{number}",
+        kind=Kind.REPLICA,
+        zone="here",
+        evidence=Evidence(mask, mask, 0),
+        address=Address("127.0.0.1", 1),
+        models={MODEL: MODEL},
+        slots=profile.slots,
+    )
+
+
+def _cloud(policy: Policy) -> Target:
+    mask = policy.vocabulary.zone_mask(["cloud"])
+    return Target(
+        id="cloud",
+        incarnation="cloud",
+        kind=Kind.CLOUD,
+        zone="cloud",
+        evidence=Evidence(mask, mask, 0),
+        address=Address("127.0.0.1", 1),
+        models={MODEL: MODEL},
+        price=Price(1.0, 1.0),
+    )

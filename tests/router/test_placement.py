@@ -1,0 +1,270 @@
+"""Placement: forecasts grow with load, the choice stays inside what is allowed, and what is learned helps."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from router.decide import decide
+from router.decision import Verdict
+from router.placement.fleet import Fleet, Notice
+from router.placement.predict import ask_of, forecast, rank_costs
+from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100
+from router.placement.targets import Kind, Load, Price, Report, Signals, Work
+from tests.router.builders import NOW, SPILL_KEY, make_facts, make_policy, make_target, make_view
+
+POLICY = make_policy(slo={"ttft_ms": 2000, "tpot_ms": 50})
+TARGETS = [make_target(POLICY, f"t{i}", "eu" if i % 2 else "us") for i in range(12)]
+CLOUD = make_target(POLICY, "provider", "cloud", kind=Kind.CLOUD, models={"tiny": "t-1"}, price=Price(1, 2))
+WORK = Work(prefill_s=0.5, ttft_s=0.5, tau_s=4.0, prompt_tokens=8000, output_tokens=100, limit_s=2.0)
+
+loads = st.builds(
+    Load,
+    inflight=st.integers(0, 80),
+    unstarted=st.integers(0, 20),
+    foreign=st.integers(0, 40),
+    clear_at=st.floats(NOW - 5, NOW + 10),
+    queue_s=st.floats(0, 5),
+    context_tokens=st.integers(0, 400_000),
+    kv_tokens=st.integers(0, 500_000),
+    work_s=st.floats(0, 10),
+    work_at=st.just(NOW - 1),
+    service_s=st.floats(0, 20),
+    slowdown=st.floats(0, 4),
+    profile=st.sampled_from([None, LLAMA_8B_H100, QWEN_72B_4XH100]),
+)
+heavier = st.sampled_from(
+    [
+        {"inflight": 3, "unstarted": 3, "queue_s": 0.4},
+        {"inflight": 5, "context_tokens": 9000},
+        {"foreign": 4},
+        {"clear_at": 1.5},
+        {"queue_s": 2.0},
+        {"kv_tokens": 100_000},
+        {"work_s": 3.0},
+    ]
+)
+prompts = st.integers(1, 60_000)
+
+
+def more_of(load: Load, extra: dict[str, float]) -> Load:
+    return replace(load, **{name: getattr(load, name) + value for name, value in extra.items()})
+
+
+@given(loads, heavier, prompts, st.integers(0, 60_000))
+def test_every_part_of_a_forecast_grows_with_what_is_booked(load, extra, prompt, cached):
+    ask = ask_of(prompt, 200, 0.05)
+    before = forecast(TARGETS[0], load, ask, cached, NOW)
+    after = forecast(TARGETS[0], more_of(load, extra), ask, cached, NOW)
+    for name in ("ttft_s", "prefill_s", "pace_s", "cost"):
+        assert getattr(after, name) >= getattr(before, name) - 1e-9
+    rough = [rank_costs([one], {0: 0}, ask, {0: cached}, NOW)[0] for one in (load, more_of(load, extra))]
+    assert rough[1] >= rough[0] - 1e-9
+
+
+@given(loads, prompts, st.integers(0, 60_000))
+def test_more_of_the_prompt_in_the_cache_is_never_worse(load, prompt, cached):
+    ask = ask_of(prompt, 200, 0.05)
+    assert forecast(TARGETS[0], load, ask, cached, NOW).cost <= forecast(TARGETS[0], load, ask, 0, NOW).cost + 1e-9
+
+
+@given(st.lists(loads, min_size=12, max_size=12), prompts, st.dictionaries(st.integers(0, 11), st.integers(1, 60_000)), heavier)
+def test_the_choice_is_eligible_repeats_and_leaves_a_target_that_gets_heavier(many, prompt, cached, extra):
+    facts = make_facts(POLICY, prompt_tokens=prompt, prompt_bytes=prompt * 4)
+    view = replace(make_view(*zip(TARGETS, many, strict=True)), cached=cached)
+    decision = decide(facts, POLICY, view, NOW)
+    assert decision == decide(facts, POLICY, view, NOW)
+    told = {candidate.target: candidate for candidate in decision.candidates}
+    assert len(told) == len(TARGETS)
+    if decision.chosen is None:
+        assert decision.refusal.status == 503
+        return
+    chosen = decision.chosen.index
+    assert told[TARGETS[chosen].id].verdict is Verdict.CHOSEN
+    for index in range(0, len(TARGETS), 3):
+        if index != chosen:
+            heavy = [more_of(load, extra) if i == index else load for i, load in enumerate(many)]
+            after = decide(facts, POLICY, replace(view, loads=tuple(heavy)), NOW)
+            assert after.chosen is None or after.chosen.index != index, "it was not chosen when it was lighter"
+
+
+def test_with_many_targets_the_few_forecasts_find_what_all_of_them_would():
+    many = [
+        Load(inflight=i % 9, clear_at=NOW + (i * 37 % 50) / 10, work_s=i % 3, work_at=NOW, profile=LLAMA_8B_H100)
+        for i in range(200)
+    ]
+    targets = [make_target(POLICY, f"m{i}", "eu") for i in range(200)]
+    facts = make_facts(POLICY, prompt_tokens=5000, prompt_bytes=20_000)
+    view = replace(make_view(*zip(targets, many, strict=True)), cached={7: 4000, 90: 4900})
+    ask = ask_of(5000, 200, 0.05)
+    costs = [forecast(targets[i], many[i], ask, view.cached.get(i, 0), NOW).cost for i in range(200)]
+    chosen = decide(facts, POLICY, view, NOW).chosen
+    assert costs[chosen.index] <= min(costs) * 1.05
+
+
+def test_a_held_prefix_wins_until_its_holder_is_overloaded():
+    facts = make_facts(POLICY, prompt_tokens=20_000, prompt_bytes=80_000)
+    profile = LLAMA_8B_H100
+    free, busy = Load(profile=profile), Load(profile=profile, inflight=8, unstarted=4, clear_at=NOW + 3, queue_s=2.5)
+    holds = {0: 18_000}
+    assert decide(facts, POLICY, replace(make_view((TARGETS[0], free), (TARGETS[1], free)), cached=holds), NOW).chosen.index == 0
+    moved = replace(make_view((TARGETS[0], busy), (TARGETS[1], free)), cached=holds)
+    assert decide(facts, POLICY, moved, NOW).chosen.index == 1
+
+
+def test_the_long_prompt_spills_and_the_short_one_stays():
+    wait = Load(profile=LLAMA_8B_H100, inflight=4, unstarted=2, clear_at=NOW + 1.2, queue_s=1.2)
+    view = make_view((TARGETS[0], wait), (CLOUD, Load()))
+    short = make_facts(POLICY, SPILL_KEY, prompt_tokens=500, prompt_bytes=2000)
+    long = make_facts(POLICY, SPILL_KEY, prompt_tokens=30_000, prompt_bytes=120_000)
+    assert decide(short, POLICY, view, NOW).chosen.target.id == TARGETS[0].id
+    spilled = decide(long, POLICY, view, NOW)
+    assert spilled.chosen.target.id == CLOUD.id and "ms" in spilled.chosen.reason
+    assert not spilled.saturated, "its own prefill is the reason, not the queue: nobody else has to leave"
+
+
+def test_a_pace_that_is_too_slow_spills_and_says_so():
+    slow = Load(profile=LLAMA_8B_H100, inflight=120, context_tokens=1_500_000)
+    facts = make_facts(POLICY, SPILL_KEY, prompt_tokens=500, prompt_bytes=2000)
+    decision = decide(facts, POLICY, make_view((TARGETS[0], slow), (CLOUD, Load())), NOW)
+    assert decision.chosen.target.id == CLOUD.id and "per token" in decision.chosen.reason
+    stays = decide(make_facts(POLICY, prompt_tokens=500, prompt_bytes=2000), POLICY, make_view((TARGETS[0], slow)), NOW)
+    assert stays.chosen.target.id == TARGETS[0].id and stays.late
+
+
+def test_the_margin_and_the_time_already_waited_count_against_the_limit():
+    load = Load(profile=LLAMA_8B_H100, clear_at=NOW + 1.0, queue_s=1.0, inflight=1, unstarted=1)
+    facts = make_facts(POLICY, prompt_tokens=500, prompt_bytes=2000)
+    view = make_view((TARGETS[0], load))
+    assert not decide(facts, POLICY, view, NOW).late
+    assert decide(facts, POLICY, replace(view, margin_s=1.0), NOW).late
+    assert decide(replace(facts, waited_s=1.0), POLICY, view, NOW).late
+
+
+def make_fleet(*targets, **more):
+    fleet = Fleet(float("inf"), {"tiny": LLAMA_8B_H100}, **more)
+    fleet.update([Report(target) for target in targets])
+    return fleet
+
+
+def test_prefills_queue_up_in_the_books_and_are_released_in_order():
+    fleet = make_fleet(TARGETS[0])
+    first, second = (fleet.book(TARGETS[0], 8000, NOW, work=WORK) for _ in range(2))
+    load = fleet.view(NOW).loads[0]
+    assert load.clear_at == pytest.approx(NOW + 1.0) and load.queue_s == pytest.approx(0.5)
+    assert load.kv_tokens == 2 * 8100
+    fleet.first_byte(first, NOW + 0.8)
+    load = fleet.view(NOW).loads[0]
+    assert load.clear_at == pytest.approx(NOW + 1.3) and load.queue_s == 0.0
+    fleet.end(first, NOW + 2, completed=True, output_tokens=100)
+    fleet.end(second, NOW + 2, completed=False)
+    load = fleet.view(NOW).loads[0]
+    assert (load.context_tokens, load.kv_tokens, load.queue_s, load.inflight) == (0, 0, 0.0, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.sampled_from(["book", "peer", "first", "end"])), max_size=60))
+def test_whatever_the_order_the_books_empty_out(steps):
+    fleet = make_fleet(TARGETS[0], TARGETS[1])
+    ours, peers = {}, set()
+    for number, step in steps:
+        target = TARGETS[number % 2]
+        if step == "book" and number not in ours:
+            ours[number] = fleet.book(target, 8000, NOW, work=WORK)
+        elif step == "peer":
+            fleet.noticed(Notice(str(number), target.incarnation, "sent", WORK), NOW)
+            peers.add(number)
+        elif step == "first" and number in ours:
+            fleet.first_byte(ours[number], NOW + 1)
+            fleet.noticed(Notice(str(number), target.incarnation, "first"), NOW + 1)
+        elif number in ours:
+            fleet.end(ours[number], NOW + 2, completed=True, output_tokens=20)
+    for booking in ours.values():
+        fleet.end(booking, NOW + 3, completed=False)
+    for number in peers:
+        fleet.noticed(Notice(str(number), TARGETS[number % 2].incarnation, "end"), NOW + 3)
+    for load in fleet.view(NOW + 3).loads:
+        assert (load.inflight, load.unstarted, load.context_tokens, load.kv_tokens) == (0, 0, 0, 0)
+        assert load.queue_s == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_slow_replica_is_found_out_and_likes_stay_alike():
+    fleet = make_fleet(TARGETS[0], TARGETS[1])
+    now = NOW
+    for i in range(60):
+        for target, factor in ((TARGETS[0], 2.5), (TARGETS[1], 1.05 if i % 2 else 0.95)):
+            slowdown = fleet.view(now).loads[TARGETS.index(target)].slowdown or 1.0
+            predicted = 0.5 * slowdown
+            booking = fleet.book(target, 8000, now, work=replace(WORK, prefill_s=predicted, ttft_s=predicted))
+            fleet.first_byte(booking, now + 0.5 * factor)
+            fleet.end(booking, now + 1.0 * factor, completed=True, output_tokens=20)
+            now += 3
+    slow, usual = fleet.view(now).loads
+    assert slow.slowdown == pytest.approx(2.5, rel=0.15)
+    assert usual.slowdown < 1.8
+    facts = make_facts(POLICY, prompt_tokens=8000, prompt_bytes=32_000)
+    assert decide(facts, POLICY, fleet.view(now), now).chosen.target.id == TARGETS[1].id
+
+
+def test_the_margin_follows_what_predictions_are_off_by():
+    fleet = make_fleet(TARGETS[0])
+    for i in range(400):
+        booking = fleet.book(TARGETS[0], 8000, NOW + i, work=WORK)
+        fleet.first_byte(booking, NOW + i + 0.5 + (0.4 if i % 4 == 0 else 0.0))
+        fleet.end(booking, NOW + i + 0.95, completed=True)
+    assert 0.1 < fleet.calibration.margin_s < 0.6
+
+
+def test_missed_limits_make_the_pace_limit_stricter_and_kept_ones_relax_it():
+    fleet = make_fleet(TARGETS[0], tpot_s=0.05)
+    before = fleet.calibration.pace_share
+    for i in range(10):
+        booking = fleet.book(TARGETS[0], 8000, NOW + i, work=WORK)
+        fleet.first_byte(booking, NOW + i + 0.5)
+        fleet.end(booking, NOW + i + 30, completed=True, output_tokens=20)
+    strict = fleet.calibration.pace_share
+    assert strict < before
+    for i in range(50):
+        booking = fleet.book(TARGETS[0], 8000, NOW + i, work=WORK)
+        fleet.first_byte(booking, NOW + i + 0.5)
+        fleet.end(booking, NOW + i + 0.9, completed=True, output_tokens=20)
+    assert fleet.calibration.pace_share > strict
+
+
+def test_gauges_stuck_at_zero_change_nothing():
+    fleet, blind = make_fleet(TARGETS[0], TARGETS[1]), make_fleet(TARGETS[0], TARGETS[1])
+    for each in (fleet, blind):
+        each.book(TARGETS[0], 8000, NOW, work=WORK)
+    fleet.update([Report(target, Signals(NOW + 1, 0, 0, 0.0)) for target in TARGETS[:2]])
+    facts = make_facts(POLICY)
+    assert (
+        decide(facts, POLICY, fleet.view(NOW), NOW).chosen.index == decide(facts, POLICY, blind.view(NOW), NOW).chosen.index == 1
+    )
+
+
+def test_answer_lengths_are_learned_by_model():
+    fleet = make_fleet(TARGETS[0])
+    for i in range(5):
+        booking = fleet.book(TARGETS[0], 8000, NOW + i, work=WORK, model="tiny")
+        fleet.first_byte(booking, NOW + i + 0.5)
+        fleet.end(booking, NOW + i + 2, completed=True, output_tokens=40)
+    assert fleet.view(NOW).output_tokens["tiny"] == pytest.approx(41, abs=1)
+
+
+def test_a_replica_nobody_has_tried_is_taken_to_be_like_the_others():
+    fleet = make_fleet(TARGETS[0], TARGETS[1])
+    now = NOW
+    for _ in range(30):
+        slowdown = fleet.view(now).loads[0].slowdown or 1.0
+        booking = fleet.book(TARGETS[0], 8000, now, work=replace(WORK, prefill_s=0.5 * slowdown, ttft_s=0.5 * slowdown))
+        fleet.first_byte(booking, now + 0.05)
+        fleet.end(booking, now + 0.1, completed=True)
+        now += 20
+    tried, new = fleet.view(now).loads
+    assert tried.slowdown == pytest.approx(0.1, rel=0.2) and new.slowdown == pytest.approx(tried.slowdown, rel=0.2)
+    busy = fleet.book(TARGETS[0], 8000, now, work=WORK)
+    assert decide(make_facts(POLICY), POLICY, fleet.view(now), now).chosen.target.id == TARGETS[1].id
+    fleet.end(busy, now, completed=False)
+    fleet.update([Report(target) for target in TARGETS[:3]])
+    assert fleet.view(now).loads[2].slowdown == pytest.approx(tried.slowdown, rel=0.2), "one that has just come, too"

@@ -1,0 +1,53 @@
+"""The simulated router runs the live decision: better than least outstanding on shared prefixes, and steady past saturation."""
+
+from __future__ import annotations
+
+from tidegate.simulated_router import RouterSetup, SimulatedRouter, make_policy
+
+from cluster.simulation.cluster import Scenario, Simulation
+from cluster.simulation.outcome import Slo, summarise
+from cluster.simulation.trace import link_turns, make_documents_trace
+from router.placement.profile import LLAMA_8B_H100
+from tests.cluster.test_simulation import Everywhere
+
+PROFILE = LLAMA_8B_H100
+ROWS = make_documents_trace(900)
+
+
+def outcome(speed, setup=None, **changes):
+    scenario = Scenario(PROFILE, 4, speed=speed, **changes)
+    requests = link_turns(ROWS)
+    if setup is None:
+        Simulation(scenario, requests, lambda number: Everywhere(4)).run()
+    else:
+        policy = make_policy(setup)
+        Simulation(scenario, requests, lambda number: SimulatedRouter(number, setup, policy)).run()
+    return summarise(requests, PROFILE, Slo())
+
+
+def test_it_finds_the_holders_of_prefixes_and_meets_more_limits_than_taking_turns():
+    ours, turns = outcome(16.0, RouterSetup(PROFILE, engines=4, believed=PROFILE)), outcome(16.0)
+    assert ours.met > turns.met and ours.hit_rate > 2 * turns.hit_rate and ours.ttft_p90 < turns.ttft_p90
+
+
+def test_past_saturation_the_queue_keeps_goodput_and_refuses_what_cannot_be_served():
+    setup = RouterSetup(PROFILE, engines=4, believed=PROFILE, queue=500, max_wait_s=30.0)
+    below, far = outcome(20.0, setup), outcome(100.0, setup)
+    assert far.refused > 0 and far.goodput >= below.goodput
+
+
+def test_spilling_sends_few_and_keeps_the_limits():
+    setup = RouterSetup(PROFILE, engines=4, believed=PROFILE, cloud=True, goal=0.955)
+    over = outcome(50.0, setup)
+    assert over.met > 0.9 and 0 < over.spilled < 0.5
+
+
+def test_an_unknown_engine_is_learned():
+    known = outcome(16.0, RouterSetup(PROFILE, engines=4, believed=PROFILE))
+    unknown = outcome(16.0, RouterSetup(PROFILE, engines=4, believed=None))
+    assert unknown.met > known.met - 0.05
+
+
+def test_several_routers_that_tell_each_other_do_nearly_as_well_as_one():
+    setup = RouterSetup(PROFILE, engines=4, believed=PROFILE)
+    assert outcome(16.0, setup, routers=4).met > outcome(16.0, setup).met - 0.03
