@@ -15,6 +15,7 @@ from deployments.credentials import read_credentials
 from deployments.membership import Membership
 from deployments.secret import cluster_secret
 from router.config import Config, home, parse_config
+from router.identity.stored import open_shared
 from router.ledger.slots import open_audit
 from router.policy import compile_policy
 from router.process import RouterProcess
@@ -36,7 +37,8 @@ class RouterReplica:
         actor = ray.get_runtime_context().get_actor_id() or ""
         credentials = read_credentials(config, home())
         audit = open_audit(config, policy, home())
-        self._process = RouterProcess(config, policy, secret, credentials, f"router-{actor[:8]}", GRACE_S, audit)
+        shared = await asyncio.to_thread(open_shared, config, policy, home(), f"router-{actor}")
+        self._process = RouterProcess(config, policy, secret, credentials, f"router-{actor[:8]}", GRACE_S, audit, shared)
         state = self._process.state
         state.find_elsewhere = self._ask_peers
         self._membership = Membership(config, policy, engines, egress, self._process.take_reports)

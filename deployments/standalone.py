@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import signal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import uvloop
 
 from deployments.credentials import read_credentials, read_secret
 from router.config import Config, ConfigError, home, load_file
+from router.identity.stored import open_shared
 from router.ledger.slots import open_audit
 from router.placement.targets import Report
 from router.policy import address_of, compile_policy, fixed_targets
@@ -51,7 +53,9 @@ async def _serve(config: Config) -> None:
             "`egress.url`, and the same `secret` to both"
         )
     credentials, audit = read_credentials(config, home()), open_audit(config, policy, home())
-    router = RouterProcess(config, policy, secret or new_secret(), credentials, f"router-{os.getpid()}", audit=audit)
+    name = f"router-{os.getpid()}"
+    shared = open_shared(config, policy, home(), f"{name}-{secrets.token_hex(4)}")
+    router = RouterProcess(config, policy, secret or new_secret(), credentials, name, audit=audit, shared=shared)
     egress = address_of(config.egress.url, config.egress.tls) if config.egress.url else None
     router.take_reports([Report(t) for t in fixed_targets(config, egress, "egress")])
     stop = asyncio.Event()

@@ -14,6 +14,7 @@ from router.admitted import AdmittedRequest
 from router.decide import decide
 from router.facts import gather_facts
 from router.identity.keys import authenticate
+from router.identity.limits import UNBOUNDED_ANSWER_TOKENS
 from router.ledger.receipts import open_receipt
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant
@@ -82,10 +83,7 @@ class ModelHandler:
             else:
                 self._serve(request, admitted)
         except ApiError as error:
-            if state.audit is not None:
-                grant = opened.grant
-                state.audit.refused(opened.request_id, grant.id, grant.tenant, request.path, error.status, error.code)
-            refuse(state, request, error, opened.request_id)
+            self._refuse(request, opened.grant, error, opened.request_id)
         except Exception as error:
             fail(state, request, error, opened.request_id)
 
@@ -104,9 +102,15 @@ class ModelHandler:
             if not request.gone:
                 self._serve(request, admitted)
         except ApiError as error:
-            refuse(self._state, request, error, admitted.request_id)
+            self._refuse(request, admitted.facts.key, error, admitted.request_id)
         except Exception as error:
             fail(self._state, request, error, admitted.request_id)
+
+    def _refuse(self, request: DirectRequest, grant: KeyGrant, error: ApiError, request_id: str) -> None:
+        """Refuse before any decision, and have it recorded."""
+        if self._state.audit is not None:
+            self._state.audit.refused(request_id, grant.id, grant.tenant, request.path, error.status, error.code)
+        refuse(self._state, request, error, request_id)
 
     async def _redact_if_it_helps(
         self, admitted: AdmittedRequest, verdict: Verdict, classifier: Classifier, tags: tuple[str, ...]
@@ -126,8 +130,10 @@ class ModelHandler:
 
     def _serve(self, request: DirectRequest, admitted: AdmittedRequest) -> None:
         facts = admitted.facts
-        reserved = self._state.limits.reserve(facts.key, facts.prompt_tokens, facts.max_tokens, time.time())
-        Serving(self._state, admitted, request, reserved).start()
+        state, limits = self._state, facts.key.limits
+        cost = state.prices.most(facts.prompt_tokens, facts.max_tokens or UNBOUNDED_ANSWER_TOKENS) if limits else 0.0
+        reserved = state.limits.reserve(limits, facts.prompt_tokens, facts.max_tokens, time.time(), cost)
+        Serving(state, admitted, request, reserved).start()
 
     def _admit(self, request: DirectRequest, opened: _Opened) -> AdmittedRequest:
         state = self._state
@@ -174,6 +180,6 @@ def identify(state: RouterState, headers: Headers) -> tuple[KeyGrant, Label, tup
     Raises:
         ApiError: 401 without a known key, 400 for tags nobody knows, 403 when no zone is left.
     """
-    grant = authenticate(headers, state.policy.keys)
+    grant = authenticate(headers, state.policy.keys, state.stored_keys, state.tokens)
     tags = read_tags(headers)
     return grant, resolve_label(grant, tags, state.policy), tags

@@ -13,7 +13,9 @@ import msgspec
 
 from router.complexity.choose import Plan
 from router.complexity.compile import compile_plan
-from router.config import ANY, AUTO, LOCAL, Config, ConfigError, ExternalTarget, Tls, epoch_of
+from router.config import ANY, AUTO, LOCAL, Allowance, Config, ConfigError, ExternalTarget, Key, Tls, epoch_of
+from router.identity.limit import MICRO_USD, Limit, Period
+from router.identity.limit import Kind as LimitKind
 from router.placement.targets import OFFERED, Address, Endpoint, Kind, Price, Target, TlsFiles
 from router.residency.guard import Place
 from router.residency.label import Evidence, Label, Vocabulary
@@ -28,8 +30,7 @@ class KeyGrant(msgspec.Struct, frozen=True):
     ceiling_tags: tuple[str, ...]
     models: frozenset[str] | None
     spill: bool
-    requests_per_minute: int = 0
-    daily_tokens: int = 0
+    limits: tuple[Limit, ...] = ()
     timeout_s: float = 0.0
     continuation: bool = True
     redacted: Label | None = None
@@ -168,26 +169,59 @@ def _compile_keys(config: Config, tags: dict[str, Label], base: Path) -> dict[by
         digest = key.sha256 or _read_digest(base / str(key.sha256_file), f"keys[{i}].sha256_file", key.id)
         if bytes.fromhex(digest) in grants:
             raise ConfigError(f"keys[{i}]: the same key is there twice")
-        named = [key.residency] if isinstance(key.residency, str) else key.residency
-        ceiling_tags = tuple(named or [config.residency.default])
-        ceiling = reduce(Label.meet, (tags[tag] for tag in ceiling_tags))
-        if ceiling.process == 0 or ceiling.store == 0:
-            raise ConfigError(f"keys[{i}].residency: no zone satisfies all of {', '.join(ceiling_tags)}")
-        models = None if key.models is None or AUTO in key.models else _expand(key.models, config)
-        grants[bytes.fromhex(digest)] = KeyGrant(
-            id=key.id,
-            tenant=key.tenant,
-            ceiling=ceiling,
-            ceiling_tags=ceiling_tags,
-            models=models,
-            spill=key.spill,
-            requests_per_minute=key.requests_per_minute,
-            daily_tokens=key.daily_tokens,
-            timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
-            continuation=config.continuation if key.continuation is None else key.continuation,
-            redacted=None if key.redact is None else tags[key.redact.then],
-        )
+        grants[bytes.fromhex(digest)] = grant_of_key(key, config, tags, f"keys[{i}]")
     return grants
+
+
+def grant_of_key(key: Key, config: Config, tags: dict[str, Label], where: str) -> KeyGrant:
+    """What a key may do.
+
+    Args:
+        key: the key, from the configuration or the store.
+        config: the configuration.
+        tags: its residency tags, compiled.
+        where: names the key in errors.
+
+    Raises:
+        ConfigError: it names a tag that is not there, or tags that no zone satisfies.
+    """
+    named = [key.residency] if isinstance(key.residency, str) else key.residency
+    ceiling_tags = tuple(named or [config.residency.default])
+    for tag in (*ceiling_tags, *([key.redact.then] if key.redact else ())):
+        if tag not in tags:
+            raise ConfigError(f"{where}.residency: unknown tag `{tag}`")
+    ceiling = reduce(Label.meet, (tags[tag] for tag in ceiling_tags))
+    if ceiling.process == 0 or ceiling.store == 0:
+        raise ConfigError(f"{where}.residency: no zone satisfies all of {', '.join(ceiling_tags)}")
+    models = None if key.models is None or AUTO in key.models else _expand(key.models, config)
+    return KeyGrant(
+        id=key.id,
+        tenant=key.tenant,
+        ceiling=ceiling,
+        ceiling_tags=ceiling_tags,
+        models=models,
+        spill=key.spill,
+        limits=limits_of(f"key:{key.id}", key) + limits_of(f"tenant:{key.tenant}", config.tenants.get(key.tenant)),
+        timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
+        continuation=config.continuation if key.continuation is None else key.continuation,
+        redacted=None if key.redact is None else tags[key.redact.then],
+    )
+
+
+def limits_of(scope: str, allowance: Allowance | None) -> tuple[Limit, ...]:
+    """The limits that an allowance sets; 0 sets none."""
+    if allowance is None:
+        return ()
+    wanted = (
+        Limit(scope, LimitKind.REQUESTS, Period.MINUTE, allowance.requests_per_minute),
+        Limit(scope, LimitKind.TOKENS, Period.MINUTE, allowance.tokens_per_minute),
+        Limit(scope, LimitKind.CONCURRENT, Period.NOW, allowance.concurrent_requests),
+        Limit(scope, LimitKind.TOKENS, Period.DAY, allowance.daily_tokens),
+        Limit(scope, LimitKind.TOKENS, Period.MONTH, allowance.monthly_tokens),
+        Limit(scope, LimitKind.USD, Period.DAY, math.ceil(allowance.daily_usd * MICRO_USD)),
+        Limit(scope, LimitKind.USD, Period.MONTH, math.ceil(allowance.monthly_usd * MICRO_USD)),
+    )
+    return tuple(limit for limit in wanted if limit.amount)
 
 
 def _expand(names: Iterable[str], config: Config) -> frozenset[str]:

@@ -10,6 +10,8 @@ import uvicorn
 
 from router.app import Discreet, admin_app, model_operations, public_app
 from router.config import Config
+from router.identity.limits import Limits
+from router.identity.stored import Shared
 from router.kv_feeds import KvFeeds
 from router.ledger.log import AuditLog
 from router.placement.kv_messages import KV_PATH
@@ -32,6 +34,7 @@ class RouterProcess:
         router_id: names this process.
         grace_s: how long running responses may go on while draining.
         audit: the audit log, closed when the router has drained.
+        shared: limits and keys shared with other routers, closed likewise; without, this router keeps its own books.
 
     Raises:
         OSError: an address is taken.
@@ -46,9 +49,13 @@ class RouterProcess:
         router_id: str,
         grace_s: float = 30.0,
         audit: AuditLog | None = None,
+        shared: Shared | None = None,
     ) -> None:
         self.state = RouterState(config, policy, secret, credentials, router_id)
         self.state.audit = audit
+        self._shared = shared
+        if shared is not None:
+            self.state.limits, self.state.stored_keys = Limits(shared.books), shared.keys
         self._servers: list[uvicorn.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._watch: asyncio.Task[None] | None = None
@@ -98,6 +105,8 @@ class RouterProcess:
         self.state.pool.close()
         if self.state.audit is not None:
             await asyncio.to_thread(self.state.audit.close)
+        if self._shared is not None:
+            await asyncio.to_thread(self._shared.close)
 
 
 def _calm_garbage_collector() -> None:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from router.admitted import AdmittedRequest
 from router.decide import decide
 from router.decision import Choice, Decision
+from router.identity.limits import Reservation
 from router.joining import Join, count_usage, next_join, trail_for
 from router.ledger.receipts import Attempt, Receipt, read_usage, used_tokens
 from router.ledger.writer import AuditUnavailable
@@ -53,7 +54,7 @@ class Serving:
         state: the router.
         admitted: the request.
         client: its way back.
-        reserved: tokens reserved of the key's limits.
+        reserved: what it took of the limits.
     """
 
     __slots__ = (
@@ -73,7 +74,7 @@ class Serving:
         "_tries",
     )
 
-    def __init__(self, state: RouterState, admitted: AdmittedRequest, client: DirectRequest, reserved: int) -> None:
+    def __init__(self, state: RouterState, admitted: AdmittedRequest, client: DirectRequest, reserved: Reservation) -> None:
         self._state = state
         self._admitted = admitted
         self._client = client
@@ -119,6 +120,7 @@ class Serving:
             return None
         choice, chunks = self._choice, self._client.speaks_chunked
         head = decision_headers(self._facts.request_id, choice.model, choice.target.id, choice.target.zone, choice.reason)
+        head += self._reserved.headers
         if self._admitted.values and not is_event_stream(exchange.headers):
             exchange.events = RestoredBody(self._admitted.values)
             head += response_headers(exchange.headers, Framing.CHUNKED if chunks else Framing.CLOSE)
@@ -393,7 +395,7 @@ class Serving:
         self._closed = True
         receipt = self._admitted.receipt
         receipt.ended = time.time()
-        self._state.limits.settle(self._facts.key, self._reserved, used_tokens(receipt))
+        self._state.limits.settle(self._reserved, used_tokens(receipt), self._state.prices.cost(receipt))
         self._state.receipts.add(receipt, self._decision)
         if self._state.audit is not None:
             self._state.audit.ended(receipt)

@@ -13,6 +13,9 @@ import msgspec
 from router.config import Config, home
 from router.decision import Facts
 from router.identity.limits import Limits
+from router.identity.stored import StoredKeys
+from router.identity.tokens import TokenVerifier
+from router.ledger.cost import PriceList
 from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
@@ -43,7 +46,7 @@ class RouterState:
         router_id: names this process in receipts and headers.
 
     Raises:
-        ConfigError: a file for TLS towards a target cannot be used.
+        ConfigError: a file for TLS towards a target, or the keys of the JWT issuer, cannot be used.
     """
 
     def __init__(
@@ -54,6 +57,10 @@ class RouterState:
         self.router_id = router_id
         self.fleet = Fleet(policy.daily_budget_usd, goal=policy.slo.goal, tpot_s=policy.slo.tpot_s)
         self.limits = Limits()
+        self.stored_keys: StoredKeys | None = None
+        """Keys that are not in the configuration; None without a store."""
+        self.tokens = None if config.jwt is None else TokenVerifier(config.jwt, policy, home())
+        self.prices = PriceList(config)
         self.receipts = ReceiptBook()
         self.audit: AuditLog | None = None
         """Records decisions and receipts; None where it is switched off, and nothing may be sent outside then."""

@@ -8,10 +8,12 @@ bare mapping those `args` hold.
 from router.config.check import ANY, AUTO, LOCAL
 from router.config.read import epoch_of, home, load_file, parse_config, read_args
 from router.config.schema import (
+    Allowance,
     Config,
     ConfigError,
     Credential,
     ExternalTarget,
+    Jwt,
     Key,
     Listen,
     Model,
@@ -24,10 +26,12 @@ __all__ = [
     "ANY",
     "AUTO",
     "LOCAL",
+    "Allowance",
     "Config",
     "ConfigError",
     "Credential",
     "ExternalTarget",
+    "Jwt",
     "Key",
     "Listen",
     "Model",

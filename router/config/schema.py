@@ -137,6 +137,13 @@ class Replicas(_Strict):
     duties: list[Name] = []
 
 
+class Prices(_Strict):
+    """US dollars per million tokens."""
+
+    prompt: float = Field(default=0.0, ge=0)
+    completion: float = Field(default=0.0, ge=0)
+
+
 class Model(_Strict):
     """A model that Ray Serve runs with vLLM. `args` and `env` are vLLM's own, passed on as they are."""
 
@@ -149,6 +156,8 @@ class Model(_Strict):
     env: dict[str, str] = {}
     replicas: list[Replicas] = Field(min_length=1)
     startup_timeout_s: float = Field(default=1800, gt=0)
+    price: Prices = Prices()
+    """What its tokens cost, for budgets in money and for `tidegate report cost`."""
 
     _id = field_validator("id")(_check_model)
 
@@ -187,13 +196,6 @@ class Tls(_Strict):
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("`cert_file` and `key_file` come together")
         return self
-
-
-class Prices(_Strict):
-    """US dollars per million tokens."""
-
-    prompt: float = Field(default=0.0, ge=0)
-    completion: float = Field(default=0.0, ge=0)
 
 
 class Provider(_Strict):
@@ -291,7 +293,23 @@ class Redact(_Strict):
     """The tag of a redacted request, in place of the ceiling's; tags of the request still tighten it."""
 
 
-class Key(_Strict):
+class Allowance(_Strict):
+    """What a key, or all keys of a tenant together, may use; over all router replicas. 0: no limit."""
+
+    requests_per_minute: int = Field(default=0, ge=0)
+    """Per minute of the clock; what the minute before used weighs on it in part, so that its turn gives no second burst."""
+    tokens_per_minute: int = Field(default=0, ge=0)
+    concurrent_requests: int = Field(default=0, ge=0)
+    daily_tokens: int = Field(default=0, ge=0)
+    """Prompt and answer tokens per UTC day."""
+    monthly_tokens: int = Field(default=0, ge=0)
+    """Per UTC month."""
+    daily_usd: float = Field(default=0.0, ge=0)
+    """At the prices of `models` and `targets`."""
+    monthly_usd: float = Field(default=0.0, ge=0)
+
+
+class Key(Allowance):
     """A client's key. Only its SHA-256 is written here (`tidegate keys create` prints one)."""
 
     id: Name
@@ -304,12 +322,8 @@ class Key(_Strict):
     """Model ids and tiers this key may use. Default: all."""
     spill: bool = False
     """Whether this key's requests may leave for a cloud target when the cluster is saturated."""
-    requests_per_minute: int = Field(default=0, ge=0)
-    """0: no limit. Counted by each router replica for itself, as is `daily_tokens`."""
     timeout_ms: int = Field(default=0, ge=0)
     """Bound on a whole request of this key; the header `x-request-timeout-ms` goes before it. 0: `timeouts.request_s`."""
-    daily_tokens: int = Field(default=0, ge=0)
-    """Prompt and answer tokens per UTC day; 0: no limit."""
     continuation: bool | None = None
     """Whether this key's broken streams may be carried on at another replica. Default: the top-level `continuation`."""
     redact: Redact | None = None
@@ -380,6 +394,35 @@ class Secret(_Strict):
     file: str | None = None
 
 
+class Jwt(_Strict):
+    """Bearer tokens of an OIDC issuer, as an alternative to keys."""
+
+    issuer: str
+    audience: str
+    """Must be among a token's audiences: one that was made for another service opens nothing here."""
+    jwks_file: str
+    """The issuer's public keys (a JWK set), relative to TIDEGATE_HOME; read again when it changes. Nothing is fetched."""
+    algorithms: list[Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519"]] = [
+        "RS256",
+        "ES256",
+    ]
+    key: Name
+    """The configured key whose scopes and limits every bearer has."""
+    tenant_claim: str | None = None
+    """The claim that names the tenant. Default: the key's tenant."""
+    leeway_s: int = Field(default=0, ge=0, le=300)
+    """How far the clocks of issuer and router may differ."""
+
+
+class Store(_Strict):
+    """Where keys and the use of limits are kept. One router node: a file. Several: a PostgreSQL server that all reach."""
+
+    url: str | None = None
+    """`postgresql://user@host/name`; the password comes from `PGPASSWORD` or `~/.pgpass`. Default: SQLite, in `path`."""
+    path: str = ".tidegate/store.db"
+    """Relative to TIDEGATE_HOME."""
+
+
 class Retention(_Strict):
     """How long the audit log's entries are kept. A legal hold (`tidegate audit hold`) goes before it."""
 
@@ -434,6 +477,10 @@ class Config(_Strict):
     egress: Egress = Egress()
     secret: Secret = Secret()
     audit: Audit = Audit()
+    store: Store = Store()
+    jwt: Jwt | None = None
+    tenants: dict[Name, Allowance] = {}
+    """Limits over all keys of a tenant."""
     continuation: bool = True
     """Carry a stream that breaks on at another replica of the same model, exactly or not at all (`router.wire.continuation`).
     For that, engines send the ids of their tokens with every event, and the router takes them out again."""

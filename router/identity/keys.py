@@ -7,20 +7,31 @@ timing of the key itself.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Mapping
 
+from router.identity.stored import StoredKeys
+from router.identity.tokens import TokenVerifier
 from router.policy import KeyGrant
 from router.wire.errors import ApiError, invalid_request
 
 _MAX_KEY_BYTES = 512
+_MAX_TOKEN_BYTES = 8192
 
 
-def authenticate(headers: Iterable[tuple[bytes, bytes]], keys: Mapping[bytes, KeyGrant]) -> KeyGrant:
+def authenticate(
+    headers: Iterable[tuple[bytes, bytes]],
+    keys: Mapping[bytes, KeyGrant],
+    stored: StoredKeys | None = None,
+    tokens: TokenVerifier | None = None,
+) -> KeyGrant:
     """The grant of the key in `Authorization: Bearer` or `x-api-key`.
 
     Args:
         headers: request headers, names in lower case.
         keys: grants by SHA-256 digest.
+        stored: keys that are not in the configuration.
+        tokens: checks JWT bearers.
 
     Raises:
         ApiError: 401 `invalid_api_key` without a known key; 400 when two different credentials are given.
@@ -42,6 +53,10 @@ def authenticate(headers: Iterable[tuple[bytes, bytes]], keys: Mapping[bytes, Ke
     if not found:
         raise ApiError(401, "invalid_api_key", "No API key: send `Authorization: Bearer <key>` or `x-api-key`.")
     grant = keys.get(hashlib.sha256(found).digest()) if len(found) <= _MAX_KEY_BYTES else None
+    if grant is None and tokens is not None and len(found) <= _MAX_TOKEN_BYTES and tokens.looks_like_one(found):
+        grant = tokens.find(found, time.time())
+    if grant is None and stored is not None and len(found) <= _MAX_KEY_BYTES:
+        grant = stored.find(found, time.time())
     if grant is None:
         raise ApiError(401, "invalid_api_key", "This API key is not known here.")
     return grant

@@ -1,84 +1,215 @@
-"""What a key may use up: requests per minute and tokens per day, taken before the work and settled by what it really used.
+"""What a key and its tenant may use up: taken before the work by reservation, settled by what was really used.
 
-One router's books: with several router replicas each of them grants the limit by itself.
+Every limit is a counter over a window (a minute, on which the one before weighs for the part of it that is less than a minute
+ago; a UTC day; a UTC month), or of what is at work now. Where a
+counter's room comes from is a `Source`: this router alone (`OwnBooks`), or leases that several routers share
+(`router.identity.leases`).
 """
 
 from __future__ import annotations
 
-from router.policy import KeyGrant
+import math
+from datetime import UTC, datetime
+from typing import Protocol
+
+import msgspec
+
+from router.identity.limit import MICRO_USD, Kind, Limit, Period
 from router.wire.errors import ApiError
 
-_DAY_S = 86400
 UNBOUNDED_ANSWER_TOKENS = 500
 """Reserved for an answer when the client set no bound; the engine's count replaces it."""
+_MINUTE_S, _DAY_S = 60, 86400
 
 
-class _Account:
-    __slots__ = ("allowance", "day", "refilled_at", "used_tokens")
+class Window(msgspec.Struct, frozen=True, gc=False):
+    """A span of time with a number; `weight` is how much of the window before still counts (only minutes slide)."""
 
-    def __init__(self, allowance: float, now: float) -> None:
-        self.allowance = allowance
-        self.refilled_at = now
-        self.day = -1
-        self.used_tokens = 0
+    index: int
+    end: float
+    weight: float = 0.0
+
+
+class Source(Protocol):
+    """Where counters get their room from. Times are UNIX seconds."""
+
+    def room(self, limit: Limit, window: Window, now: float) -> int:
+        """How much may still be taken."""
+
+    def take(self, limit: Limit, index: int, amount: int) -> None:
+        """Take so much; a negative amount gives back."""
+
+
+class Reservation(msgspec.Struct, frozen=True, gc=False):
+    """What one request took: `taken` holds the limits and their windows; `headers` are response header lines, ready to send."""
+
+    tokens: int = 0
+    micro_usd: int = 0
+    taken: tuple[tuple[Limit, int], ...] = ()
+    headers: bytes = b""
+
+
+NOTHING = Reservation()
+
+
+class LimitReached(ApiError):
+    """429, with the `x-ratelimit-*` headers of the limits there are."""
+
+    def __init__(self, code: str, message: str, retry_after_s: float, lines: tuple[tuple[bytes, bytes], ...]) -> None:
+        super().__init__(429, code, message, retry_after_s=retry_after_s)
+        self._lines = lines
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """`Retry-After` and the limits."""
+        return [*super().headers(), *self._lines]
+
+
+class OwnBooks:
+    """The counters of one router alone."""
+
+    def __init__(self) -> None:
+        self._used: dict[tuple[Limit, int], int] = {}
+
+    def room(self, limit: Limit, window: Window, now: float) -> int:
+        """How much may still be taken."""
+        used = self._used.get((limit, window.index), 0)
+        if window.weight:
+            used += int(self._used.get((limit, window.index - 1), 0) * window.weight)
+        return limit.amount - used
+
+    def take(self, limit: Limit, index: int, amount: int) -> None:
+        """Take so much."""
+        entry = (limit, index)
+        if entry not in self._used and len(self._used) > 100_000:
+            self._forget_old()
+        self._used[entry] = max(0, self._used.get(entry, 0) + amount)
+
+    def _forget_old(self) -> None:
+        newest: dict[Limit, int] = {}
+        for limit, index in self._used:
+            newest[limit] = max(index, newest.get(limit, 0))
+        self._used = {entry: used for entry, used in self._used.items() if entry[1] >= newest[entry[0]] - 1}
 
 
 class Limits:
-    """The accounts of all keys of one router. Times are UNIX seconds, given by the caller."""
+    """Reserves and settles.
 
-    def __init__(self) -> None:
-        self._accounts: dict[str, _Account] = {}
+    Args:
+        source: where counters get their room from; by default this router alone.
+    """
 
-    def reserve(self, grant: KeyGrant, prompt_tokens: int, max_tokens: int, now: float) -> int:
-        """Take one request, and the tokens it may use, from a key's limits.
+    def __init__(self, source: Source | None = None) -> None:
+        self.source: Source = source or OwnBooks()
+
+    def reserve(
+        self, limits: tuple[Limit, ...], prompt_tokens: int, max_tokens: int, now: float, cost_usd: float = 0.0
+    ) -> Reservation:
+        """Take one request, and the tokens and the money it may use, from every limit it comes under; from all or from none.
 
         Args:
-            grant: the key's grant.
+            limits: of the key and its tenant.
             prompt_tokens: estimated length of the prompt.
             max_tokens: the client's bound on the answer, 0 for none.
             now: UNIX time in seconds.
+            cost_usd: the most it may cost, in US dollars.
 
         Returns:
-            The tokens reserved; give them to `settle` when the request has ended.
+            What to give to `settle` when the request has ended.
 
         Raises:
-            ApiError: 429 `rate_limited` or `budget_exceeded`, with the time after which it is worth trying again.
+            LimitReached: 429 `rate_limited` or `budget_exceeded`, with the time after which it is worth trying again.
         """
-        if not grant.requests_per_minute and not grant.daily_tokens:
-            return 0
-        account = self._accounts.get(grant.id)
-        if account is None:
-            account = self._accounts[grant.id] = _Account(float(grant.requests_per_minute), now)
-        tokens = prompt_tokens + (max_tokens or UNBOUNDED_ANSWER_TOKENS) if grant.daily_tokens else 0
-        self._check_tokens(account, grant, tokens, now)
-        self._take_request(account, grant, now)
-        account.used_tokens += tokens
-        return tokens
+        if not limits:
+            return NOTHING
+        tokens = prompt_tokens + (max_tokens or UNBOUNDED_ANSWER_TOKENS)
+        micro_usd = math.ceil(cost_usd * MICRO_USD)
+        amounts = {Kind.REQUESTS: 1, Kind.TOKENS: tokens, Kind.USD: micro_usd, Kind.CONCURRENT: 1}
+        state: list[tuple[Limit, Window, int]] = []
+        for limit in limits:
+            window = window_of(limit.period, now)
+            state.append((limit, window, self.source.room(limit, window, now)))
+        for limit, window, room in state:
+            if room < max(1, amounts[limit.kind]):
+                raise _reached(limit, window, now, _header_lines(state, amounts, now, taken=False))
+        for limit, window, _ in state:
+            self.source.take(limit, window.index, amounts[limit.kind])
+        taken = tuple((limit, window.index) for limit, window, _ in state)
+        lines = b"".join(b"%b: %b\r\n" % line for line in _header_lines(state, amounts, now, taken=True))
+        return Reservation(tokens, micro_usd, taken, lines)
 
-    def settle(self, grant: KeyGrant, reserved: int, used: int | None) -> None:
+    def settle(self, reservation: Reservation, used_tokens: int | None, cost_usd: float | None = None) -> None:
         """Replace a reservation by what was used; None keeps the reservation, because nobody counted."""
-        account = self._accounts.get(grant.id)
-        if account is not None and reserved and used is not None:
-            account.used_tokens = max(0, account.used_tokens + used - reserved)
+        for limit, index in reservation.taken:
+            if limit.kind is Kind.CONCURRENT:
+                self.source.take(limit, index, -1)
+            elif limit.kind is Kind.TOKENS and used_tokens is not None:
+                self.source.take(limit, index, used_tokens - reservation.tokens)
+            elif limit.kind is Kind.USD and cost_usd is not None:
+                self.source.take(limit, index, math.ceil(cost_usd * MICRO_USD) - reservation.micro_usd)
 
-    @staticmethod
-    def _check_tokens(account: _Account, grant: KeyGrant, tokens: int, now: float) -> None:
-        day = int(now // _DAY_S)
-        if account.day != day:
-            account.day, account.used_tokens = day, 0
-        if grant.daily_tokens and account.used_tokens + tokens > grant.daily_tokens:
-            message = f"This key's budget of {grant.daily_tokens} tokens a day is used up."
-            raise ApiError(429, "budget_exceeded", message, retry_after_s=(day + 1) * _DAY_S - now)
 
-    @staticmethod
-    def _take_request(account: _Account, grant: KeyGrant, now: float) -> None:
-        if not grant.requests_per_minute:
-            return
-        rate = grant.requests_per_minute / 60
-        refilled = account.allowance + (now - account.refilled_at) * rate
-        account.allowance = min(float(grant.requests_per_minute), refilled)
-        account.refilled_at = now
-        if account.allowance < 1:
-            message = f"This key may send {grant.requests_per_minute} requests a minute."
-            raise ApiError(429, "rate_limited", message, retry_after_s=(1 - account.allowance) / rate)
-        account.allowance -= 1
+def window_of(period: Period, now: float) -> Window:
+    """The window a moment lies in."""
+    if period is Period.MINUTE:
+        index = int(now // _MINUTE_S)
+        end = (index + 1.0) * _MINUTE_S
+        return Window(index, end, (end - now) / _MINUTE_S)
+    if period is Period.DAY:
+        index = int(now // _DAY_S)
+        return Window(index, (index + 1.0) * _DAY_S)
+    if period is Period.NOW:
+        return Window(0, math.inf)
+    moment = datetime.fromtimestamp(now, UTC)
+    following = moment.year + moment.month // 12, moment.month % 12 + 1
+    return Window(moment.year * 12 + moment.month, datetime(*following, 1, tzinfo=UTC).timestamp())
+
+
+def _reached(limit: Limit, window: Window, now: float, lines: tuple[tuple[bytes, bytes], ...]) -> LimitReached:
+    whose = "This key" if limit.scope.startswith("key:") else "This key's tenant"
+    if limit.kind is Kind.CONCURRENT:
+        return LimitReached("rate_limited", f"{whose} may have {limit.amount} requests at work at a time.", 1.0, lines)
+    if limit.period is Period.MINUTE:
+        what = "send" if limit.kind is Kind.REQUESTS else "use"
+        message = f"{whose} may {what} {limit.amount} {limit.kind} a minute."
+        return LimitReached("rate_limited", message, _next_unit(limit, window, now), lines)
+    amount = f"{limit.amount / MICRO_USD:g} USD" if limit.kind is Kind.USD else f"{limit.amount} {limit.kind}"
+    return LimitReached("budget_exceeded", f"{whose}'s budget of {amount} a {limit.period} is used up.", window.end - now, lines)
+
+
+def _next_unit(limit: Limit, window: Window, now: float) -> float:
+    """Seconds until a sliding minute gives about one more unit: at its rate if the minute before was used up, too."""
+    return min(window.end - now, max(1.0, _MINUTE_S / limit.amount))
+
+
+def _header_lines(
+    state: list[tuple[Limit, Window, int]], amounts: dict[Kind, int], now: float, *, taken: bool
+) -> tuple[tuple[bytes, bytes], ...]:
+    """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}` for the tightest limit of each, in OpenAI's spelling."""
+    lines: list[tuple[bytes, bytes]] = []
+    for kind in (Kind.REQUESTS, Kind.TOKENS):
+        least: tuple[int, Limit, Window] | None = None
+        for limit, window, room in state:
+            left = max(0, room - (amounts[kind] if taken else 0))
+            if limit.kind is kind and (least is None or left < least[0]):
+                least = (left, limit, window)
+        if least is not None:
+            left, limit, window = least
+            for name, value in (
+                ("limit", str(limit.amount)),
+                ("remaining", str(left)),
+                ("reset", _duration(window.end - now)),
+            ):
+                lines.append((f"x-ratelimit-{name}-{kind}".encode(), value.encode()))
+    return tuple(lines)
+
+
+def _duration(seconds: float) -> str:
+    """`1h2m3s`, `6m0s`, `1.5s`, `20ms`: as OpenAI writes it."""
+    if seconds < 1:
+        return f"{max(0, round(seconds * 1e3))}ms"
+    hours, rest = divmod(seconds, 3600)
+    minutes, rest = divmod(rest, 60)
+    text = f"{int(hours)}h" if hours else ""
+    if hours or minutes:
+        return f"{text}{int(minutes)}m{int(rest)}s"
+    return f"{rest:.3f}".rstrip("0").rstrip(".") + "s"

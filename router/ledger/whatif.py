@@ -88,7 +88,9 @@ class WhatIf:
 
         A source whose tags are not known there keeps what it meant before, as far as its zones and duties still exist.
         """
-        labels = [grant.ceiling]
+        # Only a redacted request goes further than its key's ceiling.
+        was_redacted = not situation.facts.label.is_within(situation.facts.key.ceiling)
+        labels = [grant.redacted if was_redacted and grant.redacted is not None else grant.ceiling]
         for source, text in situation.data.sources.items():
             if source == "key":
                 continue

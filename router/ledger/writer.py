@@ -174,13 +174,13 @@ class LogWriter:
                 if last:
                     _log.error("audit: %d records could not be written before the end", len(self._waiting))
                 return
+            if self.failure is not None:  # before anybody hears of it: who was told may look
+                _log.warning("audit: the log of %s is written again", self.store.origin)
+                self.failure = None
             del self._waiting[: len(batch)]
             for item in batch:
                 if (done := item[-1]) is not None:
                     done(None)
-        if self.failure is not None:
-            _log.warning("audit: the log of %s is written again", self.store.origin)
-            self.failure = None
         if self._lost:
             lost, self._lost = self._lost, 0
             self._forget()

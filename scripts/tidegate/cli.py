@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from router.config import ConfigError, load_file
-from tidegate import audit, client, doctor, eval_commands, keys, lifecycle, processes, render
+from tidegate import audit, client, doctor, eval_commands, keys, keys_commands, lifecycle, processes, render, report
 from tidegate.effective import Overrides
 from tidegate.home import DEFAULT_CONFIG, Home, find_home
 from tidegate.plan_cli import plan
@@ -23,10 +23,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,  # locals hold keys and prompts
 )
-keys_app = typer.Typer(help="Make client keys.", no_args_is_help=True)
-app.add_typer(keys_app, name="keys")
+app.add_typer(keys_commands.app, name="keys")
 app.add_typer(eval_commands.app, name="eval")
 app.add_typer(audit.app, name="audit")
+app.add_typer(report.app, name="report")
 app.command()(whatif)
 app.command()(plan)
 console = Console()
@@ -163,15 +163,6 @@ def router_command(
         _fail(str(error))
     except OSError as error:
         _fail(error.strerror or str(error))
-
-
-@keys_app.command("create")
-def create_key(name: Annotated[str, typer.Argument(help="The key's id in the configuration.")]) -> None:
-    """Make a key, print it this once, and keep its digest."""
-    try:
-        render.print_new_key(console, keys.create_key(find_home(), name))
-    except keys.KeyFileError as error:
-        _fail(str(error))
 
 
 def default_gpus(config: Path | None) -> float | None:

@@ -2,51 +2,139 @@
 
 from __future__ import annotations
 
-import pytest
-from msgspec.structs import replace
+import time
 
-from router.identity.limits import Limits
-from router.wire.errors import ApiError
-from tests.router.builders import NOW, digest, grant_of, make_policy
+import pytest
+
+from router.identity.limit import Kind, Limit, Period
+from router.identity.limits import LimitReached, Limits, OwnBooks, Reservation, window_of
+from router.policy import limits_of
+from tests.router.builders import NOW, digest, make_config, make_policy
 from tests.router.conftest import KEY, OTHER_KEY, open_front_door
 
-GRANT = grant_of(make_policy())
 MIDNIGHT = (NOW // 86400 + 1) * 86400
 
 
-def test_requests_per_minute_refill_steadily():
-    limits, grant = Limits(), replace(GRANT, requests_per_minute=6)
+def limit(kind: Kind, period: Period, amount: int, scope: str = "key:k") -> Limit:
+    return Limit(scope, kind, period, amount)
+
+
+def test_requests_per_minute_hold_in_every_minute_and_over_many():
+    limits, six = Limits(), (limit(Kind.REQUESTS, Period.MINUTE, 6),)
+    passed: list[float] = []
+    for step in range(4 * 600):
+        now = NOW + 17 + step / 10
+        try:
+            limits.reserve(six, 1, 1, now)
+            passed.append(now)
+        except LimitReached:
+            pass
+    for minute in range(6):
+        assert sum(NOW + 60 * minute <= at < NOW + 60 * (minute + 1) for at in passed) <= 6
+    assert 20 <= len(passed) <= 26, "four minutes at six a minute: the turn of a minute gives nobody a second burst"
+
+
+def test_a_limit_reached_says_when_to_come_back_and_then_there_is_room():
+    limits, six = Limits(), (limit(Kind.REQUESTS, Period.MINUTE, 6),)
     for _ in range(6):
-        limits.reserve(grant, 1, 1, NOW)
-    with pytest.raises(ApiError) as refusal:
-        limits.reserve(grant, 1, 1, NOW + 5)
+        limits.reserve(six, 1, 1, NOW)
+    with pytest.raises(LimitReached) as refusal:
+        limits.reserve(six, 1, 1, NOW + 5)
     assert (refusal.value.status, refusal.value.code) == (429, "rate_limited")
-    assert refusal.value.retry_after_s == pytest.approx(5)
-    limits.reserve(grant, 1, 1, NOW + 10.01)
+    assert refusal.value.retry_after_s == pytest.approx(10)
+    limits.reserve(six, 1, 1, NOW + 60 + 10.01)
 
 
 def test_daily_tokens_are_reserved_and_then_settled():
-    limits, grant = Limits(), replace(GRANT, daily_tokens=1000)
-    first = limits.reserve(grant, 300, 600, NOW)
-    with pytest.raises(ApiError) as refusal:
-        limits.reserve(grant, 50, 60, NOW)
+    limits, daily = Limits(), (limit(Kind.TOKENS, Period.DAY, 1000),)
+    first = limits.reserve(daily, 300, 600, NOW)
+    with pytest.raises(LimitReached) as refusal:
+        limits.reserve(daily, 50, 60, NOW)
     assert refusal.value.code == "budget_exceeded"
     assert refusal.value.retry_after_s == pytest.approx(MIDNIGHT - NOW)
-    limits.settle(grant, first, 320)
-    second = limits.reserve(grant, 50, 60, NOW)
-    limits.settle(grant, second, None)
-    with pytest.raises(ApiError):
-        limits.reserve(grant, 300, 300, NOW)
-    limits.reserve(grant, 400, 600, MIDNIGHT)
+    limits.settle(first, 320)
+    second = limits.reserve(daily, 50, 60, NOW)
+    limits.settle(second, None)
+    with pytest.raises(LimitReached):
+        limits.reserve(daily, 300, 300, NOW)
+    limits.reserve(daily, 400, 600, MIDNIGHT)
 
 
-def test_a_refused_request_takes_nothing_and_keys_do_not_share():
-    limits, grant = Limits(), replace(GRANT, daily_tokens=100, requests_per_minute=1)
-    with pytest.raises(ApiError, match="tokens a day"):
-        limits.reserve(grant, 90, 20, NOW)
-    limits.reserve(grant, 50, 20, NOW)
-    limits.reserve(replace(grant, id="other"), 50, 20, NOW)
-    assert limits.reserve(GRANT, 10**9, 10**9, NOW) == 0
+def test_money_is_set_aside_and_settled_to_the_millionth():
+    limits, daily = Limits(), (limit(Kind.USD, Period.DAY, 1_000_000),)
+    reserved = limits.reserve(daily, 1, 1, NOW, cost_usd=0.9)
+    with pytest.raises(LimitReached, match="1 USD a day"):
+        limits.reserve(daily, 1, 1, NOW, cost_usd=0.2)
+    limits.settle(reserved, 10, 0.000_001)
+    limits.reserve(daily, 1, 1, NOW, cost_usd=0.999_999)
+    with pytest.raises(LimitReached):
+        limits.reserve(daily, 1, 1, NOW, cost_usd=0.0)
+
+
+def test_concurrent_requests_are_free_again_when_they_end():
+    limits, two = Limits(), (limit(Kind.CONCURRENT, Period.NOW, 2),)
+    first, _ = limits.reserve(two, 1, 1, NOW), limits.reserve(two, 1, 1, NOW)
+    with pytest.raises(LimitReached, match="2 requests at work"):
+        limits.reserve(two, 1, 1, NOW + 9999)
+    limits.settle(first, None)
+    limits.reserve(two, 1, 1, NOW)
+
+
+def test_a_refused_request_takes_nothing_and_keys_do_not_share_but_tenants_do():
+    limits = Limits()
+    both = (limit(Kind.REQUESTS, Period.MINUTE, 2), limit(Kind.TOKENS, Period.DAY, 100, "tenant:t"))
+    with pytest.raises(LimitReached, match=r"tenant's budget of 100 tokens a day"):
+        limits.reserve(both, 90, 20, NOW)
+    limits.reserve(both, 50, 20, NOW)
+    limits.reserve((limit(Kind.REQUESTS, Period.MINUTE, 2, "key:other"), both[1]), 1, 9, NOW)
+    with pytest.raises(LimitReached, match="tenant"):
+        limits.reserve((both[1],), 20, 10, NOW)
+    assert limits.reserve((), 10**9, 10**9, NOW) == Reservation()
+
+
+def test_headers_are_openais():
+    both = (limit(Kind.REQUESTS, Period.MINUTE, 60), limit(Kind.TOKENS, Period.MINUTE, 10_000))
+    limits = Limits()
+    reserved = limits.reserve(both, 100, 100, NOW + 20)
+    assert reserved.headers.decode().split("\r\n")[:-1] == [
+        "x-ratelimit-limit-requests: 60",
+        "x-ratelimit-remaining-requests: 59",
+        "x-ratelimit-reset-requests: 40s",
+        "x-ratelimit-limit-tokens: 10000",
+        "x-ratelimit-remaining-tokens: 9800",
+        "x-ratelimit-reset-tokens: 40s",
+    ]
+    with pytest.raises(LimitReached) as refusal:
+        limits.reserve(both, 9801, 1, NOW + 20)
+    assert dict(refusal.value.headers())[b"x-ratelimit-remaining-tokens"] == b"9800"
+
+
+def test_windows_are_minutes_days_and_months_of_utc():
+    assert window_of(Period.DAY, MIDNIGHT - 1).end == MIDNIGHT
+    january = window_of(Period.MONTH, 1_798_761_599.0)  # 2026-12-31T23:59:59Z
+    assert january.end == 1_798_761_600.0
+    assert window_of(Period.MONTH, january.end).index == january.index + 1
+    assert window_of(Period.MINUTE, NOW + 30).weight == 0.5
+
+
+def test_old_windows_are_forgotten():
+    books, requests = OwnBooks(), limit(Kind.REQUESTS, Period.MINUTE, 5)
+    for index in range(100_500):
+        books.take(requests, index, 1)
+    assert len(books._used) < 1000
+
+
+def test_the_configuration_sets_limits_for_keys_and_tenants():
+    keys = [{"id": "a", "sha256": digest(KEY), "tenant": "t", "requests_per_minute": 5, "daily_usd": 1.5}]
+    config = make_config(keys=keys, tenants={"t": {"monthly_tokens": 7, "concurrent_requests": 2}})
+    grant = next(iter(make_policy(keys=keys, tenants={"t": {"monthly_tokens": 7, "concurrent_requests": 2}}).keys.values()))
+    assert grant.limits == limits_of("key:a", config.keys[0]) + limits_of("tenant:t", config.tenants["t"])
+    assert set(grant.limits) == {
+        limit(Kind.REQUESTS, Period.MINUTE, 5, "key:a"),
+        limit(Kind.USD, Period.DAY, 1_500_000, "key:a"),
+        limit(Kind.TOKENS, Period.MONTH, 7, "tenant:t"),
+        limit(Kind.CONCURRENT, Period.NOW, 2, "tenant:t"),
+    }
 
 
 async def test_limits_over_the_wire():
@@ -55,13 +143,17 @@ async def test_limits_over_the_wire():
         {"id": "budgeted", "sha256": digest(OTHER_KEY), "daily_tokens": 520},
     ]
     async with open_front_door({"a": "eu"}, keys=keys) as door:
-        assert [(await door.chat("hello")).status_code for _ in range(3)] == [200, 200, 429]
+        answers = [await door.chat("hello") for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["1", "0", "0"]
         limited = await door.chat("hello")
         assert limited.json()["error"]["code"] == "rate_limited" and int(limited.headers["retry-after"]) >= 1
         other = {"authorization": f"Bearer {OTHER_KEY}"}
         # Each answer uses 9 tokens by the engine's count, so two reservations of 502 fit one after the other, not three.
         codes = [(await door.chat("hello", headers=other)).status_code for _ in range(3)]
         assert codes == [200, 200, 200]
-        door.state.limits._accounts["budgeted"].used_tokens = 100
+        daily = Limit("key:budgeted", Kind.TOKENS, Period.DAY, 520)
+
+        door.state.limits.source.take(daily, window_of(Period.DAY, time.time()).index, 100)
         spent = await door.chat("hello", headers=other)
         assert (spent.status_code, spent.json()["error"]["code"]) == (429, "budget_exceeded")

@@ -178,3 +178,22 @@ def test_a_policy_that_does_not_parse_is_said_so(logs, tmp_path):
     assert code == 2 and "not valid YAML" in text
     code, text = run("whatif", "--policy", write_policy(tmp_path / "new.yaml"), "--dir", logs, "--fail-on", "nonsense")
     assert code == 2 and "unknown nonsense" in text
+
+
+def test_the_cost_report_adds_up_by_every_name(logs):
+    from router.ledger.reader import LogReader
+    from router.ledger.search import requests
+
+    handled = list(requests([LogReader(logs / "router-0"), LogReader(logs / "router-1")]))
+    outside = [item for item in handled if item.target == "provider" and item.prompt_tokens >= 0]
+    expected = sum(item.prompt_tokens * 1 + item.completion_tokens * 2 for item in outside) / 1e6
+    assert expected > 0
+    for by in ("tenant", "key", "model", "target"):
+        code, text = run("report", "cost", "--by", by, "--dir", logs, "--format", "json")
+        lines = json.loads(text)
+        assert code == 0 and sum(line["usd"] for line in lines) == pytest.approx(expected)
+        assert sum(line["requests"] for line in lines) == 500
+    assert [line["name"] for line in lines if line["usd"]] == ["provider"]
+    assert run("report", "cost", "--by", "colour", "--dir", logs)[0] == 2
+    assert "provider" in run("report", "cost", "--by", "target", "--dir", logs)[1]
+    assert run("report", "cost", "--format", "csv", "--dir", logs)[1].startswith("name,requests,")

@@ -60,5 +60,5 @@ def _prove(args: argparse.Namespace, work: Path) -> int:
     lost_external = lost.lost_external + full.without_record + full.sent_while_full
     print(f"took {time.monotonic() - started:.0f} s, seed {args.seed}")
     print(f"detected={detected}/{total} lost_external={lost_external}")
-    sound = not (lost.problems or late or full.problems or again.problems)
+    sound = not (lost.problems or full.problems or again.problems)
     return 0 if sound and detected == total and not lost_external else 1

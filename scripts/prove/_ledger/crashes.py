@@ -98,6 +98,7 @@ class Losses:
         self.external = 0
         self.lost_external = 0
         self.lost_local = 0
+        self.late = 0
         self.oldest_lost_s = 0.0
         self.torn = 0
         self.problems: list[str] = []
@@ -185,4 +186,5 @@ def _examine(root: Path, signer: Signer, told: list[list[str]], acknowledged: se
     died = next((float(line[1]) for line in told if line[0] == "K"), 0.0)
     ages = [died - float(line[2]) for line in told if line[0] == "L" and ("note", line[1]) not in found]
     losses.lost_local += len(ages)
+    losses.late += sum(age > WINDOW_S for age in ages)
     losses.oldest_lost_s = max([losses.oldest_lost_s, *ages])

@@ -1,0 +1,182 @@
+"""Limits that several router replicas share: each works on leases, renewed by a thread, so that no request waits for the store.
+
+A replica never uses more of a counter than it was granted, and the grants of all replicas never add up to more than the
+limit. The one exception is a counter that this replica has not asked for yet: half a percent of the limit (at least one) may
+be used at once, so that the first request of a key is not refused. When the store cannot be reached, every replica keeps to
+its even share of each limit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+
+from router.identity.limit import Limit, Period
+from router.identity.limits import Window, window_of
+from router.store.counters import Counters, Wish
+from router.store.database import StoreError
+
+_log = logging.getLogger("tidegate.limits")
+
+_SYNC_S = 0.05
+_HEARTBEAT_S = 0.5
+_ALONE_AFTER_S = 3.0
+_FORGET_S = 600.0
+
+
+class _Lease:
+    """This replica's part of one counter. The event loop changes `used`, the thread everything else."""
+
+    __slots__ = ("asked", "end", "free", "granted", "limit", "reported", "touched", "used", "window")
+
+    def __init__(self, limit: Limit, window: int, end: float) -> None:
+        self.limit = limit
+        self.window = window
+        self.end = end
+        self.granted = 0
+        self.used = 0
+        self.free = limit.amount
+        self.reported = -1
+        self.asked = False
+        self.touched = time.monotonic()
+
+
+class LeasedBooks:
+    """A `Source` for `Limits` over counters that replicas share.
+
+    Args:
+        counters: the shared counters.
+        known: limits to ask for before anybody needs them.
+    """
+
+    def __init__(self, counters: Counters, known: Callable[[], tuple[Limit, ...]] = tuple) -> None:
+        self._counters = counters
+        self._known = known
+        self._leases: dict[tuple[Limit, int], _Lease] = {}
+        self._alive = 1
+        self._reached = time.monotonic()
+        self._failing = False
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="tidegate-limits", daemon=True)
+
+    def start(self) -> None:
+        """Get first leases, then keep them renewed."""
+        self._prepare()
+        self._sync()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Report the last use and give everything back."""
+        self._closing = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+        self._sync()
+        try:
+            self._counters.leave()
+        except StoreError as error:
+            _log.warning("limits: %s; what this router did not use is free in a few seconds", error)
+
+    def room(self, limit: Limit, window: Window, now: float) -> int:
+        """How much may still be taken, here and now."""
+        lease = self._leases.get((limit, window.index))
+        if lease is None:
+            lease = self._leases[limit, window.index] = _Lease(limit, window.index, window.end)
+            self._wake.set()
+        lease.touched = time.monotonic()
+        if self._failing:
+            return limit.amount // self._alive - lease.used
+        if not lease.asked:
+            return max(1, limit.amount // 200) - lease.used
+        left = lease.granted - lease.used
+        if left * 2 < lease.granted - max(0, lease.reported) and lease.free:
+            self._wake.set()
+        return left
+
+    def take(self, limit: Limit, index: int, amount: int) -> None:
+        """Take so much."""
+        lease = self._leases.get((limit, index))
+        if lease is not None:
+            lease.used = max(0, lease.used + amount)
+
+    def _run(self) -> None:
+        beat = 0.0
+        while not self._closing:
+            if self._wake.wait(_SYNC_S):
+                self._wake.clear()
+            moment = time.monotonic()
+            if moment - beat >= _HEARTBEAT_S or any(lease.used != lease.reported for lease in list(self._leases.values())):
+                beat = moment
+                self._prepare()
+                self._sync()
+                time.sleep(0.005)
+
+    def _prepare(self) -> None:
+        """Leases for the limits that are known, in this window and in the one that is about to begin."""
+        now, moment = time.time(), time.monotonic()
+        recent = {lease.limit for lease in list(self._leases.values()) if moment - lease.touched < _FORGET_S}
+        for limit in recent | set(self._known()):
+            for at in (now, now + 2.0):
+                window = window_of(limit.period, at)
+                if (limit, window.index) not in self._leases:
+                    fresh = self._leases.setdefault((limit, window.index), _Lease(limit, window.index, window.end))
+                    if limit not in recent:
+                        fresh.touched = moment - _FORGET_S
+        for entry, lease in list(self._leases.items()):
+            if lease.end + 120 < now:
+                del self._leases[entry]
+
+    def _sync(self) -> None:
+        now = time.time()
+        leases = [lease for lease in list(self._leases.values()) if lease.end > now - 1]
+        wishes = [self._wish(lease, now) for lease in leases]
+        try:
+            grants, alive = self._counters.lease(wishes, now)
+        except StoreError as error:
+            if not self._failing and time.monotonic() - self._reached > _ALONE_AFTER_S:
+                self._failing = True
+                _log.error("limits: %s; this router keeps to its share, 1 of %d", error, self._alive)
+            return
+        if self._failing:
+            _log.warning("limits: the store is reached again")
+        self._failing, self._reached, self._alive = False, time.monotonic(), max(1, alive)
+        for lease, wish in zip(leases, wishes, strict=True):
+            grant = grants[wish.counter]
+            lease.granted, lease.free, lease.reported, lease.asked = grant.granted, grant.free, wish.used, True
+
+    def _wish(self, lease: _Lease, now: float) -> Wish:
+        """Ask for a few times what was used since the last time; keep a little where there is plenty."""
+        limit = lease.limit
+        recent = lease.used - max(0, lease.reported)
+        plenty = lease.free * 5 > limit.amount
+        base = math.ceil(max(lease.free, 1) / (4 * self._alive)) if plenty else int(recent > 0)
+        if self._alive == 1:
+            base = limit.amount  # nobody to share with
+        if self._closing:
+            base = recent = 0
+        ahead = max(base, 8 * recent)
+        # What is given back is out of the event loop's reach before anybody else may have it; only then is the use read.
+        lease.granted = min(lease.granted, lease.used + ahead)
+        used = lease.used
+        slides = limit.period is Period.MINUTE
+        window = window_of(limit.period, now)
+        weight = window.weight if window.index == lease.window else 1.0
+        return Wish(
+            counter=_name(limit, lease.window),
+            amount=limit.amount,
+            used=used,
+            ahead=ahead,
+            keep=lease.granted,
+            expires=min(lease.end + 86400, 4e9) if slides or limit.period is Period.NOW else lease.end + 40 * 86400,
+            before=_name(limit, lease.window - 1) if slides else "",
+            weight=weight if slides else 0.0,
+            held=limit.period is Period.NOW,
+        )
+
+
+def _name(limit: Limit, window: int) -> str:
+    return f"{limit.scope}|{limit.kind}|{limit.period}|{window}"

@@ -1,0 +1,146 @@
+"""Stored keys as a router knows them: a copy in memory, renewed by a thread, so that no request waits for the store."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from router.config import Config, ConfigError, Key
+from router.identity.leases import LeasedBooks
+from router.identity.limit import Limit
+from router.policy import KeyGrant, Policy, grant_of_key
+from router.store.counters import Counters
+from router.store.database import Database, StoreError
+from router.store.keys import KeyTable, StoredKey, mac_of, read_pepper
+
+_log = logging.getLogger("tidegate.keys")
+
+_POLL_S = 0.4
+"""A revoked key is refused everywhere within a second of its revocation."""
+PEPPER_FILE = ".tidegate/keys/pepper"
+
+
+class StoredKeys:
+    """Finds the grant of a stored key.
+
+    Args:
+        table: the keys in the store.
+        pepper: the HMAC's key.
+        compile_grant: makes a grant of a stored key.
+    """
+
+    def __init__(self, table: KeyTable, pepper: bytes, compile_grant: Callable[[StoredKey], KeyGrant]) -> None:
+        self._table = table
+        self._pepper = pepper
+        self._compile = compile_grant
+        self._grants: Mapping[bytes, tuple[KeyGrant, float]] = {}
+        self._version = -1
+        self._failing = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tidegate-keys", daemon=True)
+
+    def start(self) -> None:
+        """Read the keys, then keep them fresh."""
+        self._refresh()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+
+    def find(self, credential: bytes, now: float) -> KeyGrant | None:
+        """The grant of a key that is valid at `now` (UNIX seconds)."""
+        found = self._grants.get(mac_of(self._pepper, credential))
+        return found[0] if found is not None and now < found[1] else None
+
+    def limits(self) -> tuple[Limit, ...]:
+        """The limits of all stored keys."""
+        return tuple({limit for grant, _ in self._grants.values() for limit in grant.limits})
+
+    def _run(self) -> None:
+        while not self._stop.wait(_POLL_S):
+            self._refresh()
+
+    def _refresh(self) -> None:
+        try:
+            version = self._table.version()
+            if version != self._version:
+                self._load()
+                self._version = version
+        except StoreError as error:
+            if not self._failing:
+                _log.error("keys: %s; the keys that were known stay valid", error)
+            self._failing = True
+        else:
+            self._failing = False
+
+    def _load(self) -> None:
+        now, grants = time.time(), {}
+        for key in self._table.all():
+            if not key.is_valid(now):
+                continue
+            try:
+                grants[key.mac] = (self._compile(key), float("inf") if key.expires is None else key.expires)
+            except (ConfigError, ValueError) as error:
+                # Its tags or models are not in this configuration: such a key may do nothing.
+                _log.error("keys: the stored key %s cannot be used: %s", key.id, error)
+        self._grants = grants
+
+
+def compile_stored(key: StoredKey, config: Config, policy: Policy) -> KeyGrant:
+    """The grant of a stored key under a configuration.
+
+    Raises:
+        ConfigError, ValueError: it names tags or models that the configuration does not have.
+    """
+    return grant_of_key(Key.model_validate_json(key.scopes), config, policy.tags, f"key {key.id}")
+
+
+class Shared:
+    """What this router shares with others: limits and keys, over one store.
+
+    Args:
+        database: the store.
+        config: the configuration.
+        policy: the same, compiled.
+        base: directory that relative paths start from.
+        replica: a name of this process that no other has or had.
+
+    Raises:
+        StoreError: the pepper cannot be read.
+    """
+
+    def __init__(self, database: Database, config: Config, policy: Policy, base: Path, replica: str) -> None:
+        self._database = database
+        pepper = read_pepper(base / PEPPER_FILE, make=True)
+        self.keys = StoredKeys(KeyTable(database), pepper, lambda key: compile_stored(key, config, policy))
+        configured = tuple({limit for grant in policy.keys.values() for limit in grant.limits})
+        self.books = LeasedBooks(Counters(database, replica), lambda: configured + self.keys.limits())
+
+    def start(self) -> None:
+        """Begin to keep both fresh."""
+        self.keys.start()
+        self.books.start()
+
+    def close(self) -> None:
+        """Report the last use and let go of the store."""
+        self.keys.close()
+        self.books.close()
+        self._database.close()
+
+
+def open_shared(config: Config, policy: Policy, base: Path, replica: str) -> Shared | None:
+    """The store that a configuration names, or None when it cannot be opened: then this router keeps its own books."""
+    url = config.store.url or f"sqlite:///{base / config.store.path}"
+    try:
+        shared = Shared(Database(url), config, policy, base, replica)
+    except StoreError as error:
+        _log.error("store: %s; this router keeps its own books, and knows no stored keys", error)
+        return None
+    shared.start()
+    return shared

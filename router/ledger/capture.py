@@ -1,0 +1,194 @@
+"""Payload capture, off unless it is switched on: prompts and answers encrypted per subject, and forgotten by destroying a key.
+
+Each (tenant, subject, month) has a data key of its own, wrapped by the installation's key-encryption key. A payload is
+AES-256-GCM under the data key; the audit log gets only a keyed commitment to it (HMAC-SHA256 under a key derived from the data
+key), because a plain hash of a prompt can be guessed. Destroying the data keys of a subject makes every copy of its payloads,
+backups included, unreadable, while the log still verifies.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
+
+_KEY_BYTES, _NONCE_BYTES = 32, 12
+
+
+class CaptureError(Exception):
+    """A payload cannot be kept or read; the text says why, and holds nothing of it."""
+
+
+class Sealed(msgspec.Struct, frozen=True):
+    """What the audit log may know of a captured payload: which data key it is under, and a keyed commitment to it."""
+
+    key_id: str
+    commitment: str
+    size: int
+
+
+class Vault:
+    """Captured payloads in a directory.
+
+    Args:
+        root: the directory; made when missing.
+        kek: the key-encryption key, 32 bytes, kept elsewhere.
+    """
+
+    def __init__(self, root: Path, kek: bytes) -> None:
+        if len(kek) != _KEY_BYTES:
+            raise CaptureError("the key-encryption key must have 32 bytes")
+        self._root = root
+        self._kek = kek
+
+    def __repr__(self) -> str:
+        return f"Vault({str(self._root)!r})"
+
+    def seal(self, tenant: str, subject: str, request_id: str, part: str, payload: bytes, now: float) -> Sealed:
+        """Keep a payload.
+
+        Args:
+            tenant: the tenant it belongs to.
+            subject: whose data it is, as the client names it; never written down.
+            request_id: the request.
+            part: `request` or `response`.
+            payload: the bytes.
+            now: UNIX seconds; the month chooses the data key.
+
+        Raises:
+            CaptureError: it cannot be written.
+        """
+        month = datetime.fromtimestamp(now, UTC).strftime("%Y-%m")
+        try:
+            key_id, key = self._data_key(tenant, subject, month)
+            nonce = secrets.token_bytes(_NONCE_BYTES)
+            sealed = nonce + AESGCM(key).encrypt(nonce, payload, _bound(key_id, request_id, part))
+            _write(self._payload_path(key_id, request_id, part), sealed)
+        except OSError as error:
+            raise CaptureError(f"a payload cannot be kept: {error.strerror}") from None
+        return Sealed(key_id, _commitment(key, request_id, part, payload), len(payload))
+
+    def open(self, key_id: str, request_id: str, part: str) -> bytes:
+        """A payload that was kept.
+
+        Raises:
+            CaptureError: its subject was shredded, it is not there, or it was changed.
+        """
+        key = self._read_key(key_id)
+        if key is None:
+            raise CaptureError("the data key is gone: this payload was shredded")
+        try:
+            sealed = self._payload_path(key_id, request_id, part).read_bytes()
+            return AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _bound(key_id, request_id, part))
+        except OSError as error:
+            raise CaptureError(f"the payload cannot be read: {error.strerror}") from None
+        except InvalidTag:
+            raise CaptureError("the payload was changed, or belongs to another request") from None
+
+    def is_committed(self, sealed: Sealed, request_id: str, part: str) -> bool:
+        """Whether the kept payload is the one that the log speaks of.
+
+        Raises:
+            CaptureError: it cannot be opened.
+        """
+        payload = self.open(sealed.key_id, request_id, part)
+        key = self._read_key(sealed.key_id)
+        return key is not None and hmac.compare_digest(_commitment(key, request_id, part, payload), sealed.commitment)
+
+    def shred(self, tenant: str, subject: str) -> tuple[str, ...]:
+        """Destroy every data key of a subject, and remove its payloads.
+
+        Returns:
+            The ids of the destroyed keys, for the log's tombstone.
+
+        Raises:
+            CaptureError: a key file could not be removed.
+        """
+        directory = self._root / "keys" / self._pseudonym(tenant, subject)
+        destroyed = []
+        try:
+            for path in sorted(directory.glob("*")) if directory.is_dir() else ():
+                key_id = f"{directory.name}.{path.name}"
+                with path.open("r+b") as file:  # overwritten first: removing a name leaves the bytes
+                    file.write(bytes(path.stat().st_size))
+                    file.flush()
+                    os.fsync(file.fileno())
+                path.unlink()
+                destroyed.append(key_id)
+                payloads = self._root / "payloads" / key_id
+                for payload in payloads.glob("*") if payloads.is_dir() else ():
+                    payload.unlink()
+        except OSError as error:
+            raise CaptureError(f"the data keys could not be destroyed: {error.strerror}") from None
+        return tuple(destroyed)
+
+    def _pseudonym(self, tenant: str, subject: str) -> str:
+        return hmac.digest(self._kek, f"subject\0{tenant}\0{subject}".encode(), "sha256").hex()[:32]
+
+    def _data_key(self, tenant: str, subject: str, month: str) -> tuple[str, bytes]:
+        key_id = f"{self._pseudonym(tenant, subject)}.{month}"
+        key = self._read_key(key_id)
+        if key is None:
+            _write(self._key_path(key_id), aes_key_wrap(self._kek, secrets.token_bytes(_KEY_BYTES)), exclusive=True)
+            key = self._read_key(key_id)
+            if key is None:
+                raise CaptureError("a data key was destroyed while it was being made")
+        return key_id, key
+
+    def _read_key(self, key_id: str) -> bytes | None:
+        try:
+            return aes_key_unwrap(self._kek, self._key_path(key_id).read_bytes())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CaptureError(f"a data key cannot be read: {error.strerror}") from None
+        except (InvalidUnwrap, ValueError):
+            raise CaptureError("a data key is damaged, or the key-encryption key is another") from None
+
+    def _key_path(self, key_id: str) -> Path:
+        pseudonym, _, month = key_id.partition(".")
+        return self._root / "keys" / _safe(pseudonym) / _safe(month)
+
+    def _payload_path(self, key_id: str, request_id: str, part: str) -> Path:
+        return self._root / "payloads" / _safe(key_id) / f"{request_id.encode().hex()[:200]}.{_safe(part)}"
+
+
+def _bound(key_id: str, request_id: str, part: str) -> bytes:
+    return "\0".join((key_id, request_id, part)).encode()
+
+
+def _commitment(key: bytes, request_id: str, part: str, payload: bytes) -> str:
+    mac_key = hmac.digest(key, b"commitment", "sha256")
+    return hmac.digest(mac_key, f"{request_id}\0{part}\0".encode() + payload, "sha256").hex()
+
+
+def _safe(name: str) -> str:
+    if not name or not all(char.isalnum() or char in "-." for char in name) or name.startswith("."):
+        raise CaptureError("this is no id of a payload")
+    return name
+
+
+def _write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
+    """Write a file that appears complete or not at all; with `exclusive`, one that is there already stays."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if exclusive:
+            if not path.exists():
+                os.link(temporary, path)
+        else:
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

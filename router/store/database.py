@@ -1,0 +1,111 @@
+"""Opening the store: SQLite (WAL) in a file, or PostgreSQL, brought to the newest schema."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+_LOCK = 0x7469646567617465  # "tidegate": one advisory lock for everything, held for a millisecond at a time
+_BUSY_MS = 5000
+
+
+class StoreError(Exception):
+    """The store cannot be used; the text says why, and never holds a password."""
+
+
+class Database:
+    """A store that is open.
+
+    Args:
+        url: an SQLAlchemy URL, `sqlite:///path` or `postgresql+psycopg://...`.
+
+    Raises:
+        StoreError: it cannot be opened or brought up to date.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = make_url(url)
+        except ArgumentError:
+            raise StoreError("store.url: this is no database URL, such as postgresql://user@host/name") from None
+        if parsed.drivername in ("postgresql", "postgres"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        self.name = parsed.render_as_string(hide_password=True)
+        self._is_sqlite = parsed.drivername.startswith("sqlite")
+        arguments: dict[str, Any] = {} if self._is_sqlite else {"connect_timeout": 3}
+        if self._is_sqlite and parsed.database:
+            Path(parsed.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not self._is_sqlite)
+        if self._is_sqlite:
+            _prepare_sqlite(self._engine)
+        try:
+            self._migrate(parsed.database or "")
+        except (SQLAlchemyError, OSError) as error:
+            self.close()
+            raise StoreError(f"the store {self.name} cannot be opened: {_reason(error)}") from None
+
+    def __repr__(self) -> str:
+        return f"Database({self.name!r})"
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction that nothing else of tidegate's interleaves with.
+
+        Raises:
+            StoreError: the store cannot be reached, or failed.
+        """
+        try:
+            with self._engine.begin() as connection:
+                if not self._is_sqlite:  # SQLite's BEGIN IMMEDIATE is such a lock already
+                    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+                yield connection
+        except SQLAlchemyError as error:
+            raise StoreError(f"the store {self.name} failed: {_reason(error)}") from None
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        self._engine.dispose()
+
+    def _migrate(self, path: str) -> None:
+        config = AlembicConfig()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with contextlib.ExitStack() as stack:
+            if self._is_sqlite and path and path != ":memory:":
+                lock = stack.enter_context(Path(f"{path}.lock").open("a"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            connection = stack.enter_context(self._engine.begin())
+            if not self._is_sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    """WAL, so that readers never wait; and transactions that take the write lock when they begin, not in the middle."""
+
+    @event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in (f"busy_timeout={_BUSY_MS}", "journal_mode=WAL", "synchronous=NORMAL"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _reason(error: Exception) -> str:
+    """The driver's own first line: SQLAlchemy's text would quote statements and their values."""
+    original = getattr(error, "orig", None) or error
+    return (str(original).splitlines() or [type(original).__name__])[0][:200]

@@ -1,0 +1,186 @@
+"""Limits over several router replicas: leases from one store, SQLite or a real PostgreSQL server."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from router.identity.leases import LeasedBooks
+from router.identity.limit import Kind, Limit, Period
+from router.identity.limits import LimitReached, Limits, window_of
+from router.store.counters import Counters, Wish
+from router.store.database import Database, StoreError
+from router.store.tables import metadata
+
+BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """A server of our own, on a socket of its own."""
+    if BINARIES is None:
+        pytest.skip("PostgreSQL's server is not installed")
+    root = Path(tempfile.mkdtemp(prefix="tidegate-pg-"))  # not below pytest's own, which only its owner may enter
+    as_user: list[str] = []
+    owner = getpass.getuser()
+    if os.geteuid() == 0:  # the server refuses to run as root
+        if shutil.which("runuser") is None:
+            pytest.skip("PostgreSQL does not run as root")
+        as_user, owner = ["runuser", "-u", "postgres", "--"], "postgres"
+        shutil.chown(root, "postgres")
+    data = root / "data"
+    subprocess.run([*as_user, BINARIES / "initdb", "-D", data, "-A", "trust", "-U", owner], check=True, capture_output=True)
+    options = f"-c listen_addresses='' -c unix_socket_directories={root} -c fsync=off"
+    command = [*as_user, BINARIES / "pg_ctl", "-D", data, "-o", options, "-l", root / "log", "-w"]
+    subprocess.run([*command, "start"], check=True, capture_output=True)
+    try:
+        yield f"postgresql://{owner}@/postgres?host={root}"
+    finally:
+        subprocess.run([*as_user, BINARIES / "pg_ctl", "-D", data, "-m", "immediate", "stop"], check=True, capture_output=True)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    base = request.getfixturevalue("postgresql")
+    database = Database(base)
+    with database.transaction() as connection:
+        for table in metadata.sorted_tables:
+            connection.execute(table.delete())
+    database.close()
+    return base
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(url):
+    database = Database(url)
+    Database(url).close()  # once more: nothing is left to do
+    with database.transaction() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    database.close()
+
+
+def wish(used: int, ahead: int, keep: int = 0, amount: int = 100, **more: object) -> Wish:
+    return Wish("c", amount, used, ahead, keep, NOW + 1e6, **more)
+
+
+def test_grants_never_add_up_to_more_than_the_limit(url):
+    database = Database(url)
+    replicas = [Counters(database, f"r{number}") for number in range(4)]
+    state = [[0, 0] for _ in replicas]  # used, granted
+    rng = random.Random(7)
+    for step in range(300):
+        number = rng.randrange(4)
+        used, granted = state[number]
+        used = rng.randint(used, max(used, granted))
+        ahead = rng.randrange(40)
+        keep = min(granted, used + ahead)
+        grants, alive = replicas[number].lease([wish(used, ahead, keep)], NOW + step / 100)
+        state[number] = [used, grants["c"].granted]
+        assert grants["c"].granted >= keep
+        assert sum(max(pair) for pair in state) <= 100
+        assert alive <= 4
+    assert sum(used for used, _ in state) > 90
+    database.close()
+
+
+def test_what_a_dead_replica_did_not_use_is_free_again_and_what_it_used_is_not(url):
+    database = Database(url)
+    dead, alive = Counters(database, "dead"), Counters(database, "alive")
+    assert dead.lease([wish(10, 90)], NOW)[0]["c"].granted == 100
+    assert alive.lease([wish(0, 100)], NOW + 1)[0]["c"].granted == 0
+    assert alive.lease([wish(0, 100)], NOW + 10)[0]["c"].granted == 90
+    at_work = Counters(database, "crashed")
+    at_work.lease([Wish("held", 5, 3, 2, 0, NOW + 1e6, held=True)], NOW + 10)
+    assert alive.lease([Wish("held", 5, 0, 5, 0, NOW + 1e6, held=True)], NOW + 20)[0]["held"].granted == 5
+    database.close()
+
+
+def test_a_minute_slides_over_replicas(url):
+    database = Database(url)
+    one, two = Counters(database, "one"), Counters(database, "two")
+    one.lease([Wish("m|1", 100, 80, 0, 0, NOW + 1e6)], NOW)
+    later = two.lease([Wish("m|2", 100, 0, 100, 0, NOW + 1e6, before="m|1", weight=0.5)], NOW + 10)
+    assert later[0]["m|2"].granted == 60
+    database.close()
+
+
+def test_four_replicas_together_stay_within_a_limit_and_reach_it(url):
+    limit = (Limit("key:k", Kind.REQUESTS, Period.DAY, 2000),)
+    databases = [Database(url) for _ in range(4)]
+    books = [LeasedBooks(Counters(database, f"r{n}"), lambda: limit) for n, database in enumerate(databases)]
+    for book in books:
+        book.start()
+    passed = [0] * 4
+    until = time.monotonic() + 6
+
+    def hammer(number: int) -> None:
+        limits = Limits(books[number])
+        rng = random.Random(number)
+        while time.monotonic() < until and sum(passed) < 2100:
+            try:
+                limits.reserve(limit, 1, 1, time.time())
+                passed[number] += 1
+            except LimitReached:
+                time.sleep(0.005)
+            if rng.random() < 0.2 * (number + 1):  # some replicas get far more than others
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=hammer, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for book in books:
+        book.close()
+    assert 1950 <= sum(passed) <= 2040, passed
+    restarted = LeasedBooks(Counters(databases[0], "restarted"), lambda: limit)
+    restarted.start()
+    assert restarted.room(limit[0], window_of(Period.DAY, time.time()), time.time()) == max(0, 2000 - sum(passed))
+    restarted.close()
+    for database in databases:
+        database.close()
+
+
+def test_without_the_store_each_replica_keeps_to_its_share_and_nobody_waits(tmp_path, monkeypatch):
+    monkeypatch.setattr("router.identity.leases._ALONE_AFTER_S", 0.0)
+    limit = Limit("key:k", Kind.REQUESTS, Period.DAY, 100)
+    database = Database(f"sqlite:///{tmp_path / 'store.db'}")
+    other = Counters(database, "other")
+    other.lease([], time.time())
+    book = LeasedBooks(Counters(database, "mine"), lambda: (limit,))
+    book.start()
+
+    def broken(*_: object) -> None:
+        raise StoreError("gone")
+
+    book._counters.lease = broken  # type: ignore[method-assign]
+    deadline = time.monotonic() + 5
+    while not book._failing and time.monotonic() < deadline:
+        book.take(limit, window_of(Period.DAY, time.time()).index, 1)
+        time.sleep(0.02)
+    used = book._leases[limit, window_of(Period.DAY, time.time()).index].used
+    assert book.room(limit, window_of(Period.DAY, time.time()), time.time()) == 50 - used
+    book._closing = True
+    database.close()
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", "postgresql://nobody:secret-word@127.0.0.1:1/x"])
+def test_a_store_that_cannot_be_opened_is_said_so_without_its_password(wrong):
+    with pytest.raises(StoreError) as error:
+        Database(wrong)
+    assert "secret-word" not in str(error.value)

@@ -1,0 +1,138 @@
+"""`tidegate keys` with a store, and routers that see what it does."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from tidegate.cli import app
+from tidegate.keys import is_well_formed
+from typer.testing import CliRunner
+
+from router.config import load_file
+from router.identity.keys import authenticate
+from router.identity.stored import open_shared
+from router.policy import compile_policy
+from router.wire.errors import ApiError
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture
+def configured(home, config_file) -> Path:
+    (home.keys).mkdir(parents=True)
+    (home.keys / "quickstart.sha256").write_text("0" * 63 + "1  quickstart\n")
+    return config_file
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = RUNNER.invoke(app, ["keys", *arguments])
+    return result.exit_code, result.output
+
+
+def created(*arguments: str) -> str:
+    code, text = run("create", *arguments, "--stored")
+    assert code == 0, text
+    return text.strip()
+
+
+def test_a_stored_key_is_shown_once_and_nowhere_kept(home, configured):
+    key = created("app", "--tenant", "t", "--requests-per-minute", "5", "--model", "m")
+    assert is_well_formed(key)
+    row = json.loads(run("list")[1])
+    assert (row["id"], row["tenant"], row["state"]) == ("app", "t", "valid")
+    assert (row["requests_per_minute"], row["models"]) == (5, ["m"])
+    for file in home.root.rglob("*"):
+        assert not file.is_file() or key.split("_")[1].encode() not in file.read_bytes()
+    assert (home.keys / "pepper").stat().st_mode & 0o777 == 0o600
+
+
+def test_routers_take_and_refuse_keys_within_a_second(home, configured):
+    config = load_file(configured)
+    policy = compile_policy(config, home.root)
+    shared = open_shared(config, policy, home.root, "r1")
+    assert shared is not None
+
+    def grant(key: str):
+        return authenticate([(b"authorization", b"Bearer " + key.encode())], policy.keys, shared.keys)
+
+    def wait_until(key: str, known: bool) -> float:
+        started = time.monotonic()
+        while time.monotonic() - started < 10:
+            try:
+                grant(key)
+                found = True
+            except ApiError:
+                found = False
+            if found == known:
+                return time.monotonic() - started
+            time.sleep(0.02)
+        raise AssertionError("never")
+
+    try:
+        old = created("app", "--daily-tokens", "100", "--tenant", "t")
+        wait_until(old, True)
+        assert grant(old).tenant == "t" and grant(old).limits[0].amount == 100
+        with pytest.raises(ApiError):
+            grant(old[:-1] + ("0" if old[-1] != "0" else "1"))
+        code, new = run("rotate", "app", "--overlap-hours", "1")
+        assert code == 0
+        wait_until(new.strip(), True)
+        assert grant(old).limits == grant(new.strip()).limits
+        assert run("revoke", "app")[0] == 0
+        took = wait_until(old, False), wait_until(new.strip(), False)
+        assert sum(took) < 5, "a poll every 0.4 s, on a machine that may be busy"
+    finally:
+        shared.close()
+
+
+def test_a_rotation_without_overlap_ends_the_old_key_and_an_expiry_ends_any(home, configured):
+    config = load_file(configured)
+    policy = compile_policy(config, home.root)
+    old = created("app")
+    ended = created("ended", "--expires", "2020-01-01")
+    run("rotate", "app", "--overlap-hours", "0")
+    shared = open_shared(config, policy, home.root, "r1")
+    assert shared is not None
+    try:
+        for key in (old, ended):
+            with pytest.raises(ApiError):
+                authenticate([(b"x-api-key", key.encode())], policy.keys, shared.keys)
+    finally:
+        shared.close()
+    assert {json.loads(line)["state"] for line in run("list")[1].splitlines()} == {"valid", "expired"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("create", "x", "--stored", "--residency", "nowhere"), "unknown tag `nowhere`"),
+        (("create", "quickstart", "--stored"), "the configuration has a key"),
+        (("create", "x", "--stored", "--expires", "soon"), "is no date"),
+        (("create", "x", "--spill"), "with --stored"),
+        (("rotate", "missing"), "no valid key `missing`"),
+        (("revoke", "missing"), "no valid key `missing`"),
+    ],
+)
+def test_wrong_input_is_said_so(configured, arguments, message):
+    code, text = run(*arguments)
+    assert code == 1 and message in text
+
+
+def test_a_name_is_taken_only_while_its_key_is_valid(configured):
+    created("app")
+    code, text = run("create", "app", "--stored")
+    assert code == 1 and "rotate or revoke it" in text
+    assert run("revoke", "app")[0] == 0
+    created("app")
+
+
+def test_what_is_done_to_keys_stands_in_the_audit_log(home, configured):
+    created("app")
+    run("rotate", "app")
+    run("revoke", "app")
+    result = RUNNER.invoke(app, ["audit", "search", "--id", "app"])
+    assert [json.loads(line)["event"] for line in result.output.splitlines()] == ["key.create", "key.rotate", "key.revoke"]
+    assert RUNNER.invoke(app, ["audit", "verify"]).exit_code == 0
