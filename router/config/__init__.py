@@ -5,7 +5,7 @@ hot path uses. `load_file` reads either a Ray Serve config (`applications[].args
 bare mapping those `args` hold.
 """
 
-from router.config.check import ANY, AUTO, LOCAL
+from router.config.check import ANY, AUTO, LOCAL, zones_in
 from router.config.read import epoch_of, home, load_file, parse_config, read_args
 from router.config.schema import (
     Config,
@@ -37,4 +37,5 @@ __all__ = [
     "load_file",
     "parse_config",
     "read_args",
+    "zones_in",
 ]
