@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
 from router.config import ANY, AUTO, LOCAL, Config, ConfigError, ExternalTarget, epoch_of, zones_in
 from router.placement.targets import OFFERED, Address, Endpoint, Kind, Price, Target
 from router.residency.break_glass import Relaxation
 from router.residency.guard import Place
-from router.residency.label import Evidence, Label, Vocabulary, admits
+from router.residency.label import Evidence, Label, Vocabulary, admits, translate_evidence
 
 
 class Relaxed(msgspec.Struct, frozen=True, gc=False):
@@ -103,6 +104,15 @@ class Policy(msgspec.Struct, frozen=True):
     def label_text(self, label: Label) -> str:
         """The label in names, as a pass carries it."""
         return self.place_of(label).to_text()
+
+    def label_of(self, named: Place) -> Label:
+        """A label in names as masks of this policy: zones unknown here are lost, unknown duties leave nothing."""
+        words = self.vocabulary
+        if not set(named.duties) <= set(words.duties):
+            return Label(0, 0)
+        process = words.zone_mask(zone for zone in named.process if zone in words.zones)
+        store = words.zone_mask(zone for zone in named.store if zone in words.zones)
+        return Label(process, store, words.duty_mask(named.duties))
 
     def place_of(self, mask: Label | Evidence) -> Place:
         """Masks turned into names."""
@@ -228,9 +238,7 @@ def check_satisfiable(config: Config, policy: Policy) -> None:
         raise ConfigError(f"keys[{i}].residency: no configured place satisfies this key's ceiling ({label}){hint}")
 
 
-def _compile_keys(
-    config: Config, tags: dict[str, Label], base: Path, relaxations: Sequence[Relaxation]
-) -> dict[bytes, KeyGrant]:
+def _compile_keys(config: Config, tags: dict[str, Label], base: Path, relaxations: Sequence[Relaxation]) -> dict[bytes, KeyGrant]:
     grants: dict[bytes, KeyGrant] = {}
     for i, key in enumerate(config.keys):
         digest = key.sha256 or _read_digest(base / str(key.sha256_file), f"keys[{i}].sha256_file", key.id)
@@ -345,6 +353,27 @@ def fixed_targets(config: Config, egress: Address | None, egress_incarnation: st
             )
         )
     return tuple(targets)
+
+
+def retargeter(config: Config, before: Policy, after: Policy) -> Callable[[Target], Target | None]:
+    """How a new policy sees the targets that are known under the old one.
+
+    A replica's evidence is its own and travels by name. Evidence of the others stands in the configuration: the new one's
+    counts, and a target it does not name, or names at another address, is gone.
+    """
+    specs = {target.id: target for target in fixed_targets(config, Address(), "")}
+
+    def retarget(target: Target) -> Target | None:
+        if target.kind is Kind.REPLICA:
+            return replace(target, evidence=translate_evidence(target.evidence, before.vocabulary, after.vocabulary))
+        spec = specs.get(target.id)
+        if spec is None or spec.kind is not target.kind:
+            return None
+        if spec.kind is Kind.SERVER:
+            return spec if spec.incarnation == target.incarnation else None
+        return replace(spec, incarnation=target.incarnation, address=target.address)
+
+    return retarget
 
 
 def address_of(url: str) -> Address:

@@ -11,10 +11,11 @@ from router.identity.limits import Limits
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
 from router.placement.fleet import Fleet
-from router.placement.targets import Kind
-from router.policy import Policy
+from router.placement.targets import Kind, Target
+from router.policy import Policy, retargeter
 from router.residency.guard import derive_target_key
-from router.residency.label import Label
+from router.residency.inflight import InFlight
+from router.residency.label import Evidence, Label
 from router.wire.retry_budget import RetryBudget
 from router.wire.upstream import Pool
 
@@ -50,10 +51,42 @@ class RouterState:
         self._secret = secret
         self._credentials = {target: token.encode("latin-1") for target, token in credentials.items()}
         self._keys: dict[str, bytes] = {}
+        self.inflight = InFlight(policy)
+        self.policy_alert = ""
+        """Why the latest policy was not taken; empty while the one that runs is the latest."""
         self._label_texts: dict[Label, str] = {}
 
     def __repr__(self) -> str:
         return f"RouterState(router_id={self.router_id!r}, epoch={self.policy.epoch!r})"
+
+    def adopt(self, config: Config, policy: Policy, now: float) -> int:
+        """Run under a new policy from now on: one synchronous step, so nothing is ever decided under half of it.
+
+        Args:
+            config: the new configuration, validated.
+            policy: the same, compiled.
+            now: UNIX time in seconds.
+
+        Returns:
+            How many running exchanges it forbids; they are cut.
+        """
+        retarget = retargeter(config, self.policy, policy)
+        self.fleet.adopt(retarget, policy.daily_budget_usd)
+        self.config, self.policy = config, policy
+        self.policy_alert = ""
+        self._label_texts.clear()
+        return self.inflight.adopt(policy, self._evidence_of, now)
+
+    def recheck(self, now: float) -> int:
+        """Cut what time or changed evidence forbids by now; returns how many exchanges that were."""
+        return self.inflight.recheck(self._evidence_of, now)
+
+    def _evidence_of(self, target: Target) -> Evidence | None:
+        """What is known of a target now. A replica that left the membership is finishing: its last evidence counts."""
+        for known in self.fleet.membership.targets:
+            if known.incarnation == target.incarnation:
+                return known.evidence
+        return target.evidence if target.kind is Kind.REPLICA else None
 
     @property
     def ready(self) -> bool:

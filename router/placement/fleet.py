@@ -6,7 +6,7 @@ two references and a tuple copy at any number of targets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
@@ -75,6 +75,22 @@ class Fleet:
             self._membership = Membership(self._membership.version + 1, targets)
             self._index = {target.incarnation: i for i, target in enumerate(targets)}
         self._loads = loads
+
+    def adopt(self, retarget: Callable[[Target], Target | None], daily_budget_usd: float) -> None:
+        """Take a new policy: every target as the new policy sees it (None: gone), and the new budget. Books are kept.
+
+        What was remembered per label is forgotten, because labels are masks over the old policy's names.
+        """
+        kept = [
+            (seen, load)
+            for target, load in zip(self._membership.targets, self._loads, strict=True)
+            if (seen := retarget(target)) is not None
+        ]
+        self._membership = Membership(self._membership.version + 1, tuple(target for target, _ in kept))
+        self._index = {target.incarnation: i for i, (target, _) in enumerate(kept)}
+        self._loads = [load for _, load in kept]
+        self._spilling = frozenset()
+        self._daily_budget_usd = daily_budget_usd
 
     def book(self, target: Target, prompt_tokens: int, now: float, cost_usd: float = 0.0) -> Booking:
         """Enter one request that is about to be sent to `target`."""
