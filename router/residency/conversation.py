@@ -1,8 +1,8 @@
 """Recognising a conversation without an id of the client's: keyed hashes of its messages and of their prefixes.
 
 A chat client sends the whole history with every turn, so a follow-up begins with the messages of the request before it. The
-hashes are keyed (BLAKE2b, RFC 7693) with a key derived from the cluster secret and bound to the tenant: who reads the store learns
-nothing, and two tenants that say the same words do not meet. System prompts are left out, because they are shared between
+hashes are keyed (BLAKE2b, RFC 7693) with a key derived from the cluster secret and bound to the tenant: who reads the store
+learns nothing, and two tenants that say the same words do not meet. System prompts are left out, because they are shared between
 conversations and often hold the time of day.
 """
 
@@ -30,8 +30,8 @@ class Conversation(msgspec.Struct, frozen=True):
     """The hashes of one request's history.
 
     `prefixes[i]` stands for the first i+1 messages, `messages` for long messages of the history on their own (not the last
-    one, which is new). `answered` is how many messages come before the last answer of a model: the whole of the previous
-    request, and 0 when there is no answer in it.
+    one, which is new). `answered` is how many messages come before the last answer of a model, which is the whole of the
+    previous request; -1 when there is no answer in it.
     """
 
     prefixes: tuple[bytes, ...]
@@ -42,10 +42,10 @@ class Conversation(msgspec.Struct, frozen=True):
     @property
     def is_continued(self) -> bool:
         """True when a model's answer is in the history: there was a request before this one."""
-        return self.answered > 0
+        return self.answered >= 0
 
 
-NO_CONVERSATION = Conversation((), (), b"", 0)
+NO_CONVERSATION = Conversation((), (), b"", -1)
 
 
 def lineage_key(secret: bytes) -> bytes:
@@ -63,11 +63,12 @@ def read_conversation(key: bytes, tenant: str, endpoint: str, parsed: dict[str, 
         parsed: the request's body.
     """
     head = tenant.encode() + b"\0"
-    link, prefixes, messages, answered = head, [], [], 0
-    last = b""
+    prefixes: list[bytes] = []
+    messages: list[bytes] = []
+    link, last, answered = head, b"", -1
     for message in _messages(endpoint, parsed):
         content, is_answer = _content(message), _is_answer(message)
-        if is_answer and prefixes:
+        if is_answer:
             answered = len(prefixes)
         if last:
             messages.append(last)

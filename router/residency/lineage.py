@@ -48,7 +48,7 @@ NOTHING = Inherited(None)
 
 def meet_texts(a: str, b: str) -> str:
     """The meet of two labels in names (`CLEAN` is the widest)."""
-    if a == CLEAN or a == b:
+    if a in (CLEAN, b):
         return b
     if b == CLEAN:
         return a
@@ -96,7 +96,7 @@ class LineageBook:
             # The same words sent again are no follow-up, except to a tag that asks for it.
             if digest in history or (asks is not None and known.is_within(asks)):
                 label = known if label is None else label.meet(known)
-        if asks is not None and conversation.is_continued and conversation.prefixes[conversation.answered - 1] not in found:
+        if asks is not None and conversation.is_continued and not _is_traced(conversation, found):
             return Inherited(asks if label is None else label.meet(asks), "unknown conversation")
         return NOTHING if label is None else Inherited(label, "conversation")
 
@@ -163,3 +163,8 @@ def _narrows(policy: Policy, tenant: str, label: Label) -> bool:
     """Whether a follow-up with another key of the tenant, or without a tag, could go further than this label."""
     widest = policy.widest.get(tenant)
     return widest is None or not widest.is_within(label)
+
+
+def _is_traced(conversation: Conversation, found: dict[bytes, str]) -> bool:
+    """Whether the request before this one is known."""
+    return conversation.answered > 0 and conversation.prefixes[conversation.answered - 1] in found
