@@ -207,6 +207,8 @@ class Key(_Strict):
     daily_tokens: int = Field(default=0, ge=0)
     """Prompt and answer tokens per UTC day; 0: no limit."""
 
+    _id = field_validator("id")(_check_name)
+
     @model_validator(mode="after")
     def _one_source(self) -> Key:
         if (self.sha256 is None) == (self.sha256_file is None):
