@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
+import time
 from collections.abc import Mapping
 
 import uvicorn
 
 from router.app import Discreet, PublicApp, admin_app
-from router.config import Config
+from router.config import Config, ConfigError
 from router.policy import Policy
+from router.policy_source import Loaded, PolicySource
 from router.state import RouterState
 from router.wire.http_server import make_server, open_socket
+
+_log = logging.getLogger("tidegate.router")
 
 
 class RouterProcess:
@@ -58,6 +63,27 @@ class RouterProcess:
             server = make_server(Discreet(app), grace_s=self._grace_s)
             self._servers.append(server)
             self._tasks.append(asyncio.get_running_loop().create_task(server.serve(sockets=[listener])))
+
+    def take_policy(self, source: PolicySource) -> Loaded | None:
+        """Read the policy anew and run under it; one that cannot be used changes nothing and raises an alert.
+
+        Returns:
+            What runs from now on; None when nothing changed.
+        """
+        state = self.state
+        try:
+            config, _, policy = loaded = source.load()
+        except ConfigError as error:
+            state.refuse_policy(str(error))
+            return None
+        if policy.epoch == state.policy.epoch:
+            if state.policy_alert:
+                state.adopt(config, policy, time.time())  # the fault was taken back
+            return None
+        before = state.policy.epoch
+        cut = state.adopt(config, policy, time.time())
+        _log.warning("policy %s replaces %s; %d exchanges were cut", policy.epoch, before, cut)
+        return loaded
 
     @property
     def alive(self) -> bool:

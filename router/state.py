@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -18,6 +19,8 @@ from router.residency.inflight import InFlight
 from router.residency.label import Evidence, Label
 from router.wire.retry_budget import RetryBudget
 from router.wire.upstream import Pool
+
+_log = logging.getLogger("tidegate.router")
 
 FindReceipt = Callable[[str], Awaitable[dict[str, Any] | None]]
 
@@ -75,11 +78,23 @@ class RouterState:
         self.config, self.policy = config, policy
         self.policy_alert = ""
         self._label_texts.clear()
-        return self.inflight.adopt(policy, self._evidence_of, now)
+        cut = self.inflight.adopt(policy, self._evidence_of, now)
+        self.metrics.policy_offered(taken=True)
+        self.metrics.revoked(cut)
+        return cut
+
+    def refuse_policy(self, why: str) -> None:
+        """The latest policy cannot be used: the one that runs stays, and everybody who looks is told."""
+        _log.error("policy refused, epoch %s stays: %s", self.policy.epoch, why)
+        self.policy_alert = why
+        self.metrics.policy_offered(taken=False)
 
     def recheck(self, now: float) -> int:
         """Cut what time or changed evidence forbids by now; returns how many exchanges that were."""
-        return self.inflight.recheck(self._evidence_of, now)
+        cut = self.inflight.recheck(self._evidence_of, now)
+        if cut:
+            self.metrics.revoked(cut)
+        return cut
 
     def _evidence_of(self, target: Target) -> Evidence | None:
         """What is known of a target now. A replica that left the membership is finishing: its last evidence counts."""

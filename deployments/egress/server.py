@@ -22,6 +22,7 @@ from router.config import Config
 from router.placement.targets import Address, Endpoint, Target
 from router.policy import Policy, fixed_targets
 from router.residency.guard import PASS_HEADER, Pass, PassRefused, Place, check_pass, derive_target_key
+from router.residency.guard_copy import copy_for_guards
 from router.residency.label import Label, admits
 from router.wire.errors import ApiError
 from router.wire.heads import TARGET_HEADER
@@ -75,14 +76,10 @@ class EgressServer:
         credentials: Mapping[str, str],
         client: httpx.AsyncClient | None = None,
     ) -> None:
-        self._config = config
-        self._policy = policy
         self._secret = secret
         self._incarnation = incarnation
         self._credentials = dict(credentials)
-        self._specs = {item.id: item for item in config.targets if item.kind == "cloud"}
-        targets = fixed_targets(config, Address(), incarnation)
-        self._targets: dict[str, Target] = {target.id: target for target in targets if target.id in self._specs}
+        self.adopt(config, policy, 0.0)  # whatever a router hands on is later
         timeouts = config.timeouts
         self._client = client or httpx.AsyncClient(
             follow_redirects=False,
@@ -91,6 +88,25 @@ class EgressServer:
         )
         routes = [Route(path, self._relay, methods=["POST"]) for path in ALLOWED_FIELDS]
         self.app = Starlette(routes=[*routes, Route("/healthz", self._health, methods=["GET"])])
+
+    def adopt(self, config: Config, policy: Policy, issued: float) -> None:
+        """Run under a policy from now on; answers that are passed back at this moment are held to it too."""
+        self._config = config
+        self._policy = policy
+        self._guard = copy_for_guards(policy, issued)
+        self._specs = {item.id: item for item in config.targets if item.kind == "cloud"}
+        targets = fixed_targets(config, Address(), self._incarnation)
+        self._targets: dict[str, Target] = {target.id: target for target in targets if target.id in self._specs}
+
+    @property
+    def epoch(self) -> str:
+        """The epoch of the policy it runs under."""
+        return self._policy.epoch
+
+    @property
+    def issued(self) -> float:
+        """UNIX time in seconds at which that policy was issued."""
+        return self._guard.issued
 
     def __repr__(self) -> str:
         return f"EgressServer(targets={sorted(self._targets)})"

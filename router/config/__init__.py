@@ -6,7 +6,7 @@ bare mapping those `args` hold.
 """
 
 from router.config.check import ANY, AUTO, LOCAL, zones_in
-from router.config.read import epoch_of, home, load_file, parse_config, read_args
+from router.config.read import epoch_of, home, load_file, parse_config, parse_yaml, read_args
 from router.config.schema import (
     Config,
     ConfigError,
@@ -36,6 +36,7 @@ __all__ = [
     "home",
     "load_file",
     "parse_config",
+    "parse_yaml",
     "read_args",
     "zones_in",
 ]

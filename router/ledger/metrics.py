@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -50,6 +50,9 @@ class Metrics:
         self._requests = Counter("tidegate_requests", "answered requests", names, registry=self._registry)
         self._refusals = Counter("tidegate_refusals", "refused requests", ["code"], registry=self._registry)
         self._spills = Counter("tidegate_spills", "requests sent outside", ["target"], registry=self._registry)
+        self._reloads = Counter("tidegate_policy_reloads", "policies offered while running", ["result"], registry=self._registry)
+        self._revoked = Counter("tidegate_policy_revoked", "exchanges a policy cut", registry=self._registry)
+        self._stale = Gauge("tidegate_policy_stale", "1 while the latest policy could not be taken", registry=self._registry)
         self._retries = Counter("tidegate_retries", "further attempts", ["target"], registry=self._registry)
         self._ttft = Histogram(
             "tidegate_first_byte_seconds",
@@ -86,6 +89,15 @@ class Metrics:
     def spilled(self, target: str) -> None:
         """A request was sent to a cloud target."""
         self._spills.labels(target).inc()
+
+    def policy_offered(self, *, taken: bool) -> None:
+        """A policy was offered while the router runs; while the latest one was not taken, `tidegate_policy_stale` is 1."""
+        self._reloads.labels("taken" if taken else "refused").inc()
+        self._stale.set(0 if taken else 1)
+
+    def revoked(self, exchanges: int) -> None:
+        """A policy, or time, cut exchanges that were running."""
+        self._revoked.inc(exchanges)
 
     def retried(self, target: str) -> None:
         """A request is tried again after `target` failed it."""

@@ -117,7 +117,7 @@ def test_withdrawing_the_permission_to_spill_cuts_what_is_outside(changes):
 def test_evidence_that_expires_or_is_gone_ends_the_stream():
     policy = make_policy()
     mask = policy.vocabulary.zone_mask(["eu"])
-    book, _, exchange, _target = enter(policy, evidence=Evidence(mask, mask, 0, NOW + 1))
+    book, _, _, _ = enter(policy, evidence=Evidence(mask, mask, 0, NOW + 1))
     assert book.recheck(known(None), NOW) == 0
     assert book.recheck(known(None), NOW + 1) == 1
     book, _, _exchange, _ = enter(policy)

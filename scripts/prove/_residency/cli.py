@@ -48,7 +48,9 @@ def _protocol() -> tuple[int, int, int]:
         violations += result.broken is not None
     names = (*model.MUTANTS_THE_GUARD_STOPS, *model.MUTANTS_OF_THE_TRUSTED_BASE)
     missed = [name for name in names if not model.check(name)]
-    print(f"protocol mutants: {len(names) - len(missed)} of {len(names)} caught{': missed ' + ', '.join(missed) if missed else ''}")
+    print(
+        f"protocol mutants: {len(names) - len(missed)} of {len(names)} caught{': missed ' + ', '.join(missed) if missed else ''}"
+    )
     return violations, len(names) - len(missed), len(names)
 
 
@@ -86,7 +88,9 @@ def _mutation(workers: int, only: str) -> tuple[int, int]:
 
 
 def main(
-    runs: Annotated[int, typer.Option(min=1, help="Runs of the simulation; 100,000 take a minute or two of two cores.")] = 100_000,
+    runs: Annotated[
+        int, typer.Option(min=1, help="Runs of the simulation; 100,000 take a minute or two of two cores.")
+    ] = 100_000,
     seed: Annotated[int, typer.Option(help="The first run's seed.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = os.cpu_count() or 1,
     source_mutants: Annotated[bool, typer.Option(help="Mutate the source of the trusted base as well (minutes).")] = True,
