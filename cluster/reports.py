@@ -81,5 +81,6 @@ def build_report(facts: ReplicaFacts, vocabulary: Vocabulary) -> Report:
         endpoints=OFFERED.get(facts.task, GENERATION),
         context_tokens=facts.context_tokens,
         slots=facts.slots,
+        token_ids=facts.task == "generate",
     )
     return Report(target, facts.signals)

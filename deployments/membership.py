@@ -111,7 +111,7 @@ class Membership:
 
     def _fixed(self) -> list[Report]:
         if self._config.egress.url is not None:
-            address, incarnation = address_of(self._config.egress.url), "egress"
+            address, incarnation = address_of(self._config.egress.url, self._config.egress.tls), "egress"
         elif self._egress_facts is not None:
             facts = self._egress_facts
             address, incarnation = Address(facts.host, facts.port), facts.incarnation

@@ -16,6 +16,7 @@ from deployments.credentials import read_credentials
 from deployments.membership import GuardPolicies, Membership
 from deployments.secret import cluster_secret
 from router.config import Config, home
+from router.ledger.slots import open_audit
 from router.placement.targets import Report
 from router.policy_source import Loaded, PolicySource
 from router.process import RouterProcess
@@ -37,7 +38,8 @@ class RouterReplica:
         secret = await asyncio.to_thread(cluster_secret, config.secret)
         actor = ray.get_runtime_context().get_actor_id() or ""
         credentials = read_credentials(config, home())
-        self._process = RouterProcess(config, policy, secret, credentials, f"router-{actor[:8]}", GRACE_S)
+        audit = open_audit(config, policy, home())
+        self._process = RouterProcess(config, policy, secret, credentials, f"router-{actor[:8]}", GRACE_S, audit)
         state = self._process.state
         state.find_elsewhere = self._ask_peers
         self._guards = GuardPolicies(loaded, time.time())

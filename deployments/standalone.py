@@ -13,6 +13,7 @@ import uvloop
 
 from deployments.credentials import read_credentials, read_secret
 from router.config import ConfigError, home, parse_config, read_args
+from router.ledger.slots import open_audit
 from router.placement.targets import Report
 from router.policy import address_of, fixed_targets
 from router.policy_source import PolicySource
@@ -56,8 +57,9 @@ async def _serve(source: PolicySource) -> None:
             "cloud targets need the egress: start `python -m deployments.egress --config FILE`, give its address as "
             "`egress.url`, and the same `secret` to both"
         )
-    router = RouterProcess(config, policy, secret or new_secret(), read_credentials(config, home()), f"router-{os.getpid()}")
-    egress = address_of(config.egress.url) if config.egress.url else None
+    credentials, audit = read_credentials(config, home()), open_audit(config, policy, home())
+    router = RouterProcess(config, policy, secret or new_secret(), credentials, f"router-{os.getpid()}", audit=audit)
+    egress = address_of(config.egress.url, config.egress.tls) if config.egress.url else None
     router.state.fleet.update([Report(t) for t in fixed_targets(config, egress, "egress")])
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -1,4 +1,4 @@
-"""The front door: hot `/v1` paths are plain ASGI handlers, everything else is FastAPI.
+"""The front door: the model operations are answered by the protocol itself, everything else is FastAPI.
 
 Two applications: `public_app` for the port clients use, and `admin_app` for a loopback listener.
 """
@@ -14,31 +14,22 @@ from starlette.exceptions import HTTPException
 
 from router.config import AUTO
 from router.explain import describe_cluster, explain_request
-from router.handler import ModelHandler, identify, log_unexpected, send_error
+from router.handler import ModelHandler, identify
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant, Policy
+from router.refusal import log_unexpected
 from router.state import RouterState
-from router.wire.errors import ApiError
+from router.wire.direct import DirectHandler
+from router.wire.errors import ApiError, error_headers
 from router.wire.request import ClientLeft, Receive, Scope, Send, read_body, request_id_of
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 
-class PublicApp:
-    """The ASGI application behind the public port."""
-
-    def __init__(self, state: RouterState) -> None:
-        self._hot = {endpoint.value: ModelHandler(state) for endpoint in Endpoint}
-        self._rest = _public_rest(state)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Dispatch by exact path; authentication is bound to the handler, never to a path pattern."""
-        if scope["type"] == "http":
-            handler = self._hot.get(scope["path"])
-            if handler is not None:
-                await handler(scope, receive, send)
-                return
-        await self._rest(scope, receive, send)
+def model_operations(state: RouterState) -> dict[bytes, DirectHandler]:
+    """The hot paths, exact; authentication is bound to the handler, never to a path pattern."""
+    handler = ModelHandler(state)
+    return {endpoint.value.encode(): handler for endpoint in Endpoint}
 
 
 class Discreet:
@@ -53,7 +44,7 @@ class Discreet:
         try:
             await self._app(scope, receive, send)
         except Exception as error:
-            log_unexpected(error, request_id_of(scope))
+            log_unexpected(error, request_id_of(scope["headers"]))
 
 
 def _json(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -67,29 +58,23 @@ def _new_fastapi(title: str) -> FastAPI:
     async def _http_error(request: Request, error: HTTPException) -> Response:
         messages = {404: f"There is nothing at {request.method} {request.url.path}.", 405: "Method not allowed here."}
         message = messages.get(error.status_code, str(error.detail))
-        return await _as_response(request, ApiError(error.status_code, "invalid_request", message))
+        return _as_response(request, ApiError(error.status_code, "invalid_request", message))
 
     @app.exception_handler(ApiError)
     async def _api_error(request: Request, error: ApiError) -> Response:
-        return await _as_response(request, error)
+        return _as_response(request, error)
 
     @app.exception_handler(Exception)
     async def _unexpected(request: Request, _error: Exception) -> Response:
         message = "The router failed; its log says where."
-        return await _as_response(request, ApiError(500, "internal_error", message))
+        return _as_response(request, ApiError(500, "internal_error", message))
 
     return app
 
 
-async def _as_response(request: Request, error: ApiError) -> Response:
-    sent: list[Any] = []
-
-    async def collect(message: Any) -> None:
-        sent.append(message)
-
-    await send_error(collect, error, request_id_of(request.scope), request.url.path)
-    response = Response(sent[1]["body"], error.status)
-    response.raw_headers = sent[0]["headers"]
+def _as_response(request: Request, error: ApiError) -> Response:
+    response = Response(error.body(request.url.path), error.status)
+    response.raw_headers += error_headers(error, request_id_of(request.scope["headers"]))
     return response
 
 
@@ -118,8 +103,10 @@ def _add_explain(app: FastAPI, state: RouterState) -> None:
             body = await read_body(request.scope, request.receive, state.config.max_body_bytes)
         except ClientLeft:
             return Response(status_code=499)
-        request_id = request_id_of(request.scope)
-        return _json(explain_request(state, request.scope, body, request_id), headers={"x-request-id": request_id})
+        request_id = request_id_of(request.scope["headers"])
+        return _json(
+            await explain_request(state, request.scope["headers"], body, request_id), headers={"x-request-id": request_id}
+        )
 
 
 async def _receipt(state: RouterState, request_id: str) -> dict[str, Any]:
@@ -131,7 +118,8 @@ async def _receipt(state: RouterState, request_id: str) -> dict[str, Any]:
     return found
 
 
-def _public_rest(state: RouterState) -> FastAPI:
+def public_app(state: RouterState) -> FastAPI:
+    """The application behind the public port, beside `model_operations`."""
     app = _new_fastapi("tidegate")
     started = int(time.time())
     _add_health(app, state)
@@ -139,25 +127,25 @@ def _public_rest(state: RouterState) -> FastAPI:
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        grant, _, _ = identify(state, request.scope)
+        grant, _, _ = identify(state, request.scope["headers"])
         data = [_model_card(name, started) for name in visible_models(state.policy, grant)]
         return _json({"object": "list", "data": data})
 
     @app.get("/v1/models/{model:path}")
     async def model(request: Request, model: str) -> Response:
-        grant, _, _ = identify(state, request.scope)
+        grant, _, _ = identify(state, request.scope["headers"])
         if model not in visible_models(state.policy, grant):
             raise ApiError(404, "model_not_found", "This model does not exist or this key may not use it.")
         return _json(_model_card(model, started))
 
     @app.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"])
     async def stored_response(request: Request, rest: str) -> Response:
-        identify(state, request.scope)
+        identify(state, request.scope["headers"])
         raise ApiError(404, "invalid_request", "Responses are not stored here: none can be read, cancelled or deleted.")
 
     @app.get("/tidegate/v1/receipts/{request_id}")
     async def receipt(request: Request, request_id: str) -> Response:
-        grant, _, _ = identify(state, request.scope)
+        grant, _, _ = identify(state, request.scope["headers"])
         found = await _receipt(state, request_id)
         if found["key"] != grant.id:
             raise ApiError(404, "invalid_request", "There is no receipt with this request id (any more).")

@@ -2,14 +2,17 @@
 
 `decide(facts, policy, view, now)` is pure: no I/O, no clock, no randomness. The live router, `POST /tidegate/v1/explain`, the
 replay of a log and the property tests call this same function. Screening (`router.screen`, then health and exclusions) comes
-first and is final; only what is left is scored. No score brings a screened target back.
+first and is final; only what is left is scored. No score brings a screened target back. One verdict of health is softer: where
+a circuit breaker's hold is all that keeps a request from every target it may use, the least bad of them is used after all.
 """
 
 from __future__ import annotations
 
 import msgspec
+from msgspec.structs import replace
 
 from router.decision import Candidate, Choice, Decision, Facts, Refusal, Verdict
+from router.placement.breaker import Hold, hold, least_bad
 from router.placement.predict import occupancy, predict_ttft
 from router.placement.targets import Kind, Load, Target, View
 from router.policy import Policy
@@ -27,6 +30,14 @@ class _Scored(msgspec.Struct, frozen=True, gc=False):
     rank: int
     ttft_s: float
     occupancy: float
+
+
+class _Held(msgspec.Struct, frozen=True, gc=False):
+    """A target that would be scored, were it not for its breaker."""
+
+    entry: Admitted
+    load: Load
+    hold: Hold
 
 
 def decide(facts: Facts, policy: Policy, view: View, now: float) -> Decision:
@@ -47,16 +58,36 @@ def decide(facts: Facts, policy: Policy, view: View, now: float) -> Decision:
     screened: list[Candidate] = []
     local: list[_Scored] = []
     cloud: list[_Scored] = []
+    held: list[_Held] = []
     for entry in found.admitted:
         load = view.loads[entry.index]
         reason = screen_now(facts, policy, entry, load, view, now)
         if reason is not None:
             screened.append(_candidate(entry.target, entry.model, Verdict.SCREENED, reason))
             continue
+        if load.breaker.cause is not None and (verdict := hold(load.breaker, now)) is not None:
+            held.append(_Held(entry, load, verdict))
+            continue
         scored = _score(entry, load, facts)
         (cloud if entry.target.kind is Kind.CLOUD else local).append(scored)
+    last: _Held | None = None
+    if held and not local and not cloud:
+        last = min(held, key=lambda h: (h.entry.target.kind is Kind.CLOUD, least_bad(h.load.breaker, now), h.entry.index))
+        (cloud if last.entry.target.kind is Kind.CLOUD else local).append(_score(last.entry, last.load, facts))
+    screened += [_candidate(h.entry.target, h.entry.model, Verdict.SCREENED, h.hold.reason) for h in held if h is not last]
     screened += found.screened
-    return _pick(facts, policy, view, now, found, screened, local, cloud)
+    decision = _pick(facts, policy, view, now, found, screened, local, cloud)
+    return decision if last is None else _say_last(decision, last.hold)
+
+
+def _say_last(decision: Decision, verdict: Hold) -> Decision:
+    """The same decision, with the reason that it went against a breaker."""
+    chosen = decision.chosen
+    if chosen is None:
+        return decision
+    reason = f"{chosen.reason}; the last allowed target in spite of {verdict.reason}"
+    first, *others = decision.candidates
+    return replace(decision, chosen=replace(chosen, reason=reason), candidates=(replace(first, reason=reason), *others))
 
 
 def screen_now(facts: Facts, policy: Policy, entry: Admitted, load: Load, view: View, now: float) -> str | None:

@@ -10,27 +10,34 @@ import msgspec
 from router.decide import decide
 from router.decision import Decision, Facts
 from router.facts import gather_facts, judge_complexity
-from router.handler import identify
+from router.handler import classify, identify, must_classify
+from router.placement.breaker import hold, state_of
 from router.placement.targets import Endpoint
 from router.policy import Policy
 from router.state import RouterState
 from router.wire.json_body import parse_object
-from router.wire.request import Scope
+from router.wire.request import Headers
 
 
-def explain_request(state: RouterState, scope: Scope, body: bytes, request_id: str) -> dict[str, Any]:
+async def explain_request(state: RouterState, headers: Headers, body: bytes, request_id: str) -> dict[str, Any]:
     """Decide a chat request without running it: the live code path up to the decision, and nothing after it.
 
     Raises:
         ApiError: as the request itself would.
     """
-    grant, label, tags = identify(state, scope)
+    grant, label, tags = identify(state, headers)
     parsed = parse_object(body)
+    found = ""
+    if state.classifier is not None and must_classify(state, label):
+        verdict = await classify(state.classifier, label, parsed)
+        label, found = verdict.label, "+".join((*verdict.kinds, *filter(None, (verdict.unknown,))))
     facts = gather_facts(request_id, grant, Endpoint.CHAT, parsed, label, state.policy)
     complexity = judge_complexity(parsed, facts.prompt_tokens, state.policy)
     now = time.time()
     decision = decide(facts, state.policy, state.fleet.view(now), now)
     answer = describe_decision(facts, decision, state.policy, tags)
+    if found:
+        answer["label"]["sources"]["classifier"] = found
     answer["complexity"] = msgspec.to_builtins(complexity)
     return answer
 
@@ -86,7 +93,8 @@ def describe_cluster(state: RouterState) -> dict[str, Any]:
                 "address": target.address.uds or f"{target.address.host}:{target.address.port}",
                 "context_tokens": target.context_tokens,
                 "slots": target.slots,
-                "up": load.down_until <= now,
+                "up": load.down_until <= now and hold(load.breaker, now) is None,
+                "breaker": state_of(load.breaker, now).name.lower(),
                 "inflight": load.inflight,
                 "foreign": load.foreign,
                 "ttft_s": round(load.ttft_s, 4),

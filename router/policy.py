@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec.structs import replace
 
-from router.config import ANY, AUTO, LOCAL, Config, ConfigError, ExternalTarget, epoch_of, zones_in
-from router.placement.targets import OFFERED, Address, Endpoint, Kind, Price, Target
+from router.config import ANY, AUTO, LOCAL, Config, ConfigError, ExternalTarget, Tls, epoch_of, zones_in
+from router.placement.targets import OFFERED, Address, Endpoint, Kind, Price, Target, TlsFiles
 from router.residency.break_glass import Relaxation
 from router.residency.guard import Place
 from router.residency.label import Evidence, Label, Vocabulary, admits, translate_evidence
@@ -41,6 +41,7 @@ class KeyGrant(msgspec.Struct, frozen=True):
     requests_per_minute: int = 0
     daily_tokens: int = 0
     timeout_s: float = 0.0
+    continuation: bool = True
     digest: bytes = b""
     relaxed: tuple[Relaxed, ...] = ()
 
@@ -134,9 +135,10 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
         relaxations: signed relaxations whose signatures were checked (`router.residency.break_glass`).
 
     Raises:
-        ConfigError: a key file is missing or malformed, or a tag or key could never be satisfied.
+        ConfigError: a key file is missing or malformed, a TLS file is missing, or a tag or key could never be satisfied.
     """
     words = vocabulary_of(config)
+    _check_tls_files(config, base)
     tags = _compile_tags(config, words)
     tier_models = {
         tier: tuple(
@@ -262,6 +264,7 @@ def _compile_keys(config: Config, tags: dict[str, Label], base: Path, relaxation
             timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
             digest=bytes.fromhex(digest),
             relaxed=tuple(_relaxed(item, tags) for item in relaxations if item.key == key.id),
+            continuation=config.continuation if key.continuation is None else key.continuation,
         )
     return grants
 
@@ -343,13 +346,14 @@ def fixed_targets(config: Config, egress: Address | None, egress_incarnation: st
                 kind=Kind(item.kind),
                 zone=item.zone,
                 evidence=_declared(item, words),
-                address=egress if item.kind == "cloud" and egress is not None else address_of(item.url),
+                address=egress if item.kind == "cloud" and egress is not None else address_of(item.url, item.tls),
                 models=dict(item.models),
                 endpoints=_endpoints(item),
                 context_tokens=item.context_tokens,
                 slots=item.slots,
                 price=Price(item.price.prompt, item.price.completion),
                 secret=item.id if item.kind == "server" and item.credential else "",
+                token_ids=item.token_ids,
             )
         )
     return tuple(targets)
@@ -376,10 +380,32 @@ def retargeter(config: Config, before: Policy, after: Policy) -> Callable[[Targe
     return retarget
 
 
-def address_of(url: str) -> Address:
-    """`http(s)://host[:port][/base]` or `unix:///path` as an `Address`."""
+def address_of(url: str, tls: Tls | None = None) -> Address:
+    """`http(s)://host[:port][/base]` or `unix:///path` as an `Address`; `tls` says how, where it is https."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return Address(uds=parts.path)
-    tls = parts.scheme == "https"
-    return Address(parts.hostname or "", parts.port or (443 if tls else 80), tls=tls, base_path=parts.path.rstrip("/"))
+    secure = parts.scheme == "https"
+    port = parts.port or (443 if secure else 80)
+    files = None if tls is None else tls_files_of(tls)
+    return Address(parts.hostname or "", port, tls=secure, base_path=parts.path.rstrip("/"), tls_files=files)
+
+
+def tls_files_of(tls: Tls) -> TlsFiles:
+    """The configuration's TLS block as the hot path has it."""
+    return TlsFiles(tls.ca_file or "", tls.cert_file or "", tls.key_file or "", tls.server_name or "")
+
+
+def _check_tls_files(config: Config, base: Path) -> None:
+    """Every TLS file can be read. What is inside them is for whoever speaks TLS: the router, or the egress."""
+    blocks = [(f"targets[{i}].tls", target.tls) for i, target in enumerate(config.targets)]
+    for where, tls in [*blocks, ("egress.tls", config.egress.tls)]:
+        if tls is None:
+            continue
+        for name in ("ca_file", "cert_file", "key_file"):
+            path = getattr(tls, name)
+            try:
+                if path is not None:
+                    (base / path).open("rb").close()
+            except OSError as error:
+                raise ConfigError(f"{where}.{name}: cannot read {base / path}: {error.strerror}") from None

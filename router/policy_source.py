@@ -17,7 +17,7 @@ from router.config import Config, ConfigError, parse_config, parse_yaml
 from router.policy import Policy, compile_policy
 from router.residency.break_glass import Relaxation, RelaxationError, read_relaxations
 
-POLICY_KEYS = frozenset({"duties", "residency", "keys", "targets", "slo", "spill", "complexity"})
+POLICY_KEYS = frozenset({"duties", "residency", "keys", "targets", "slo", "spill", "complexity", "classify"})
 """What may change while engines run. Everything else (models, zones, listeners, ...) needs a deployment."""
 _END_OF_DOCUMENT = "..."
 

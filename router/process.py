@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 import uvicorn
 
-from router.app import Discreet, PublicApp, admin_app
+from router.app import Discreet, admin_app, model_operations, public_app
 from router.config import Config, ConfigError
+from router.ledger.log import AuditLog
 from router.policy import Policy
 from router.policy_source import Loaded, PolicySource
 from router.state import RouterState
@@ -30,6 +31,7 @@ class RouterProcess:
         credentials: bearer tokens of servers that already run, by target id.
         router_id: names this process.
         grace_s: how long running responses may go on while draining.
+        audit: the audit log, closed when the router has drained.
 
     Raises:
         OSError: an address is taken.
@@ -43,8 +45,10 @@ class RouterProcess:
         credentials: Mapping[str, str],
         router_id: str,
         grace_s: float = 30.0,
+        audit: AuditLog | None = None,
     ) -> None:
         self.state = RouterState(config, policy, secret, credentials, router_id)
+        self.state.audit = audit
         self._servers: list[uvicorn.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._grace_s = grace_s
@@ -59,8 +63,9 @@ class RouterProcess:
         except OSError:
             sockets[0].close()
             raise
-        for app, listener in zip((PublicApp(self.state), admin_app(self.state)), sockets, strict=True):
-            server = make_server(Discreet(app), grace_s=self._grace_s)
+        public = make_server(Discreet(public_app(self.state)), direct=model_operations(self.state), grace_s=self._grace_s)
+        admin = make_server(Discreet(admin_app(self.state)), grace_s=self._grace_s)
+        for server, listener in zip((public, admin), sockets, strict=True):
             self._servers.append(server)
             self._tasks.append(asyncio.get_running_loop().create_task(server.serve(sockets=[listener])))
 
@@ -97,6 +102,8 @@ class RouterProcess:
             server.should_exit = True
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.state.pool.close()
+        if self.state.audit is not None:
+            await asyncio.to_thread(self.state.audit.close)
 
 
 def _calm_garbage_collector() -> None:

@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
-from router.config import Config
+from router.config import Config, ConfigError, home
 from router.identity.limits import Limits
+from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
 from router.placement.fleet import Fleet
 from router.placement.targets import Kind, Target
 from router.policy import Policy, retargeter
+from router.residency.cache_salt import salt_key
+from router.residency.classify.rule import make_classifier
+from router.residency.conversation import lineage_key
 from router.residency.guard import derive_target_key
 from router.residency.inflight import InFlight
 from router.residency.label import Evidence, Label
+from router.residency.lineage import LineageBook
+from router.residency.lineage_store import LineageStore
 from router.wire.retry_budget import RetryBudget
+from router.wire.tls import TlsContexts
 from router.wire.upstream import Pool
 
 _log = logging.getLogger("tidegate.router")
 
 FindReceipt = Callable[[str], Awaitable[dict[str, Any] | None]]
+
+
+def _open_lineage(config: Config) -> LineageStore | None:
+    """The store of conversations' labels, where the configuration names one.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    if config.lineage.path is None:
+        return None
+    try:
+        return LineageStore(home() / config.lineage.path, config.lineage.keep_days * 86400, time.time())
+    except OSError as error:
+        raise ConfigError(f"lineage.path: {error}") from None
 
 
 class RouterState:
@@ -34,6 +56,9 @@ class RouterState:
         secret: the cluster secret that passes are signed with.
         credentials: bearer tokens of servers that already run, by target id.
         router_id: names this process in receipts and headers.
+
+    Raises:
+        ConfigError: a file for TLS towards a target cannot be used.
     """
 
     def __init__(
@@ -45,9 +70,14 @@ class RouterState:
         self.fleet = Fleet(policy.daily_budget_usd)
         self.limits = Limits()
         self.receipts = ReceiptBook()
+        self.audit: AuditLog | None = None
+        """Records decisions and receipts; None where it is switched off, and nothing may be sent outside then."""
         self.metrics = Metrics(self.fleet)
-        self.pool = Pool(config.timeouts.connect_s)
+        tls = TlsContexts(home())
+        tls.prepare(config)
+        self.pool = Pool(config.timeouts.connect_s, tls)
         self.retry_budget = RetryBudget(time.monotonic())
+        self.classifier = make_classifier(config.classify, policy.tags, secret)
         self.draining = False
         self.find_elsewhere: FindReceipt | None = None
         """Asks the other router replicas for a receipt; None where there are none."""
@@ -55,8 +85,12 @@ class RouterState:
         self._credentials = {target: token.encode("latin-1") for target, token in credentials.items()}
         self._keys: dict[str, bytes] = {}
         self.inflight = InFlight(policy)
+        self.lineage = LineageBook(config.lineage.entries, _open_lineage(config))
+        self.lineage_key = lineage_key(secret)
+        self.salt_key = salt_key(secret)
         self.policy_alert = ""
         """Why the latest policy was not taken; empty while the one that runs is the latest."""
+        self._tasks: set[asyncio.Task[None]] = set()
         self._label_texts: dict[Label, str] = {}
 
     def __repr__(self) -> str:
@@ -75,6 +109,8 @@ class RouterState:
         """
         retarget = retargeter(config, self.policy, policy)
         self.fleet.adopt(retarget, policy.daily_budget_usd)
+        if (config.classify, policy.tags, policy.vocabulary) != (self.config.classify, self.policy.tags, self.policy.vocabulary):
+            self.classifier = make_classifier(config.classify, policy.tags, self._secret)
         self.config, self.policy = config, policy
         self.policy_alert = ""
         self._label_texts.clear()
@@ -111,6 +147,12 @@ class RouterState:
             return False
         only_cloud = not self.config.models and all(target.kind == "cloud" for target in self.config.targets)
         return only_cloud or any(target.kind is not Kind.CLOUD for target in targets)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that has to wait, and keep hold of it until it is done. It must not raise."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def target_key(self, incarnation: str) -> bytes:
         """The pass key of one target incarnation (cached: one HMAC per incarnation, not per request)."""

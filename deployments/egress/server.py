@@ -8,6 +8,7 @@ trusts no proxy from the environment, and passes none of the client's headers on
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 
@@ -18,15 +19,16 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from router.config import Config
+from router.config import Config, home
 from router.placement.targets import Address, Endpoint, Target
-from router.policy import Policy, fixed_targets
-from router.residency.guard import PASS_HEADER, Pass, PassRefused, Place, check_pass, derive_target_key
+from router.policy import Policy, fixed_targets, tls_files_of
+from router.residency.guard import PASS_HEADER, PassRefused, Place, check_pass, derive_target_key
 from router.residency.guard_copy import copy_for_guards
-from router.residency.label import Label, admits
+from router.residency.label import admits
 from router.wire.errors import ApiError
 from router.wire.heads import TARGET_HEADER
 from router.wire.json_body import parse_object
+from router.wire.tls import make_context
 
 _log = logging.getLogger("tidegate.egress")
 
@@ -65,6 +67,9 @@ class EgressServer:
         incarnation: this egress's own incarnation, as the router knows it.
         credentials: bearer tokens by target id.
         client: the HTTP client that dials out; tests pass one with another transport.
+
+    Raises:
+        ConfigError: a file for TLS towards a cloud target cannot be used.
     """
 
     def __init__(
@@ -80,12 +85,13 @@ class EgressServer:
         self._incarnation = incarnation
         self._credentials = dict(credentials)
         self.adopt(config, policy, 0.0)  # whatever a router hands on is later
-        timeouts = config.timeouts
-        self._client = client or httpx.AsyncClient(
-            follow_redirects=False,
-            trust_env=False,
-            timeout=httpx.Timeout(timeouts.idle_s, connect=timeouts.connect_s * 3, read=timeouts.first_byte_s),
-        )
+        self._client = client or _new_client(config, True)
+        self._own_clients = {
+            item.id: _new_client(config, make_context(tls_files_of(item.tls), home(), f"targets[{i}].tls"))
+            for i, item in enumerate(config.targets)
+            if item.kind == "cloud" and item.tls is not None
+        }
+        """Clients for targets with TLS files of their own."""
         routes = [Route(path, self._relay, methods=["POST"]) for path in ALLOWED_FIELDS]
         self.app = Starlette(routes=[*routes, Route("/healthz", self._health, methods=["GET"])])
 
@@ -138,23 +144,11 @@ class EgressServer:
             permission = check_pass(key, token, "POST", request.url.path, target.incarnation, place, now)
         except PassRefused as refused:
             raise ApiError(403, "pass_refused", str(refused)) from None
-        label = self._label_of(permission)
-        if label is None or not admits(label, target.evidence, now):
+        if self._guard.refuses(permission, place, now) or not admits(
+            self._policy.label_of(Place.from_text(permission.label_text)), target.evidence, now
+        ):
             raise ApiError(403, "pass_refused", "the egress's own policy does not allow this")
         return target_id
-
-    def _label_of(self, permission: Pass) -> Label | None:
-        """The pass's label in this process's own vocabulary; None when it speaks of duties unknown here."""
-        words = self._policy.vocabulary
-        named = Place.from_text(permission.label_text)
-        try:
-            duties = words.duty_mask(named.duties)
-        except ValueError:
-            return None
-        known = set(words.zones)
-        process = words.zone_mask(zone for zone in named.process if zone in known)
-        store = words.zone_mask(zone for zone in named.store if zone in known)
-        return Label(process, store, duties)
 
     async def _rebuild(self, request: Request) -> bytes:
         """The body as it leaves: allow-listed fields only, under the provider's own model name."""
@@ -170,9 +164,13 @@ class EgressServer:
         headers = {"content-type": "application/json", "accept": request.headers.get("accept", "*/*")}
         if target_id in self._credentials:
             headers["authorization"] = f"Bearer {self._credentials[target_id]}"
-        outgoing = self._client.build_request("POST", spec.url + request.url.path, content=body, headers=headers)
+        client = self._own_clients.get(target_id, self._client)
+        # httpx hands the name in this extension to TLS as the one that the certificate must carry.
+        named = {} if spec.tls is None or spec.tls.server_name is None else {"sni_hostname": spec.tls.server_name}
+        url = spec.url + request.url.path
+        outgoing = client.build_request("POST", url, content=body, headers=headers, extensions=named or None)
         try:
-            answer = await self._client.send(outgoing, stream=True)
+            answer = await client.send(outgoing, stream=True)
         except httpx.HTTPError as error:
             _log.warning("target %s: %s", target_id, type(error).__name__)
             raise ApiError(502, "upstream_error", f"The cloud target could not be reached ({type(error).__name__}).") from None
@@ -181,6 +179,12 @@ class EgressServer:
             raise ApiError(502, "upstream_error", "The cloud target answered with a redirect, which is not followed.")
         passed = {name: answer.headers[name] for name in _PASS_BACK if name in answer.headers}
         return StreamingResponse(_stream(answer), answer.status_code, passed)
+
+
+def _new_client(config: Config, verify: ssl.SSLContext | bool) -> httpx.AsyncClient:
+    timeouts = config.timeouts
+    limits = httpx.Timeout(timeouts.idle_s, connect=timeouts.connect_s * 3, read=timeouts.first_byte_s)
+    return httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=limits, verify=verify)
 
 
 async def _stream(answer: httpx.Response) -> AsyncIterator[bytes]:

@@ -17,6 +17,7 @@ from router.config.schema import (
     Model,
     Replicas,
     Secret,
+    Tls,
 )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Model",
     "Replicas",
     "Secret",
+    "Tls",
     "epoch_of",
     "home",
     "load_file",

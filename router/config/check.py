@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from router.residency.classify.kinds import Category, Kind
+
 if TYPE_CHECKING:
     from router.config.schema import Config, Tag
 
@@ -14,6 +16,9 @@ LOCAL = "local"
 """The built-in tag: every zone that is not external. It is also the default label."""
 ANY = "any"
 """The built-in tag: every zone of the configuration."""
+
+CATEGORIES = tuple(category.value for category in Category)
+KINDS = tuple(kind.value for kind in Kind)
 
 
 def check_references(config: Config) -> None:
@@ -48,6 +53,10 @@ def check_references(config: Config) -> None:
     for tag_model, named in config.residency.models.items():
         for tag_name in named:
             known("tag", tag_name, tags, f"residency.models.{tag_model}")
+    for i, rule in enumerate(config.classify.rules):
+        known("tag", rule.meet, tags, f"classify.rules[{i}].meet")
+    if config.classify.unknown is not None:
+        known("tag", config.classify.unknown, tags, "classify.unknown")
     for i, model in enumerate(config.models):
         for j, replicas in enumerate(model.replicas):
             known("zone", replicas.zone, zones, f"models[{i}].replicas[{j}].zone")

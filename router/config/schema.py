@@ -7,11 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from router.config.check import LOCAL, check_references
+from router.config.check import CATEGORIES, KINDS, LOCAL, check_references, nearest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,127}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+
+RETENTION_FLOOR_DAYS = {"ai-act": 183, "hipaa": 2192, "pci-dss": 365, "dora": 1827}
+"""AI Act Art. 19 and 26(6): six months. HIPAA 45 CFR 164.316(b)(2)(i): six years. PCI DSS 10.5.1: twelve months. DORA leaves
+the length to the entity; five years is what its supervisors ask of records of ICT services."""
 
 
 class ConfigError(ValueError):
@@ -85,6 +89,46 @@ class Residency(_Strict):
     """The Ray node label that says in which zone a node stands."""
 
 
+class ClassifyRule(_Strict):
+    """What is found tightens: `if` names kinds (`iban`, `passport`, ...) or categories (`pii`, `phi`, `financial`, `secret`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    kinds: list[str] = Field(alias="if", min_length=1)
+    meet: Name
+    """The tag a request with such a finding is tightened to."""
+
+    @field_validator("kinds")
+    @classmethod
+    def _known_kinds(cls, value: list[str]) -> list[str]:
+        known = {*CATEGORIES, *KINDS}
+        for name in value:
+            if name not in known:
+                raise ValueError(f"unknown kind `{name}`{nearest(name, known)}")
+        return value
+
+
+class DetectorSocket(_Strict):
+    """A detector in a process of its own, e.g. around Presidio; its protocol stands in `router.residency.classify.detector`."""
+
+    socket: str
+    timeout_ms: int = Field(default=200, ge=1, le=60000)
+
+
+class Classify(_Strict):
+    """Sensitive values in requests: what is found may only tighten the label. Without rules nothing is scanned."""
+
+    rules: list[ClassifyRule] = []
+    unknown: Name | None = None
+    """The tag for what cannot be judged (over budget, detector silent, pictures). Default: all rules' tags together."""
+    media: Literal["tighten", "ignore"] = "tighten"
+    """Pictures, sound, files and token ids cannot be read: they count as unknown, or are ignored."""
+    countries: list[str] | None = None
+    """Two-letter codes of the countries whose numbers are looked for. Default: all known ones."""
+    min_confidence: float = Field(default=0.5, ge=0.3, le=1)
+    detector: DetectorSocket | None = None
+
+
 class Replicas(_Strict):
     """How many engines of a model run in one zone, and what each of them takes."""
 
@@ -131,6 +175,24 @@ class Credential(_Strict):
         return self
 
 
+class Tls(_Strict):
+    """How TLS is spoken to an `https://` address. The peer's certificate and name are verified in any case."""
+
+    ca_file: str | None = None
+    """PEM with the authorities that may have signed the peer's certificate. Default: the system's."""
+    cert_file: str | None = None
+    """The router's own certificate (PEM, with its chain), for mutual TLS."""
+    key_file: str | None = None
+    server_name: str | None = None
+    """The name the peer's certificate must carry. Default: the host of the URL."""
+
+    @model_validator(mode="after")
+    def _both(self) -> Tls:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("`cert_file` and `key_file` come together")
+        return self
+
+
 class Prices(_Strict):
     """US dollars per million tokens."""
 
@@ -144,7 +206,8 @@ class ExternalTarget(_Strict):
     id: Name
     kind: Literal["server", "cloud"]
     url: str
-    """Base URL without `/v1`, e.g. `http://10.0.0.7:8080` or `https://api.openai.com`."""
+    """Base URL without `/v1`, e.g. `http://10.0.0.7:8080`, `https://api.openai.com`, or `unix:///run/engine.sock` (`server`)."""
+    tls: Tls | None = None
     zone: Name
     store: list[Name] | None = None
     duties: list[Name] = []
@@ -160,13 +223,18 @@ class ExternalTarget(_Strict):
     """ISO date after which the declared evidence counts for nothing."""
     context_tokens: int = Field(default=0, ge=0)
     slots: int = Field(default=0, ge=0)
+    token_ids: bool = False
+    """`server` only: it is a vLLM of 0.10.2 or newer, which can be asked for token ids, so that a broken stream can be carried
+    on at another server with the same model under the same name."""
     price: Prices = Prices()
 
     @field_validator("url")
     @classmethod
     def _plain_url(cls, value: str) -> str:
-        if not re.match(r"https?://[^/\s?#@]+(/[^\s?#]*)?\Z", value):
-            raise ValueError("a base URL looks like https://host[:port][/path], without user, query or fragment")
+        if not re.match(r"https?://[^/\s?#@]+(/[^\s?#]*)?\Z|unix:///[^\s?#]*[^\s?#/]\Z", value):
+            raise ValueError(
+                "a base URL looks like https://host[:port][/path] or unix:///path/to/socket, without user, query or fragment"
+            )
         return value.rstrip("/")
 
     _id = field_validator("id")(_check_name)
@@ -180,6 +248,12 @@ class ExternalTarget(_Strict):
             )
         if not self.models:
             raise ValueError("name at least one model")
+        if self.kind == "cloud" and self.url.startswith("unix:"):
+            raise ValueError("url: a unix socket is on this machine, and a cloud target is outside")
+        if self.tls is not None and not self.url.startswith("https:"):
+            raise ValueError("tls: the url must begin with https://")
+        if self.token_ids and self.kind != "server":
+            raise ValueError("token_ids: only a `server` can be asked for them")
         if self.kind == "cloud" and self.task == "transcription":
             raise ValueError("the egress passes JSON only: a cloud target cannot have the task `transcription`")
         for model in self.models:
@@ -206,6 +280,8 @@ class Key(_Strict):
     """Bound on a whole request of this key; the header `x-request-timeout-ms` goes before it. 0: `timeouts.request_s`."""
     daily_tokens: int = Field(default=0, ge=0)
     """Prompt and answer tokens per UTC day; 0: no limit."""
+    continuation: bool | None = None
+    """Whether this key's broken streams may be carried on at another replica. Default: the top-level `continuation`."""
 
     _id = field_validator("id")(_check_name)
 
@@ -290,6 +366,14 @@ class Egress(_Strict):
     """The process that holds cloud credentials. Without `url`, one is started beside the router."""
 
     url: str | None = None
+    tls: Tls | None = None
+    """How the router speaks TLS to it, where `url` is an `https://` address (a TLS proxy before the egress)."""
+
+    @model_validator(mode="after")
+    def _over_tls(self) -> Egress:
+        if self.tls is not None and not (self.url or "").startswith("https:"):
+            raise ValueError("tls: `url` must begin with https://")
+        return self
 
 
 class Secret(_Strict):
@@ -297,6 +381,40 @@ class Secret(_Strict):
 
     env: str | None = None
     file: str | None = None
+
+
+class Retention(_Strict):
+    """How long the audit log's entries are kept. A legal hold (`tidegate audit hold`) goes before it."""
+
+    days: float | None = Field(default=None, gt=0)
+    """Entries older than this are removed; their hashes stay, so that the log still verifies. Default: all are kept."""
+    profiles: list[Literal["ai-act", "hipaa", "pci-dss", "dora"]] = []
+    """Rules whose floor `days` must not undercut."""
+
+    @model_validator(mode="after")
+    def _floor(self) -> Retention:
+        for profile in self.profiles:
+            if self.days is not None and self.days < RETENTION_FLOOR_DAYS[profile]:
+                raise ValueError(f"`{profile}` asks for at least {RETENTION_FLOOR_DAYS[profile]} days, not {self.days:g}")
+        return self
+
+
+class Audit(_Strict):
+    """The audit log of every router: an append-only Merkle log on its own disk."""
+
+    enabled: bool = True
+    """Switched off, nothing is recorded, and nothing is sent to cloud targets either."""
+    dir: str = ".tidegate/audit"
+    """Relative to TIDEGATE_HOME. Each router process takes a directory of its own in it."""
+    window_ms: float = Field(default=50, gt=0, le=100)
+    """The longest time the record of a local request may wait in memory."""
+    when_unwritable: Literal["serve", "refuse"] = "serve"
+    """What becomes of local requests while the log cannot be written. Nothing is sent outside then in any case."""
+    signing_key: str | None = None
+    """A file with the Ed25519 seed in hex; made when missing. Default: `signing.key` in `dir`."""
+    checkpoint_copies: list[str] = []
+    """Files, best on another machine's disk, that a signed checkpoint is appended to every minute."""
+    retention: Retention = Retention()
 
 
 class Config(_Strict):
@@ -314,6 +432,7 @@ class Config(_Strict):
     slo: Slo = Slo()
     spill: Spill = Spill()
     complexity: Complexity = Complexity()
+    classify: Classify = Classify()
     timeouts: Timeouts = Timeouts()
     egress: Egress = Egress()
     secret: Secret = Secret()
@@ -321,6 +440,10 @@ class Config(_Strict):
     break_glass: BreakGlass | None = None
     policy_file: str | None = None
     """A YAML file (relative to TIDEGATE_HOME) whose keys replace those of this configuration, watched while it runs."""
+    audit: Audit = Audit()
+    continuation: bool = True
+    """Carry a stream that breaks on at another replica of the same model, exactly or not at all (`router.wire.continuation`).
+    For that, engines send the ids of their tokens with every event, and the router takes them out again."""
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
 
     @field_validator("zones", "duties")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+import prometheus_client
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from router.placement.breaker import hold, state_of
 from router.placement.fleet import Fleet
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -28,17 +33,59 @@ class _FleetCollector(Collector):
         foreign = GaugeMetricFamily("tidegate_target_foreign", "requests others have there", labels=names)
         kv = GaugeMetricFamily("tidegate_target_kv_usage", "KV-cache usage, 0..1", labels=names)
         age = GaugeMetricFamily("tidegate_target_signal_age_seconds", "age of the target's signals", labels=names)
+        health = GaugeMetricFamily("tidegate_breaker_state", "circuit breaker: 0 closed, 1 half-open, 2 open", labels=names)
         now = time.time()
         view = self._fleet.view(now)
         for target, load in zip(view.membership.targets, view.loads, strict=True):
             values = [target.id, target.zone]
-            up.add_metric(values, 0.0 if load.down_until > now else 1.0)
+            up.add_metric(values, 0.0 if load.down_until > now or hold(load.breaker, now) else 1.0)
+            health.add_metric(values, state_of(load.breaker, now).value)
             inflight.add_metric(values, load.inflight)
             foreign.add_metric(values, load.foreign)
             if load.signals is not None:
                 kv.add_metric(values, load.signals.kv_usage)
                 age.add_metric(values, max(0.0, now - load.signals.sampled_at))
-        yield from (up, inflight, foreign, kv, age)
+        yield from (up, inflight, foreign, kv, age, health)
+
+
+class _Durations:
+    """A histogram of seconds: one bisection per observation, where the library's own takes a lock per bucket walked."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_SECONDS) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Add one."""
+        self.counts[bisect_left(_SECONDS, seconds)] += 1
+        self.total += seconds
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts by upper bound, as Prometheus wants them."""
+        bounds = [*(str(float(bound)) for bound in _SECONDS), "+Inf"]
+        return list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+
+
+class _AnswerCollector(Collector):
+    """Answers, counted by the hot path in plain numbers and turned into metrics when somebody scrapes."""
+
+    def __init__(self) -> None:
+        self.answers: Counter[tuple[str, str, str, int]] = Counter()
+        self.timers: dict[str, tuple[_Durations, _Durations]] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        """Requests by outcome, and how long they took."""
+        requests = CounterMetricFamily("tidegate_requests", "answered requests", labels=["model", "target", "zone", "status"])
+        for (model, target, zone, status), count in self.answers.items():
+            requests.add_metric([model, target, zone, str(status)], count)
+        first = HistogramMetricFamily("tidegate_first_byte_seconds", "time to the first byte", labels=["model"])
+        whole = HistogramMetricFamily("tidegate_request_seconds", "time to the last byte", labels=["model"])
+        for model, timers in self.timers.items():
+            for family, durations in zip((first, whole), timers, strict=True):
+                family.add_metric([model], durations.buckets(), durations.total)
+        yield from (requests, first, whole)
 
 
 class Metrics:
@@ -46,38 +93,26 @@ class Metrics:
 
     def __init__(self, fleet: Fleet) -> None:
         self._registry = CollectorRegistry()
-        names = ["model", "target", "zone", "status"]
-        self._requests = Counter("tidegate_requests", "answered requests", names, registry=self._registry)
-        self._refusals = Counter("tidegate_refusals", "refused requests", ["code"], registry=self._registry)
-        self._spills = Counter("tidegate_spills", "requests sent outside", ["target"], registry=self._registry)
-        self._reloads = Counter("tidegate_policy_reloads", "policies offered while running", ["result"], registry=self._registry)
-        self._revoked = Counter("tidegate_policy_revoked", "exchanges a policy cut", registry=self._registry)
-        self._stale = Gauge("tidegate_policy_stale", "1 while the latest policy could not be taken", registry=self._registry)
-        self._retries = Counter("tidegate_retries", "further attempts", ["target"], registry=self._registry)
-        self._ttft = Histogram(
-            "tidegate_first_byte_seconds",
-            "time to the first byte",
-            ["model"],
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._answered = _AnswerCollector()
+        self._registry.register(self._answered)
+        self._refusals = prometheus_client.Counter("tidegate_refusals", "refused requests", ["code"], registry=self._registry)
+        self._spills = prometheus_client.Counter("tidegate_spills", "requests sent outside", ["target"], registry=self._registry)
+        self._reloads = prometheus_client.Counter(
+            "tidegate_policy_reloads", "policies offered while running", ["result"], registry=self._registry
         )
-        self._total = Histogram(
-            "tidegate_request_seconds", "time to the last byte", ["model"], buckets=_SECONDS, registry=self._registry
+        self._revoked = prometheus_client.Counter("tidegate_policy_revoked", "exchanges a policy cut", registry=self._registry)
+        self._stale = prometheus_client.Gauge(
+            "tidegate_policy_stale", "1 while the latest policy could not be taken", registry=self._registry
         )
-        self._children: dict[tuple[str, str, str, int], Counter] = {}
-        self._timers: dict[str, tuple[Histogram, Histogram]] = {}
+        self._retries = prometheus_client.Counter("tidegate_retries", "further attempts", ["target"], registry=self._registry)
         self._registry.register(_FleetCollector(fleet))
 
     def answered(self, model: str, target: str, zone: str, status: int, first_byte_s: float, total_s: float) -> None:
         """A response was forwarded to its end; a `first_byte_s` below 0 is not counted."""
-        key = (model, target, zone, status)
-        child = self._children.get(key)
-        if child is None:
-            child = self._children[key] = self._requests.labels(model, target, zone, str(status))
-        child.inc()
-        timers = self._timers.get(model)
+        self._answered.answers[model, target, zone, status] += 1
+        timers = self._answered.timers.get(model)
         if timers is None:
-            timers = self._timers[model] = (self._ttft.labels(model), self._total.labels(model))
+            timers = self._answered.timers[model] = (_Durations(), _Durations())
         if first_byte_s >= 0:
             timers[0].observe(first_byte_s)
         timers[1].observe(total_s)

@@ -10,13 +10,17 @@ import msgspec
 
 from router.decision import Decision, Facts
 
-_COUNTS = {
-    "prompt_tokens": re.compile(rb'"(?:prompt_tokens|input_tokens)"\s*:\s*(\d{1,12})'),
-    "completion_tokens": re.compile(rb'"(?:completion_tokens|output_tokens)"\s*:\s*(\d{1,12})'),
-    "cached_tokens": re.compile(rb'"(?:cached_tokens|cache_read_input_tokens)"\s*:\s*(\d{1,12})'),
-    "reasoning_tokens": re.compile(rb'"reasoning_tokens"\s*:\s*(\d{1,12})'),
+_FIELDS = {
+    b"prompt_tokens": "prompt_tokens",
+    b"input_tokens": "prompt_tokens",
+    b"completion_tokens": "completion_tokens",
+    b"output_tokens": "completion_tokens",
+    b"cached_tokens": "cached_tokens",
+    b"cache_read_input_tokens": "cached_tokens",
+    b"reasoning_tokens": "reasoning_tokens",
 }
 """Where OpenAI's three shapes and Anthropic's have the counts."""
+_COUNT = re.compile(rb'"(' + b"|".join(_FIELDS) + rb')"\s*:\s*(\d{1,12})')
 
 
 class Attempt(msgspec.Struct, gc=False):
@@ -87,10 +91,12 @@ def read_usage(receipt: Receipt, tail: bytes) -> None:
     start = tail.rfind(b'"usage"')
     if start < 0:
         return
-    for name, pattern in _COUNTS.items():
-        found = pattern.search(tail, start)
-        if found is not None:
-            setattr(receipt, name, int(found[1]))
+    seen = set()
+    for name, count in _COUNT.findall(tail, start):
+        field = _FIELDS[name]
+        if field not in seen:
+            seen.add(field)
+            setattr(receipt, field, int(count))
 
 
 def used_tokens(receipt: Receipt) -> int | None:

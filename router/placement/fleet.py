@@ -10,19 +10,24 @@ from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
 
-from router.placement.targets import Load, Membership, Report, Signals, Target, View
+from router.placement import breaker as breakers
+from router.placement.breaker import Breaker, Cause
+from router.placement.targets import Kind, Load, Membership, Report, Signals, Target, View
 from router.residency.label import Label
 
 _SMOOTHING = 0.2
 """Weight of a new observation in the running estimates."""
 _BASE_DOWN_S = 1.0
-_MAX_DOWN_S = 30.0
+_MAX_DOWN_S = 5.0
+"""Short, because a refused connection costs next to nothing and whoever comes back should be found soon."""
+_ANY_SLOTS = 256
+"""Sequence slots of a target that does not say how many it has."""
 
 
 class Booking:
     """One request's entry in the books of one target; it ends exactly once."""
 
-    __slots__ = ("ended", "incarnation", "started", "started_at", "tokens")
+    __slots__ = ("ended", "incarnation", "probe", "started", "started_at", "tokens")
 
     def __init__(self, incarnation: str, tokens: int, now: float) -> None:
         self.incarnation = incarnation
@@ -30,6 +35,8 @@ class Booking:
         self.started_at = now
         self.started = False
         self.ended = False
+        self.probe = False
+        """True for the one request that a half-open breaker let through."""
 
 
 class Fleet:
@@ -98,11 +105,13 @@ class Fleet:
         index = self._index.get(target.incarnation)
         if index is not None:
             load = self._loads[index]
+            breaker, booking.probe = breakers.begin(load.breaker, now)
             self._loads[index] = replace(
                 load,
                 inflight=load.inflight + 1,
                 unstarted=load.unstarted + 1,
                 unstarted_tokens=load.unstarted_tokens + prompt_tokens,
+                breaker=breaker,
             )
             before, since = self._peaks.get(target.incarnation, (0, 0))
             self._peaks[target.incarnation] = (before, max(since, load.inflight + 1))
@@ -127,6 +136,7 @@ class Fleet:
             unstarted_tokens=max(0, load.unstarted_tokens - booking.tokens),
             ttft_s=_smooth(load.ttft_s, seconds),
             prefill_tps=_smooth(load.prefill_tps, rate) if rate else load.prefill_tps,
+            breaker=self._after_first_byte(index, booking, seconds, now),
         )
 
     def end(self, booking: Booking, now: float, *, completed: bool) -> None:
@@ -139,6 +149,7 @@ class Fleet:
             return
         load = self._loads[index]
         unstarted = 0 if booking.started else 1
+        breaker = breakers.release(load.breaker) if booking.probe else load.breaker
         self._loads[index] = replace(
             load,
             inflight=max(0, load.inflight - 1),
@@ -147,23 +158,72 @@ class Fleet:
             service_s=_smooth(load.service_s, now - booking.started_at) if completed else load.service_s,
             failures=0 if completed else load.failures,
             down_until=0.0 if completed else load.down_until,
+            breaker=breakers.succeeded(breaker, now, booking.started_at) if completed else breaker,
         )
 
-    def failed(self, incarnation: str, now: float) -> None:
-        """A target broke a connection or refused one. From the second time in a row on: no work for a while, doubling.
+    def failed(self, incarnation: str, now: float, reached: bool = False, since: float | None = None) -> None:
+        """A target failed a request.
 
-        Once is chance (a connection that timed out in the middle), and pausing the only target for it would refuse everybody.
-        One crash breaks everything in flight: failures while the target is paused are that same failure, not a row of them.
+        `reached=False`, nothing answered there (no connection): from the second time in a row on no work for a while, doubling.
+        Once is chance, and pausing the only target for it would refuse everybody. One crash breaks everything in flight:
+        failures while the target is paused are that same failure, not a row of them. `reached=True`, it answered badly: that is
+        for its breaker alone, which unlike a pause never takes the last allowed target away.
+
+        Args:
+            incarnation: which target.
+            now: UNIX time.
+            reached: whether a connection existed.
+            since: when the failed request began; now, where it is not known.
         """
         index = self._index.get(incarnation)
         if index is None:
             return
         load = self._loads[index]
-        if now < load.down_until:
-            return
-        failures = min(load.failures + 1, 10)
-        pause = min(_MAX_DOWN_S, _BASE_DOWN_S * 2.0 ** (failures - 2)) if failures > 1 else 0.0
-        self._loads[index] = replace(load, failures=failures, down_until=now + pause)
+        if not reached and now >= load.down_until:
+            failures = min(load.failures + 1, 10)
+            pause = min(_MAX_DOWN_S, _BASE_DOWN_S * 2.0 ** (failures - 2)) if failures > 1 else 0.0
+            load = replace(load, failures=failures, down_until=now + pause)
+        breaker = breakers.failed(load.breaker, now, now if since is None else since)
+        cause = None if breaker is load.breaker else breakers.due(breaker, now)
+        if cause is not None:
+            breaker = self._open(index, breaker, cause, now)
+        self._loads[index] = replace(load, breaker=breaker)
+
+    def _after_first_byte(self, index: int, booking: Booking, seconds: float, now: float) -> Breaker:
+        """The breaker after a first token: late against the peers of the same model opens it, in time closes one that was slow.
+
+        A target with more requests than slots queues, which says nothing about its health: such samples are not taken.
+        """
+        load, target = self._loads[index], self._membership.targets[index]
+        early = load.breaker.cause is not None and booking.started_at < load.breaker.until
+        if early or load.inflight + load.foreign > (target.slots or _ANY_SLOTS):
+            return load.breaker
+        breaker = breakers.paced(load.breaker, now, seconds, booking.tokens)
+        if not breakers.worth_judging(breaker, now):
+            return breaker
+        breaker = replace(breaker, judged_at=now)
+        if breakers.is_slow(breaker, [self._loads[i].breaker for i in self._peers(index)]):
+            return self._open(index, breaker, Cause.SLOW, now)
+        return breaker if breaker.cause is None else breakers.closed_on_trial(breaker, now)
+
+    def _open(self, index: int, breaker: Breaker, cause: Cause, now: float) -> Breaker:
+        peers = self._peers(index)
+        held = sum(self._loads[i].breaker.cause is not None for i in peers)
+        if breakers.may_eject(held, len(peers) + 1):
+            return breakers.opened(breaker, cause, now)
+        return breaker if breaker.cause is None else breakers.closed_on_trial(breaker, now)
+
+    def _peers(self, index: int) -> list[int]:
+        """The other targets on the same side of the cluster's border that serve a model of this one."""
+        targets = self._membership.targets
+        own = targets[index]
+        return [
+            i
+            for i, other in enumerate(targets)
+            if i != index
+            and (other.kind is Kind.CLOUD) == (own.kind is Kind.CLOUD)
+            and not own.models.keys().isdisjoint(other.models)
+        ]
 
     def set_saturated(self, label: Label, models: tuple[str, ...], saturated: bool) -> None:
         """Remember for the next decision whether the local targets of a label and models were saturated (hysteresis)."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from router.placement.breaker import CLOSED, Breaker
 from router.residency.label import Evidence, Label
 
 
@@ -61,14 +62,27 @@ OFFERED: dict[str, frozenset[str]] = {
 """What a model offers, by its `task` in the configuration."""
 
 
+class TlsFiles(msgspec.Struct, frozen=True):
+    """PEM files for TLS towards a target. Empty: the system's trust store, no certificate of our own, the URL's host name."""
+
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    server_name: str = ""
+
+
 class Address(msgspec.Struct, frozen=True):
-    """Where to connect: TCP `host` and `port`, or a unix socket path in `uds`. `base_path` goes before every path."""
+    """Where to connect: TCP `host` and `port`, or a unix socket path in `uds`. `base_path` goes before every path.
+
+    `tls_files` says how TLS is spoken where the system's trust store alone is not the answer.
+    """
 
     host: str = ""
     port: int = 0
     uds: str = ""
     tls: bool = False
     base_path: str = ""
+    tls_files: TlsFiles | None = None
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -99,6 +113,8 @@ class Target(msgspec.Struct, frozen=True):
     price: Price = Price()
     secret: str = ""
     """Name of the configured bearer credential for a `SERVER`; never the credential itself."""
+    token_ids: bool = False
+    """It returns the token ids of a stream on request and takes ids as a prompt, as vLLM does: its streams can be carried on."""
 
 
 class Signals(msgspec.Struct, frozen=True, gc=False):
@@ -126,7 +142,7 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     `inflight` counts this router's own requests there; `unstarted` those with no byte back yet and `unstarted_tokens`
     their prompt tokens. `foreign` is the work others put there: the last gauges less our own share at that moment.
     `ttft_s`, `service_s` and `prefill_tps` are running estimates (0: no observation yet). `down_until` is a UNIX time:
-    before it the target is not offered work.
+    before it the target is not offered work, because nothing answered there. `breaker` is what its answers say of its health.
     """
 
     inflight: int = 0
@@ -139,6 +155,7 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     failures: int = 0
     down_until: float = 0.0
     signals: Signals | None = None
+    breaker: Breaker = CLOSED
 
 
 class Membership(msgspec.Struct, frozen=True, eq=False):

@@ -66,8 +66,10 @@ def label_request(
     return Labelled(label, sources)
 
 
-def permission_for(request_id: str, ticket: Ticket, model: str, incarnation: str, policy: Policy, now: float) -> Pass:
-    """The pass for one attempt: the label that holds once `model` answers, and what the guard decides again with."""
-    label_text = policy.label_text(policy.label_for(ticket.label, model))
+def permission_for(
+    request_id: str, ticket: Ticket, model: str, incarnation: str, epoch: str, label_text: str, now: float
+) -> Pass:
+    """The pass for one attempt: the label in names that holds once `model` answers (`Policy.label_for`), and what the guard
+    decides again with."""
     tags = "+".join(ticket.tags)
-    return Pass(request_id, incarnation, policy.epoch, label_text, now + PASS_LIFETIME_S, ticket.grant.id, tags, model)
+    return Pass(request_id, incarnation, epoch, label_text, now + PASS_LIFETIME_S, ticket.grant.id, tags, model)

@@ -8,9 +8,8 @@ label, never what a client sent: its own `cache_salt` is folded in and can only 
 from __future__ import annotations
 
 import hmac
+import json
 from typing import Any
-
-import msgspec
 
 from router.placement.targets import Endpoint
 
@@ -61,4 +60,4 @@ def with_cache_salt(body: bytes, parsed: dict[str, Any], salt: str) -> bytes:
         start = body.index(b"{") + 1
         comma = b"," if body[start:].lstrip()[:1] != b"}" else b""
         return b'%b"cache_salt":"%b"%b%b' % (body[:start], salt.encode(), comma, body[start:])
-    return msgspec.json.encode({**msgspec.json.decode(body), FIELD: salt})
+    return json.dumps({**json.loads(body), FIELD: salt}, separators=(",", ":")).encode()

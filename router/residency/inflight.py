@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
+from weakref import WeakSet
 
 from msgspec.structs import replace
 
@@ -46,7 +47,7 @@ class Discardable(Protocol):
 class Ticket:
     """One request in flight. `label` only ever narrows; `revoked` says why it must not go on."""
 
-    __slots__ = ("exchange", "grant", "label", "model", "revoked", "tags", "target")
+    __slots__ = ("__weakref__", "exchange", "grant", "label", "model", "revoked", "tags", "target")
 
     def __init__(self, grant: KeyGrant, tags: tuple[str, ...], label: Label) -> None:
         self.grant = grant
@@ -71,7 +72,8 @@ class InFlight:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
-        self._tickets: set[Ticket] = set()
+        # Weak, so that no way out of a request that forgets to leave can keep its ticket.
+        self._tickets: WeakSet[Ticket] = WeakSet()
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -111,7 +113,7 @@ class InFlight:
             How many exchanges were cut.
         """
         before, self._policy = self._policy.vocabulary, policy
-        for ticket in self._tickets:
+        for ticket in list(self._tickets):
             ticket.label = translate_label(ticket.label, before, policy.vocabulary)
             if ticket.target is not None:
                 evidence = translate_evidence(ticket.target.evidence, before, policy.vocabulary)
@@ -124,15 +126,18 @@ class InFlight:
         Returns:
             How many exchanges were cut.
         """
-        cut = 0
-        for ticket in self._tickets:
+        tickets = list(self._tickets)
+        for ticket in tickets:
             self._narrow(ticket, now)
-            target = ticket.target
-            if target is None or ticket.exchange is None:
+        cut = 0
+        # Only now: an exchange that is cut may at once be tried elsewhere, under labels that must all be the new ones.
+        for ticket in tickets:
+            target, exchange = ticket.target, ticket.exchange
+            if target is None or exchange is None:
                 continue
             if ticket.revoked or not may_stay(self._policy, ticket, target, evidence_of(target), now):
-                _cut(ticket.exchange)
                 ticket.end()
+                _cut(exchange)
                 cut += 1
         return cut
 

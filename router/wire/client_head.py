@@ -12,7 +12,6 @@ MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADERS = 100
 MAX_TARGET_BYTES = 4 * 1024
 _END = b"\r\n\r\n"
-_BARE_LINE_ENDING = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 _UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 
 
@@ -56,15 +55,23 @@ class HeadCollector:
         if (end if end >= 0 else len(kept)) > MAX_HEADER_BYTES + MAX_TARGET_BYTES:
             raise BadHead("The header block is too large.")
         stop = end if end >= 0 else len(kept) - kept.endswith(b"\r")
-        if _BARE_LINE_ENDING.search(kept, max(0, searched - 1), stop):
+        if not _only_pairs(kept, max(0, searched - 1), stop):
             raise BadHead("The header block has a bare CR or LF.")
         if end < 0:
             return None
         whole = bytes(kept)
         kept.clear()
-        if _UPGRADE.search(whole, 0, end):
+        if b"upgrade" in whole[:end].lower():
             whole = _UPGRADE.sub(b"\r\nx-declined-upgrade", whole[:end]) + whole[end:]
         return whole
+
+
+def _only_pairs(block: bytearray, start: int, stop: int) -> bool:
+    """Whether each CR and LF of this part stands in a CRLF. What is before `start` has been found sound."""
+    if block.startswith(b"\n", start):
+        start += 1  # its CR is before the part
+    pairs = block.count(b"\r\n", start, stop)
+    return block.count(b"\n", start, stop) == pairs == block.count(b"\r", start, stop)
 
 
 def framing_problem(version: str, headers: list[tuple[bytes, bytes]], target: bytes) -> str | None:
@@ -73,12 +80,16 @@ def framing_problem(version: str, headers: list[tuple[bytes, bytes]], target: by
         return "Only HTTP/1.1 and HTTP/1.0 are understood here."
     if len(headers) > MAX_HEADERS or len(target) > MAX_TARGET_BYTES:
         return "Too many headers, or the request target is too long."
-    names = [name for name, _ in headers]
-    if names.count(b"content-length") + names.count(b"transfer-encoding") > 1:
-        return "The length of the body is ambiguous."
-    if names.count(b"host") > 1:
-        return "More than one Host header."
+    lengths = hosts = 0
     for name, value in headers:
-        if name == b"transfer-encoding" and (value.strip().lower() != b"chunked" or version == "1.0"):
-            return "Only chunked is understood as a transfer encoding."
-    return None
+        if name == b"content-length":
+            lengths += 1
+        elif name == b"host":
+            hosts += 1
+        elif name == b"transfer-encoding":
+            lengths += 1
+            if value.strip().lower() != b"chunked" or version == "1.0":
+                return "Only chunked is understood as a transfer encoding."
+    if lengths > 1:
+        return "The length of the body is ambiguous."
+    return "More than one Host header." if hosts > 1 else None

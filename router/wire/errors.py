@@ -65,6 +65,19 @@ class ApiError(Exception):
         return [(b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode())]
 
 
+def error_headers(error: ApiError, request_id: str) -> list[tuple[bytes, bytes]]:
+    """The headers of an error of ours, the ones that every response carries among them; without the length."""
+    return [
+        (b"content-type", b"application/json"),
+        (b"x-request-id", request_id.encode()),
+        (b"x-tidegate-model", b"none"),
+        (b"x-tidegate-target", b"none"),
+        (b"x-tidegate-zone", b"none"),
+        (b"x-tidegate-reason", f"refused: {error.code}".encode()),
+        *error.headers(),
+    ]
+
+
 def _is_anthropic(path: str) -> bool:
     return path == "/v1/messages" or path.startswith("/v1/messages/")
 

@@ -16,6 +16,27 @@ MAX_EVENT_BYTES = 1024 * 1024
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _ENDINGS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _DONE = b"data: [DONE]"
+_CHUNK_OF_EVENTS_END = b"\n\n\r\n"
+_CHUNK_SIZES = {b"%x" % size: size for size in range(1, 4096)}
+"""Sizes as servers write them; any other spelling, and a larger chunk, goes to the parser."""
+
+
+def is_plain_events(data: bytes) -> bool:
+    """True when `data` is nothing but whole HTTP chunks (RFC 9112, section 7.1), each of whole events, and neither usage nor
+    `[DONE]` stands in any of them. Then it may pass as it is; False only means that it must be looked at.
+    """
+    if data[-4:] != _CHUNK_OF_EVENTS_END or b'"usage"' in data or b"[DONE]" in data:
+        return False
+    start, end = 0, len(data)
+    while start < end:
+        line = data.find(b"\r\n", start, start + 6)
+        size = _CHUNK_SIZES.get(data[start:line])
+        if size is None:
+            return False
+        start = line + 4 + size
+        if data[start - 4 : start] != _CHUNK_OF_EVENTS_END:
+            return False
+    return start == end
 
 
 class EventTooLarge(Exception):
@@ -38,6 +59,11 @@ class EventStream:
         """The latest event that carried usage."""
         self.done = False
         """True once `[DONE]` has passed."""
+
+    @property
+    def empty(self) -> bool:
+        """True while no part of an event waits for its rest."""
+        return not self._pending
 
     def feed(self, piece: bytes) -> bytes:
         """The whole events in what has come so far; what follows the last one waits for its rest.

@@ -29,8 +29,9 @@ def request_head(
 
     The content type says how the body was parsed here, whatever the client called it.
     """
-    host = address.host or "localhost"
-    lines = [f"{method} {address.base_path}{path} HTTP/1.1\r\nhost: {host}:{address.port}\r\n".encode("latin-1")]
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    host = "localhost" if address.uds else f"{host}:{address.port}"
+    lines = [f"{method} {address.base_path}{path} HTTP/1.1\r\nhost: {host}\r\n".encode("latin-1")]
     for name, value in client_headers:
         if name in _UPWARD:
             lines += (name, b": ", value, b"\r\n")

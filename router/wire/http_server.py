@@ -1,128 +1,40 @@
-"""The public HTTP server: uvicorn's own httptools protocol, plus one seam for relaying raw bytes.
+"""The public HTTP server: uvicorn's own httptools protocol, plus one seam for requests it answers without ASGI.
 
-uvicorn does the framing, the limits and keep-alive. `RelayProtocol` adds an ASGI extension, `scope["extensions"]
-["tidegate.client"]`, that lets a hot handler write a response's bytes straight to the client's transport, hear at once when
-the client goes away, and stop an upstream that is faster than the client.
+uvicorn does the framing, the limits and keep-alive. `RelayProtocol` hands requests of the paths in `direct` to their
+`DirectHandler` at once, in the call that brought their last byte; such a handler writes the response's bytes straight to the
+client's transport, hears at once when the client goes away, and can stop an upstream that is faster than the client. Every
+other path goes to the ASGI application, as uvicorn does it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import socket
-import struct
-from collections.abc import Iterator
-from typing import Any, Protocol
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
+import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from router.wire.client_head import MAX_HEADER_BYTES, BadHead, HeadCollector, framing_problem
+from router.wire.direct import ClientListener, DirectHandler, DirectRequest
 from router.wire.errors import ApiError
 from router.wire.patience import Patience, Verdict
 
-EXTENSION = "tidegate.client"
-_WRITE_HIGH_WATER = 64 * 1024
-
-
-class ClientListener(Protocol):
-    """Who wants to know what the client's connection does while a response is under way."""
-
-    def client_gone(self) -> None:
-        """The connection was lost."""
-
-    def client_paused(self) -> None:
-        """The client reads too slowly: its write buffer is full."""
-
-    def client_resumed(self) -> None:
-        """The write buffer drained."""
-
-
-class Client:
-    """One request's way back to its client, as raw bytes. Valid until `finish` or `abort`."""
-
-    __slots__ = ("_cycle", "_protocol", "transport")
-
-    def __init__(self, protocol: RelayProtocol, cycle: RequestResponseCycle) -> None:
-        self._protocol = protocol
-        self._cycle = cycle
-        self.transport = protocol.transport
-
-    @property
-    def gone(self) -> bool:
-        """True once the client has disconnected."""
-        return self._cycle.disconnected or self.transport.is_closing()
-
-    @property
-    def started(self) -> bool:
-        """True once a response head has been written."""
-        return self._cycle.response_started
-
-    @property
-    def speaks_chunked(self) -> bool:
-        """False for an HTTP/1.0 client, which cannot read chunked bodies."""
-        return bool(self._cycle.scope["http_version"] != "1.0")
-
-    def listen(self, listener: ClientListener | None) -> None:
-        """Send the connection's events to `listener` (None: to nobody)."""
-        self._protocol.listener = listener
-        if listener is not None and self.gone:
-            self._cycle.disconnected = True  # Else uvicorn would miss an answer, and log that.
-            listener.client_gone()
-
-    def make_head(self, status: int, headers: bytes, *, close: bool = False) -> bytes:
-        """The status line and a ready header block (lines ending in CRLF, without the final empty line), to be written next.
-
-        It is returned, not written, so that head and first bytes of the body go out in one system call.
-        """
-        cycle = self._cycle
-        if close:
-            cycle.keep_alive = False
-        connection = b"" if cycle.keep_alive else b"connection: close\r\n"
-        return b"".join((STATUS_LINE[status], headers, connection, b"\r\n"))
-
-    def begin(self, data: bytes) -> None:
-        """Write the head, and what of the body is there already: from now on the response cannot be taken back."""
-        self._cycle.response_started = True
-        self._cycle.waiting_for_100_continue = False
-        self.transport.write(data)
-        protocol = self._protocol
-        if protocol.flow.write_paused and protocol.listener is not None:
-            protocol.listener.client_paused()  # The buffer was full before: of that the transport says nothing again.
-
-    def finish(self) -> None:
-        """The last byte of the response has been written."""
-        cycle = self._cycle
-        self._protocol.listener = None
-        cycle.response_complete = True
-        cycle.message_event.set()
-        if not cycle.keep_alive:
-            self.transport.close()
-        cycle.on_response()
-
-    def abort(self) -> None:
-        """Break the connection, so that a cut answer cannot be taken for a whole one.
-
-        To an HTTP/1.0 client the end of the connection can be the end of the answer: it gets a reset instead.
-        """
-        self._protocol.listener = None
-        self._cycle.response_complete = True
-        self._cycle.keep_alive = False
-        self._cycle.message_event.set()
-        if self.speaks_chunked:
-            self.transport.close()
-        else:
-            raw = self.transport.get_extra_info("socket")
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.transport.abort()
+_WRITE_HIGH_WATER = 32 * 1024
 
 
 class RelayProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol with the relay seam, and stricter about what a client sends and how slowly."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, direct: Mapping[bytes, DirectHandler], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._direct = direct
         self.listener: ClientListener | None = None
         self._collector = HeadCollector()
         self._in_body = False
@@ -167,21 +79,22 @@ class RelayProtocol(HttpToolsProtocol):
                 return
             self._unproductive += len(data)
         else:
-            self._unset_keepalive_if_required()
-            self._patience.expect_head(self.loop.time())
             try:
                 whole = self._collector.collect(data)
             except BadHead as error:
                 self.send_400_response(str(error))
                 return
             if whole is None:
+                self._patience.expect_head(self.loop.time())
                 return
             data = whole
         super().data_received(data)
 
     def on_message_begin(self) -> None:
-        """A request begins."""
-        super().on_message_begin()
+        """A request begins. What uvicorn prepares here is prepared once the path is known."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
         self._parser_in_head = True
         self._unproductive = 0
         self._patience.expect_head(self.loop.time())
@@ -189,10 +102,13 @@ class RelayProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; trailers after a chunked body are dropped, or they would pass for headers that nobody checked."""
         if self._parser_in_head:
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Check the block, let uvicorn start the ASGI task, and hand the request its way back."""
+        """Check the block, then give the request to its handler, or let uvicorn start the ASGI task."""
         self._parser_in_head = False
         self._in_body = True
         self._patience.expect_body(self.loop.time())
@@ -204,24 +120,72 @@ class RelayProtocol(HttpToolsProtocol):
         if problem is not None:
             self.send_400_response(problem)
             return
+        path = self.url
+        handler = self._direct.get(path)
+        if handler is None:
+            path = _path_of(self.url)
+            handler = self._direct.get(path)
+        if handler is None:
+            self._start_asgi()
+        else:
+            self._start_direct(handler, path.decode("ascii"))
+
+    def _start_asgi(self) -> None:
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.scope["headers"], self.expect_100_continue = url, headers, headers, expects
         super().on_headers_complete()
-        if self.expect_100_continue:  # whether the body follows a final answer is the client's choice: do not guess
+        if expects:  # whether the body follows a final answer is the client's choice: do not guess
             self.cycle.keep_alive = False
-        extensions: dict[str, Any] = {EXTENSION: Client(self, self.cycle)}
-        self.cycle.scope["extensions"] = extensions
+
+    def _start_direct(self, handler: DirectHandler, path: str) -> None:
+        modern = self.parser.get_http_version() != "1.0"
+        request = DirectRequest(
+            self,
+            handler,
+            self.parser.get_method().decode("ascii"),
+            path,
+            self.headers,
+            keep_alive=modern and not self.expect_100_continue and self.parser.should_keep_alive(),
+            speaks_chunked=modern,
+            expects_100=self.expect_100_continue,
+        )
+        before, self.cycle = self.cycle, cast(Any, request)
+        if before is None or before.response_complete:
+            request.open()
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """Start what waited in the pipeline. A direct request starts from the loop: a hundred answers in a row must not nest."""
+        if isinstance(cycle, DirectRequest):
+            self.loop.call_soon(cycle.open)
+        else:
+            super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """Drop the body of a request that was refused on its headers."""
         self._unproductive = 0
         self._patience.got_body(len(body))
-        if self.cycle is not None and not self._refused:
+        cycle: Any = self.cycle
+        if cycle is None or self._refused:
+            return
+        if type(cycle) is DirectRequest:
+            cycle.feed(body)
+        else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The request is whole."""
         self._in_body = False
         self._patience.settle()
-        if self.cycle is not None and not self._refused:
+        cycle: Any = self.cycle
+        if cycle is None or self._refused:
+            return
+        if type(cycle) is DirectRequest:
+            cycle.complete()
+        else:
             super().on_message_complete()
 
     def judge(self, now: float) -> None:
@@ -231,6 +195,8 @@ class RelayProtocol(HttpToolsProtocol):
         verdict = self._patience.judge(now, unsent, held_back=self.flow.read_paused, answering=answering)
         if verdict is Verdict.UNREAD or (verdict is Verdict.TOO_SLOW and self.transport.is_closing()):
             self.transport.abort()
+        elif verdict is Verdict.IDLE:
+            self.transport.close()
         elif verdict is Verdict.TOO_SLOW:
             started = answering and self.cycle.response_started
             if started or not (self._in_body or self._parser_in_head or self._collector.waiting):
@@ -243,10 +209,15 @@ class RelayProtocol(HttpToolsProtocol):
         self._refuse(400, msg)
 
     def on_response_complete(self) -> None:
-        """As uvicorn does; after the last answer that was due, the refusal of what came behind its request."""
-        last = not self.pipeline
-        super().on_response_complete()
-        if last and self._refusal is not None and not self.transport.is_closing():
+        """As uvicorn does, but without a timer per response (`judge` ends idle connections). After the last answer that was
+        due comes the refusal of what stood behind its request."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._refusal is not None:
             self.transport.write(self._refusal)
             self.transport.close()
 
@@ -273,9 +244,20 @@ class RelayProtocol(HttpToolsProtocol):
         else:  # The request that runs is the refused one: it is given up.
             cycle.disconnected = True
             cycle.message_event.set()
+            if self.listener is not None:
+                self.listener.client_gone()
             if not cycle.response_started:
                 self.transport.write(refusal)
             self.transport.close()
+
+
+def _path_of(target: bytes) -> bytes:
+    """The decoded path of a request target; empty when it is no URL."""
+    try:
+        path: bytes = httptools.parse_url(target).path or b""
+    except httptools.HttpParserInvalidURLError:
+        return b""
+    return urllib.parse.unquote_to_bytes(path)
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -308,25 +290,25 @@ class _QuietServer(uvicorn.Server):
         yield
 
     async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second: every tenth time, look for clients that take too long."""
-        if counter % 10 == 0:
-            now = asyncio.get_running_loop().time()
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, RelayProtocol):
-                    connection.judge(now)
+        """Called ten times a second: look for clients that take too long, at a tenth of them, so that 10,000 cost no pause."""
+        now = asyncio.get_running_loop().time()
+        for connection in list(self.server_state.connections)[counter % 10 :: 10]:
+            if isinstance(connection, RelayProtocol):
+                connection.judge(now)
         return await super().on_tick(counter)
 
 
-def make_server(app: Any, *, grace_s: float = 30.0) -> uvicorn.Server:
+def make_server(app: Any, *, direct: Mapping[bytes, DirectHandler] | None = None, grace_s: float = 30.0) -> uvicorn.Server:
     """A uvicorn server over `app` with the relay protocol; run it with `await server.serve(sockets=[...])`.
 
     Args:
         app: the ASGI application.
+        direct: handlers by path for requests that do not go through it.
         grace_s: how long running responses may go on after `server.should_exit` is set.
     """
     config = uvicorn.Config(
         app,
-        http=RelayProtocol,
+        http=cast(Any, functools.partial(RelayProtocol, direct=direct or {})),
         loop="none",
         ws="none",
         lifespan="off",

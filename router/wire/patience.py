@@ -12,6 +12,8 @@ HEAD_S = 10.0
 BODY_S = 10.0
 BODY_BYTES_PER_S = 1024
 """A body may take `BODY_S`, and a second more for each of these bytes that came."""
+KEEP_ALIVE_S = 75.0
+"""A connection on which nothing is asked for so long is closed."""
 UNREAD_S = 60.0
 """An answer of which the client has read nothing for so long is given up."""
 
@@ -22,6 +24,8 @@ class Verdict(Enum):
     KEEP = auto()
     TOO_SLOW = auto()
     """The request does not come."""
+    IDLE = auto()
+    """Nothing has been asked for a long time."""
     UNREAD = auto()
     """The answer is not read."""
 
@@ -29,13 +33,14 @@ class Verdict(Enum):
 class Patience:
     """What one client owes, and since when."""
 
-    __slots__ = ("_body_bytes", "_owing_since", "_unread", "_unread_since")
+    __slots__ = ("_body_bytes", "_busy_at", "_owing_since", "_unread", "_unread_since")
 
     def __init__(self, now: float) -> None:
         self._owing_since: float | None = now
         self._body_bytes = -1  # in the header block
         self._unread = 0
         self._unread_since = now
+        self._busy_at = now
 
     def expect_head(self, now: float) -> None:
         """A request has begun to come; without effect when it had."""
@@ -70,8 +75,10 @@ class Patience:
         self._unread = unsent
         if unsent and now - self._unread_since > UNREAD_S:
             return Verdict.UNREAD
+        if answering or self._owing_since is not None:
+            self._busy_at = now
         if self._owing_since is None:
-            return Verdict.KEEP
+            return Verdict.IDLE if now - self._busy_at > KEEP_ALIVE_S else Verdict.KEEP
         in_head = self._body_bytes < 0
         if held_back or (in_head and answering):
             self._owing_since = now

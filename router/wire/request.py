@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from router.wire.errors import ApiError, invalid_request
@@ -12,6 +12,8 @@ from router.wire.errors import ApiError, invalid_request
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+Headers = Iterable[tuple[bytes, bytes]]
 
 _random = random.Random()
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{7,127}\Z")
@@ -21,29 +23,29 @@ class ClientLeft(Exception):
     """The client disconnected before its request was whole."""
 
 
-def header(scope: Scope, name: bytes) -> bytes | None:
+def header(headers: Headers, name: bytes) -> bytes | None:
     """The first header of that (lower-case) name."""
-    for key, value in scope["headers"]:
+    for key, value in headers:
         if key == name:
-            return bytes(value)
+            return value
     return None
 
 
-def request_id_of(scope: Scope) -> str:
+def request_id_of(headers: Headers) -> str:
     """The client's own `x-request-id` where it is a plain token of 8 to 128 characters, else a fresh one."""
-    given = header(scope, b"x-request-id")
+    given = header(headers, b"x-request-id")
     if given is not None and _REQUEST_ID.match(given):
         return given.decode("ascii")
     return fresh_request_id()
 
 
-def timeout_of(scope: Scope, default_s: float) -> float:
+def timeout_of(headers: Headers, default_s: float) -> float:
     """Seconds the whole request may take: `x-request-timeout-ms`, else `default_s`; 0 means without limit.
 
     Raises:
         ApiError: 400 for a header that is no number of milliseconds from 1 to 86,400,000.
     """
-    value = header(scope, b"x-request-timeout-ms")
+    value = header(headers, b"x-request-timeout-ms")
     if value is None:
         return default_s
     if not value.isdigit() or len(value) > 8 or not 1 <= int(value) <= 86_400_000:
@@ -56,40 +58,43 @@ def fresh_request_id() -> str:
     return f"req-{_random.getrandbits(96):024x}"
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole request body.
+def check_announced(headers: Headers, limit: int) -> None:
+    """Refuse on its headers a body that would be refused anyway.
 
     Raises:
-        ApiError: 413 when it is larger than `limit` bytes, 415 for a compressed body. The server reads the rest and throws
-            it away, because closing on unread bytes would reset the connection before the client reads the answer.
+        ApiError: 413 when it is announced to be larger than `limit` bytes, 415 for a compressed body. The server reads the
+            rest and throws it away, because closing on unread bytes would reset the connection before the client reads the
+            answer.
+    """
+    for name, value in headers:
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise invalid_request("Compressed request bodies are not accepted.", status=415)
+        if name == b"content-length" and int(value) > limit:
+            raise too_large(limit)
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole request body, on a path that goes through ASGI.
+
+    Raises:
+        ApiError: as `check_announced`; 413 also when it turns out to be larger than `limit` bytes.
         ClientLeft: the client went away.
     """
-    encoding = header(scope, b"content-encoding")
-    if encoding is not None and encoding.strip().lower() not in (b"", b"identity"):
-        raise invalid_request("Compressed request bodies are not accepted.", status=415)
-    announced = header(scope, b"content-length")
-    if announced is not None and int(announced) > limit:
-        raise _too_large(limit)
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise ClientLeft
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        if len(body) > limit:
-            raise _too_large(limit)
-        return body
-    parts = [body]
-    size = len(body)
-    while message.get("more_body", False):
+    check_announced(scope["headers"], limit)
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
+        more = message.get("more_body", False)
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
     return b"".join(parts)
 
 
-def _too_large(limit: int) -> ApiError:
+def too_large(limit: int) -> ApiError:
+    """The body is over the limit."""
     return invalid_request(f"The body is larger than {limit} bytes.", status=413)

@@ -1,24 +1,25 @@
 """Connections to targets: a pool keyed by incarnation, and one exchange at a time on each connection.
 
-Response bytes go from the target's socket to the client's transport as they came; an httptools parser beside them only
-learns where the response ends. Nothing is allocated per chunk beyond what the parser itself hands over.
+Response bytes go from the target's socket to the client's transport as they came; an httptools parser beside them learns
+where the response ends. In the middle of a stream even that is left out: a read that is nothing but whole chunks of whole
+events goes out as it is, and the parser, which stands between two chunks before and after, never sees it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+import functools
 import select
-import ssl
+import socket
 from collections.abc import Callable
-from enum import Enum, auto
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import httptools
 
 from router.placement.targets import Address
-from router.wire.events import EventStream, EventTooLarge
-from router.wire.http_server import Client
+from router.wire.events import EventTooLarge, is_plain_events
+from router.wire.exchange import DEADLINE, Ending, Exchange
+from router.wire.tls import TlsContexts
 
 MAX_RESPONSE_HEAD = 64 * 1024
 MAX_HELD_BODY = 64 * 1024
@@ -29,143 +30,8 @@ _FRAMING = (b"content-length", b"transfer-encoding")
 _IDLE_LIFETIME_S = 4.0
 """Shorter than uvicorn's 5 s: vLLM closes idle connections then, and a connection closed while we write costs a retry."""
 _SWEEP_S = 0.1
-DEADLINE = "the request's deadline has passed"
-
-
-class Ending(Enum):
-    """How an exchange ended."""
-
-    COMPLETE = auto()
-    HELD = auto()
-    """The response head was not forwarded; status and body are in the exchange."""
-    BROKEN_BEFORE = auto()
-    """The target failed before any byte went to the client."""
-    BROKEN_AFTER = auto()
-    """The target failed after bytes went to the client."""
-    CLIENT_GONE = auto()
-
-
-class HeadHandler(Protocol):
-    """Decides what to do with a response head."""
-
-    def on_head(self, exchange: Exchange) -> bytes | None:
-        """The head to write to the client, the body will follow; or None: hold the response back."""
-
-    def on_first_body(self, exchange: Exchange) -> None:
-        """The first byte of the body arrived."""
-
-
-class Exchange:
-    """One request and its response on one upstream connection."""
-
-    __slots__ = (
-        "body_bytes",
-        "chunked",
-        "client",
-        "connection",
-        "content_length",
-        "deadline",
-        "done",
-        "events",
-        "failure",
-        "first_byte_deadline",
-        "forwarding",
-        "handler",
-        "head",
-        "headers",
-        "held",
-        "idle_s",
-        "last_activity",
-        "outbox",
-        "reused",
-        "status",
-        "tail",
-    )
-
-    def __init__(
-        self, client: Client, handler: HeadHandler, first_byte_s: float, idle_s: float, deadline: float = math.inf
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        self.client = client
-        self.handler = handler
-        self.done: asyncio.Future[Ending] = loop.create_future()
-        self.connection: Connection | None = None
-        self.reused = False
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.chunked = False
-        self.content_length = -1
-        self.forwarding = False
-        self.events: EventStream | None = None
-        self.outbox: list[bytes] = []
-        self.head = b""
-        self.held = bytearray()
-        self.tail = b""
-        self.body_bytes = 0
-        self.failure = ""
-        self.last_activity = loop.time()
-        self.first_byte_deadline = self.last_activity + first_byte_s
-        self.idle_s = idle_s
-        self.deadline = deadline
-
-    def reset(self) -> None:
-        """Forget what a kept-alive connection brought before it broke: the request goes out again."""
-        self.reused = False
-        self.headers.clear()
-        self.chunked = False
-        self.content_length = -1
-        self.failure = ""
-
-    def end(self, ending: Ending) -> None:
-        """Settle the exchange; later endings change nothing."""
-        if not self.done.done():
-            self.client.listen(None)
-            self.done.set_result(ending)
-
-    def client_gone(self) -> None:
-        """The client left: cut the upstream at once, so that the engine stops generating."""
-        if not self.done.done():
-            if self.connection is not None:
-                self.connection.discard()
-            self.end(Ending.CLIENT_GONE)
-
-    def client_paused(self) -> None:
-        """Stop reading from the target until the client has caught up."""
-        if self.connection is not None:
-            self.connection.pause_reading()
-
-    def client_resumed(self) -> None:
-        """Read on."""
-        self.last_activity = asyncio.get_running_loop().time()
-        if self.connection is not None:
-            self.connection.resume_reading()
-
-    def write(self, data: bytes) -> None:
-        """Pass bytes on to the client, after the head if that still waits."""
-        if self.head:
-            self.client.begin(self.head + data)
-            self.head = b""
-        else:
-            self.client.transport.write(data)
-
-    def write_events(self, complete: bool) -> None:
-        """Pass whole events on in a chunk of their own, so that something can always be added after the last one."""
-        assert self.events is not None
-        data = b"".join(self.outbox)
-        self.outbox.clear()
-        if complete:
-            data += self.events.finish()
-        if self.client.speaks_chunked:
-            data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-            if complete:
-                data += b"0\r\n\r\n"
-        if data or self.head:
-            self.write(data)
-
-    def broken(self, why: str) -> None:
-        """The target failed; `why` is for the receipt and holds no content. A head that still waits was never sent."""
-        self.failure = self.failure or why
-        self.end(Ending.BROKEN_AFTER if self.forwarding and not self.head else Ending.BROKEN_BEFORE)
+_RECEIVE_BUFFER = 32 * 1024
+"""With the client's high-water mark it makes the 64 kB that a stream may have waiting here."""
 
 
 class Connection(asyncio.Protocol):
@@ -185,6 +51,12 @@ class Connection(asyncio.Protocol):
         self._keep = True
         self._paused = False
         self._after_head = 0
+        self._between_chunks = False
+        """The parser stands between two chunks."""
+        self._pass_on: Callable[[bytes], None] | None = None
+        """Writes to the client, while whole chunks of events may pass as they are: nothing of the stream waits here."""
+        self._active = False
+        """Something passed since the sweep last looked."""
 
     @property
     def usable(self) -> bool:
@@ -200,10 +72,13 @@ class Connection(asyncio.Protocol):
         """Connected."""
         # uvloop's transports have the interface but not the base class.
         self._transport = cast(asyncio.Transport, transport)
-        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        raw = transport.get_extra_info("socket")
+        # While a client is slow, the next read is as large as what the kernel has kept for us.
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        self._poll.register(raw.fileno(), select.POLLIN)
 
-    def start(self, exchange: Exchange, request: bytes) -> None:
-        """Send one request; the exchange's future tells how it ended."""
+    def start(self, exchange: Exchange) -> None:
+        """Send one request; the exchange tells its handler how it ended."""
         assert self._transport is not None
         self.exchange = exchange
         exchange.connection = self
@@ -212,58 +87,79 @@ class Connection(asyncio.Protocol):
         self._in_head = True
         self._complete = False
         self._after_head = 0
+        self._between_chunks = False
+        self._pass_on = None
         exchange.client.listen(exchange)
-        if not exchange.done.done():
-            self._transport.write(request)
+        if not exchange.ended:
+            self._transport.write(exchange.request)
 
     def data_received(self, data: bytes) -> None:
-        """Parse for the end of the message, and pass the body's bytes on as they are."""
+        """Pass the body's bytes on."""
+        if self._pass_on is not None:
+            if is_plain_events(data):
+                self._active = True
+                self._pass_on(data)
+                return
+            self._pass_on = None
         exchange = self.exchange
-        if exchange is None or exchange.done.done():
+        if exchange is None or exchange.ended:
             self.discard()
             return
         exchange.last_activity = self._pool.now()
-        if self._in_head:
-            self._head += data
-        try:
-            if self._in_head and not self._head.startswith(b"HTTP/1."[: len(self._head)]):
-                raise httptools.HttpParserError("the parser would skip line ends")
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            large = isinstance(error.__context__, EventTooLarge)
-            self._refuse(
-                exchange, "the target sends an event without end" if large else "the target's response is not valid HTTP"
-            )
+        body = self._parse(exchange, data)
+        if body is None or exchange.ended or self.exchange is not exchange:
             return
-        if self._in_head:
-            split = self._head.find(b"\r\n\r\n")
-            if split < 0:
-                if len(self._head) > MAX_RESPONSE_HEAD:
-                    self._refuse(exchange, "the target's response head is too large")
-                return
-            data = bytes(self._head[split + 4 :])
-            self._head.clear()
-            self._in_head = False
-        if exchange.done.done():
-            return
-        self._after_head += len(data)
-        tail = data if exchange.chunked and _SMALL <= len(data) <= MAX_TAIL else (exchange.tail + data[-MAX_TAIL:])[-MAX_TAIL:]
+        self._after_head += len(body)
+        tail = body if exchange.chunked and _SMALL <= len(body) <= MAX_TAIL else (exchange.tail + body[-MAX_TAIL:])[-MAX_TAIL:]
         if self._complete and not self._ends_here(exchange, tail):
             self._refuse(exchange, "the target sent more than one response")
             return
         exchange.tail = tail
         if exchange.events is not None:
             exchange.write_events(self._complete)
-        elif exchange.forwarding and (data or exchange.head) and (exchange.client.speaks_chunked or not exchange.chunked):
-            exchange.write(data)
+            aligned = self._between_chunks and data.endswith(b"\r\n") and not self._complete
+            if aligned and exchange.events.empty and exchange.client.speaks_chunked and not exchange.head:
+                self._pass_on = exchange.client.transport.write
+        elif exchange.forwarding and (body or exchange.head) and (exchange.client.speaks_chunked or not exchange.chunked):
+            exchange.write(body)
         if self._complete:
             self._finish(exchange)
 
+    def _parse(self, exchange: Exchange, data: bytes) -> bytes | None:
+        """What of `data` comes after the head, once the parser has taken it; None while the head is not whole, and after a
+        refusal."""
+        if not self._in_head:
+            return data if self._feed(exchange, data) else None
+        self._head += data
+        if not self._feed(exchange, data):
+            return None
+        split = self._head.find(b"\r\n\r\n")
+        if split < 0:
+            if len(self._head) > MAX_RESPONSE_HEAD:
+                self._refuse(exchange, "the target's response head is too large")
+            return None
+        body = bytes(self._head[split + 4 :])
+        self._head.clear()
+        self._in_head = False
+        return body
+
+    def _feed(self, exchange: Exchange, data: bytes) -> bool:
+        try:
+            if self._in_head and not self._head.startswith(b"HTTP/1."[: len(self._head)]):
+                raise httptools.HttpParserError("the parser would skip line ends")
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            large = isinstance(error.__context__, EventTooLarge)
+            why = "the target sends an event without end" if large else "the target's response is not valid HTTP"
+            self._refuse(exchange, why)
+            return False
+        return True
+
     def _refuse(self, exchange: Exchange, why: str) -> None:
         """What the target sent cannot be passed on."""
-        self.discard()
-        exchange.broken(why)
         self.exchange = None
+        self.discard()
+        exchange.broken(why, now=self._pool.now())
 
     def _ends_here(self, exchange: Exchange, tail: bytes) -> bool:
         """True when the whole response ends with the last byte that came: the parser also swallows line ends after it."""
@@ -300,7 +196,7 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The head is whole: ask the handler what to do with it."""
         exchange = self.exchange
-        if exchange is None or exchange.done.done():
+        if exchange is None or exchange.ended:
             return
         exchange.status = self._parser.get_status_code()
         self._keep = self._parser.should_keep_alive()
@@ -315,6 +211,14 @@ class Connection(asyncio.Protocol):
         head = exchange.handler.on_head(exchange)
         exchange.forwarding = head is not None
         exchange.head = head or b""
+
+    def on_chunk_header(self) -> None:
+        """A chunk begins."""
+        self._between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        """A chunk has ended."""
+        self._between_chunks = True
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body, free of framing."""
@@ -337,17 +241,17 @@ class Connection(asyncio.Protocol):
         self._complete = True
 
     def _finish(self, exchange: Exchange) -> None:
+        """The response is whole. The connection is free before anybody hears of it: the next request may follow at once."""
         self.exchange = None
-        if exchange.forwarding:
-            if exchange.head:
-                exchange.write(b"")
-            exchange.client.finish()
-        exchange.end(Ending.COMPLETE if exchange.forwarding else Ending.HELD)
+        exchange.connection = None
         if self._keep and self.usable:
             self.resume_reading()
             self._pool.release(self)
         else:
             self.discard()
+        if exchange.forwarding and exchange.head:
+            exchange.write(b"")
+        exchange.end(Ending.COMPLETE if exchange.forwarding else Ending.HELD)
 
     def eof_received(self) -> bool:
         """The target closed its side: close ours."""
@@ -356,9 +260,11 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone; an exchange under way is broken."""
         self._pool.forget(self)
+        self._pass_on = None
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
-            exchange.broken("the target closed the connection" if exc is None else "the connection to the target broke")
+            why = "the target closed the connection" if exc is None else "the connection to the target broke"
+            exchange.broken(why, now=self._pool.now())
 
     def pause_reading(self) -> None:
         """Flow control: the client is slower than the target."""
@@ -371,11 +277,27 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and self._paused and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
+            if self.exchange is not None:
+                self.exchange.last_activity = self._pool.now()
 
     @property
     def paused(self) -> bool:
         """True while flow control holds reading back."""
         return self._paused
+
+    def note_activity(self, now: float) -> None:
+        """What passed as it is left no time behind: the sweep's is near enough."""
+        if self._active:
+            self._active = False
+            if self.exchange is not None:
+                self.exchange.last_activity = now
+
+    def give_up(self, why: str) -> None:
+        """Wait no longer for the response."""
+        exchange, self.exchange = self.exchange, None
+        self.discard()
+        if exchange is not None:
+            exchange.broken(why)
 
     def discard(self) -> None:
         """Drop the connection now, with whatever is in flight."""
@@ -384,48 +306,53 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
 
-class ConnectFailed(Exception):
-    """No connection to the target could be made; the text holds no address."""
-
-
 class Pool:
-    """Idle and busy connections of one router, by target incarnation."""
+    """Idle and busy connections of one router, by target incarnation.
 
-    def __init__(self, connect_s: float) -> None:
+    Args:
+        connect_s: how long connecting may take, in seconds.
+        tls: the contexts for targets over TLS.
+    """
+
+    def __init__(self, connect_s: float, tls: TlsContexts) -> None:
         self._connect_s = connect_s
+        self._tls = tls
         self._idle: dict[str, list[Connection]] = {}
         self._busy: set[Connection] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.now: Callable[[], float] = self._loop.time
-        self._ssl: ssl.SSLContext | None = None
         self._sweep()
 
-    async def send(self, incarnation: str, address: Address, request: bytes, exchange: Exchange) -> Ending:
-        """Send `request` to a target and wait until its response ended.
+    def send(self, incarnation: str, address: Address, exchange: Exchange) -> None:
+        """Send the exchange's request to a target; the exchange tells its handler how it ended.
 
         A connection that the target closed while it was idle costs nothing: the request goes out again on a new one.
-
-        Raises:
-            ConnectFailed: no connection within the limit.
         """
         connection = self._take_idle(incarnation)
-        if connection is not None:
-            exchange.reused = True
-            self._busy.add(connection)
-            connection.start(exchange, request)
-            ending = await exchange.done
-            late = self.now() > min(exchange.first_byte_deadline, exchange.deadline)
-            if ending is not Ending.BROKEN_BEFORE or exchange.status or late:
-                return ending
-            exchange.reset()
-            exchange.done = self._loop.create_future()
-            if exchange.client.gone:
-                return Ending.CLIENT_GONE
-        connection = await self._connect(incarnation, address)
+        if connection is None:
+            self._connect_for(exchange, incarnation, address)
+            return
+        exchange.resend = functools.partial(self._connect_for, incarnation=incarnation, address=address)
         self._busy.add(connection)
-        connection.start(exchange, request)
-        return await exchange.done
+        connection.start(exchange)
+
+    def _connect_for(self, exchange: Exchange, incarnation: str, address: Address) -> None:
+        task = self._loop.create_task(self._connect_and_start(exchange, incarnation, address))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect_and_start(self, exchange: Exchange, incarnation: str, address: Address) -> None:
+        try:
+            connection = await self._connect(incarnation, address)
+        except TimeoutError:
+            exchange.broken("connecting took too long")
+        except OSError as error:
+            exchange.broken(f"connection failed ({type(error).__name__})")
+        else:
+            self._busy.add(connection)
+            connection.start(exchange)
 
     def release(self, connection: Connection) -> None:
         """Keep a connection for the next exchange with the same incarnation."""
@@ -462,23 +389,16 @@ class Pool:
         def factory() -> Connection:
             return Connection(self, incarnation)
 
-        context = self._tls_context() if address.tls else None
-        try:
-            async with asyncio.timeout(self._connect_s):
-                if address.uds:
-                    _, connection = await self._loop.create_unix_connection(factory, address.uds, ssl=context)
-                else:
-                    _, connection = await self._loop.create_connection(factory, address.host, address.port, ssl=context)
-        except TimeoutError:
-            raise ConnectFailed("connecting took too long") from None
-        except OSError as error:
-            raise ConnectFailed(f"connection failed ({type(error).__name__})") from None
+        context = self._tls.of(address.tls_files) if address.tls else None
+        name = (address.tls_files.server_name if address.tls_files else "") or address.host if context else None
+        async with asyncio.timeout(self._connect_s):
+            if address.uds:
+                _, connection = await self._loop.create_unix_connection(factory, address.uds)
+            else:
+                _, connection = await self._loop.create_connection(
+                    factory, address.host, address.port, ssl=context, server_hostname=name
+                )
         return connection
-
-    def _tls_context(self) -> ssl.SSLContext:
-        if self._ssl is None:
-            self._ssl = ssl.create_default_context()
-        return self._ssl
 
     def _sweep(self) -> None:
         """Enforce first-byte and idle limits, and drop old idle connections: one timer for all, none per chunk."""
@@ -487,15 +407,13 @@ class Pool:
             exchange = connection.exchange
             if exchange is None:
                 continue
+            connection.note_activity(now)
             if now > exchange.deadline:
-                exchange.broken(DEADLINE)
-                connection.discard()
+                connection.give_up(DEADLINE)
             elif exchange.body_bytes == 0 and now > exchange.first_byte_deadline:
-                exchange.broken("no first byte within the limit")
-                connection.discard()
+                connection.give_up("no first byte within the limit")
             elif exchange.body_bytes and not connection.paused and now - exchange.last_activity > exchange.idle_s:
-                exchange.broken("the target went silent in the middle of its response")
-                connection.discard()
+                connection.give_up("the target went silent in the middle of its response")
         oldest = now - _IDLE_LIFETIME_S
         for idle in self._idle.values():
             for connection in [c for c in idle if c.idle_since <= oldest]:

@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 
 from router.config import ConfigError, load_file
-from tidegate import client, doctor, keys, lifecycle, processes, render
+from tidegate import audit, client, doctor, keys, lifecycle, processes, render
 from tidegate.effective import Overrides
 from tidegate.home import DEFAULT_CONFIG, Home, find_home
+from tidegate.whatif import whatif
 
 app = typer.Typer(
     help="tidegate: a residency-aware router for vLLM on Ray Serve.",
@@ -23,6 +24,8 @@ app = typer.Typer(
 )
 keys_app = typer.Typer(help="Make client keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+app.add_typer(audit.app, name="audit")
+app.command()(whatif)
 console = Console()
 errors = Console(stderr=True)
 

@@ -14,6 +14,8 @@ from deployments.egress.server import EgressServer
 from router.policy import compile_policy
 from router.residency.guard import PASS_HEADER, PASS_LIFETIME_S, Pass, derive_target_key, issue_pass
 from tests.router.builders import make_config
+from tests.router.certificates import Authority
+from tests.router.simulated_engine import SimulatedEngine
 
 SECRET = b"s" * 32
 INCARNATION = "provider@egress-1"
@@ -58,7 +60,7 @@ class Setup:
 
 def issue(label: str = "cloud+eu+us/cloud+eu+us/", **changes: Any) -> str:
     secret, path = changes.pop("secret", SECRET), changes.pop("path", "/v1/chat/completions")
-    permission = Pass("r1", INCARNATION, "e1", label, time.time() + PASS_LIFETIME_S)
+    permission = Pass("r1", INCARNATION, "e1", label, time.time() + PASS_LIFETIME_S, changes.pop("key", "spiller"))
     return issue_pass(derive_target_key(secret, INCARNATION), permission, "POST", path)
 
 
@@ -129,3 +131,18 @@ async def test_duplicate_keys_never_leave():
 
 def test_no_credential_shows_in_its_representation():
     assert "sk-cloud" not in repr(Setup().egress)
+
+
+async def test_a_provider_behind_mutual_tls_gets_the_egresss_certificate_and_one_with_another_name_gets_nothing(tmp_path):
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("egress.internal")
+    engine = SimulatedEngine()
+    await engine.start(tls=authority.server_context("provider.internal", ask_clients=True))
+    seen = {}
+    for name in ("provider.internal", "somebody.else"):
+        files = {"ca_file": str(authority.path), "cert_file": str(certificate), "key_file": str(key), "server_name": name}
+        cloud = {"id": "provider", "kind": "cloud", "zone": "cloud", "models": {"tiny": "t-1"}, "tls": files}
+        setup = Setup(targets=[{**cloud, "url": f"https://127.0.0.1:{engine.port}"}])
+        seen[name] = (await setup.post(issue())).status_code, len(engine.requests)
+    await engine.stop()
+    assert seen == {"provider.internal": (200, 1), "somebody.else": (502, 1)}

@@ -11,13 +11,14 @@ import uuid
 from pathlib import Path
 
 import httpx
+import msgspec
 import psutil
 import pytest
 
 from deployments.engine_errors import EngineStartError
 from deployments.vllm_process import EnginePlan, VllmProcess
 from router.config import Model
-from router.residency.guard import PASS_HEADER, Pass, Place, derive_target_key, issue_pass
+from router.residency.guard import PASS_HEADER, GuardKey, GuardPolicy, Pass, Place, derive_target_key, issue_pass
 from tests.deployments.processes import MARK, marked, wait_until
 
 pytestmark = pytest.mark.live
@@ -44,7 +45,7 @@ def a_plan(model: Model, incarnation: str = INCARNATION) -> EnginePlan:
 
 
 def a_pass(method: str, path: str, key: bytes = KEY, **changes) -> dict[str, str]:
-    fields = {"request_id": "r", "incarnation": INCARNATION, "epoch": "e", "label_text": PLACE.to_text()}
+    fields = {"request_id": "r", "incarnation": INCARNATION, "epoch": "e", "label_text": PLACE.to_text(), "key": "live"}
     permission = Pass(**{**fields, "expires": time.time() + 30, **changes})
     return {PASS_HEADER: issue_pass(key, permission, method, path)}
 
@@ -66,6 +67,7 @@ def engine(model_dir, logs):
     loop = asyncio.new_event_loop()
     process = VllmProcess(a_plan(a_model(model_dir)))
     loop.run_until_complete(process.start())
+    process.take_policy(msgspec.json.encode(GuardPolicy("e", 1.0, {"live": GuardKey(PLACE.to_text())}, {})))
     process.loop = loop
     yield process
     loop.run_until_complete(process.stop())

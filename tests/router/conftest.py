@@ -50,7 +50,7 @@ class FrontDoor:
 
 
 @contextlib.asynccontextmanager
-async def open_front_door(zones: dict[str, str], **changes: Any) -> AsyncIterator[FrontDoor]:
+async def open_front_door(zones: dict[str, str], /, **changes: Any) -> AsyncIterator[FrontDoor]:
     """A router over one simulated engine per entry of `zones` (engine name -> zone)."""
     engines = {name: SimulatedEngine() for name in zones}
     for engine in engines.values():

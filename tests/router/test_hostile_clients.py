@@ -9,7 +9,7 @@ import logging
 import pytest
 
 from router.wire.client_head import BadHead, HeadCollector
-from router.wire.patience import BODY_S, HEAD_S, UNREAD_S, Patience, Verdict
+from router.wire.patience import BODY_S, HEAD_S, KEEP_ALIVE_S, UNREAD_S, Patience, Verdict
 from tests.router.conftest import KEY, FrontDoor
 
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}, indent=1).encode()
@@ -201,7 +201,10 @@ def test_patience_has_its_limits():
     assert patience.judge(20 + BODY_S + 11, 0, **idle) is Verdict.TOO_SLOW
     assert patience.judge(20 + BODY_S + 11, 0, held_back=True, answering=True) is Verdict.KEEP
     patience.settle()
-    assert patience.judge(1000.0, 0, **idle) is Verdict.KEEP
-    assert patience.judge(1001.0, 500, **idle) is Verdict.KEEP
-    assert patience.judge(1050.0, 400, **idle) is Verdict.KEEP, "it reads, if slowly"
-    assert patience.judge(1051.0 + UNREAD_S, 400, **idle) is Verdict.UNREAD
+    assert patience.judge(20 + BODY_S + 11 + KEEP_ALIVE_S - 1, 0, **idle) is Verdict.KEEP
+    assert patience.judge(20 + BODY_S + 11 + KEEP_ALIVE_S + 1, 0, **idle) is Verdict.IDLE
+    busy = {"held_back": False, "answering": True}
+    assert patience.judge(1000.0, 0, **busy) is Verdict.KEEP
+    assert patience.judge(1001.0, 500, **busy) is Verdict.KEEP
+    assert patience.judge(1050.0, 400, **busy) is Verdict.KEEP, "it reads, if slowly"
+    assert patience.judge(1051.0 + UNREAD_S, 400, **busy) is Verdict.UNREAD

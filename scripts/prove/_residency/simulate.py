@@ -307,7 +307,9 @@ def attempts(world: World, judge: Judge, facts: Facts, ticket: Ticket) -> Genera
         world.fleet.set_saturated(facts.label, decision.models, decision.saturated)
         exchange = Exchange()
         ticket.begin(choice.target, choice.model, exchange)
-        permission = permission_for(facts.request_id, ticket, choice.model, choice.target.incarnation, policy, world.now)
+        text = policy.label_text(policy.label_for(ticket.label, choice.model))
+        incarnation = choice.target.incarnation
+        permission = permission_for(facts.request_id, ticket, choice.model, incarnation, policy.epoch, text, world.now)
         token = issue_pass(derive_target_key(SECRET, choice.target.incarnation), permission, "POST", PATH)
         salt = cache_salt(SALT_KEY, facts.key.tenant, permission.label_text)
         yield  # the connection

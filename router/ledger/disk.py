@@ -1,0 +1,69 @@
+"""The few things a log does to a disk, each a step at which a crash or a full disk may come: tests put their own in place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class Disk:
+    """Writes as the operating system does them. Every method raises `OSError` as it does."""
+
+    def open_append(self, path: Path) -> int:
+        """A descriptor for appending; the file is made when missing."""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def write(self, descriptor: int, data: bytes) -> None:
+        """Write all of it."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+    def sync(self, descriptor: int) -> None:
+        """Wait until the content is on the medium."""
+        os.fdatasync(descriptor)
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        """Cut a file off."""
+        os.ftruncate(descriptor, size)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Put a file in the place of another, at once."""
+        old.replace(new)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file that may be gone already."""
+        path.unlink(missing_ok=True)
+
+    def sync_directory(self, path: Path) -> None:
+        """Wait until the names in a directory are on the medium."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def put(self, path: Path, data: bytes, *, durable: bool) -> None:
+        """Write a whole file that appears complete or not at all; `durable`: and is on the medium when this returns."""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            self.write(descriptor, data)
+            if durable:
+                self.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        self.rename(temporary, path)
+        if durable:
+            self.sync_directory(path.parent)
+
+    def settle(self, path: Path) -> None:
+        """Bring a file that was put without `durable`, and its name, to the medium."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.sync(descriptor)
+        finally:
+            os.close(descriptor)
+        self.sync_directory(path.parent)

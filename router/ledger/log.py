@@ -1,0 +1,207 @@
+"""The audit log of one router: the hot path hands things over, a thread of its own writes them.
+
+Handing over costs an append to a list. Local requests reach the medium in batches, at most `window_s` later; a request that
+is to leave the cluster waits for its own `egress.intent`, and is not sent when that cannot be written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from router.decision import Choice, Decision, Facts
+from router.ledger import records
+from router.ledger.receipts import Receipt
+from router.ledger.recorder import NO_SOURCES, Recorder, end_data
+from router.ledger.store import LogStore
+from router.ledger.writer import AuditUnavailable, LogWriter, Made
+from router.placement.targets import View
+
+Announced = Callable[[BaseException | None], None]
+
+
+class AuditLog:
+    """Append what happens to a `LogStore`, from a thread.
+
+    Args:
+        store: the log; it belongs to this object from now on. None: no log could be opened, and nothing may be sent outside.
+        label_text: a label in names.
+        window_s: the longest time a local record waits in memory, in seconds.
+        capacity: records kept in memory while the disk is full; beyond it they are counted and lost.
+        copies: files that a published checkpoint is appended to once a minute, best on another machine's disk.
+        keep_days: entries older than this are removed unless a legal hold covers them; None keeps all.
+    """
+
+    def __init__(
+        self,
+        store: LogStore | None,
+        label_text: Callable[[Any], str],
+        window_s: float = 0.05,
+        capacity: int = 50_000,
+        copies: tuple[Path, ...] = (),
+        keep_days: float | None = None,
+    ) -> None:
+        self._label_text = label_text
+        self._refusals: Counter[str] = Counter()
+        self._writer: LogWriter | None = None
+        if store is None:
+            return
+        self._recorder = Recorder(store.put_blob, label_text)
+        self._writer = LogWriter(store, self._recorder.forget, window_s, capacity, copies, keep_days)
+        self._writer.each_second = self._count_refusals
+        self.event(records.OPEN, "", {"origin": store.origin, "size": store.size, "recovered_bytes": store.recovered_bytes})
+        self._writer.start()
+
+    @property
+    def origin(self) -> str:
+        """The log's own name, as its checkpoints carry it; empty without a log."""
+        return "" if self._writer is None else self._writer.store.origin
+
+    @property
+    def failure(self) -> str | None:
+        """Why the log cannot be written now; None while it can."""
+        return "no log could be opened" if self._writer is None else self._writer.failure
+
+    @property
+    def healthy(self) -> bool:
+        """True while records reach the medium."""
+        return self.failure is None
+
+    def decided(
+        self, facts: Facts, epoch: str, view: View, decision: Decision, now: float, sources: Mapping[str, str] = NO_SOURCES
+    ) -> None:
+        """A decision was made: everything it was given, and what it answered. Costs an append; never waits, never fails.
+
+        Args:
+            facts: as `decide` got them.
+            epoch: the epoch of the policy that `decide` got.
+            view: as `decide` got it.
+            decision: what it answered.
+            now: as `decide` got it.
+            sources: which tags each source of the label contributed, as the receipt has them.
+        """
+        if self._writer is not None:
+            self._writer.hand_over(self._recorder.decided, (facts, epoch, view, decision, now, sources))
+
+    def ended(self, receipt: Receipt) -> None:
+        """A request ended; its receipt will not change any more."""
+        if self._writer is not None:
+            self._writer.hand_over(_ended, (receipt,))
+
+    def event(self, event: str, subject: str, data: Any) -> None:
+        """Something else happened: `event` is one of `router.ledger.records`, `data` a mapping or a record's struct."""
+        if self._writer is not None:
+            self._writer.hand_over(_event, (event, subject, data))
+
+    def policy(self, epoch: str, text: bytes) -> None:
+        """From now on decisions follow this policy; `text` is `policy_text` of its configuration."""
+        if self._writer is not None:
+            self._writer.hand_over(_policy, (self._writer.store, epoch, text))
+
+    def refused(self, request_id: str, key: str, tenant: str, endpoint: str, status: int, code: str) -> None:
+        """A request of a known key was refused before any decision."""
+        data = {"key": key, "tenant": tenant, "endpoint": endpoint, "status": status, "code": code}
+        self.event(records.REFUSE, request_id, data)
+
+    def turned_away(self, code: str) -> None:
+        """Somebody without a valid key was refused. Only counted, once a second: strangers must not fill the disk."""
+        self._refusals[code] += 1
+
+    def announce(self, facts: Facts, choice: Choice, epoch: str, body_bytes: int, evidence: str, done: Announced) -> None:
+        """Say durably that a request is about to leave the cluster; its first byte may be sent once `done(None)` is called.
+
+        Args:
+            facts: the request's facts.
+            choice: where it goes.
+            epoch: the policy epoch that allowed it.
+            body_bytes: size of what will be sent.
+            evidence: the target's evidence in names.
+            done: called once, later, on the running event loop; with an `AuditUnavailable` when it could not be written: the
+                request must not be sent then.
+        """
+        target = choice.target
+        data = records.IntentData(
+            epoch=epoch,
+            key=facts.key.id,
+            tenant=facts.key.tenant,
+            label=self._label_text(facts.label),
+            target=target.id,
+            incarnation=target.incarnation,
+            zone=target.zone,
+            evidence=evidence,
+            model=choice.model,
+            reason=choice.reason,
+            body_bytes=body_bytes,
+            cost_usd=choice.cost_usd,
+        )
+        self._announce(records.INTENT, facts.request_id, data, done)
+
+    async def intent(self, facts: Facts, choice: Choice, epoch: str, body_bytes: int, evidence: str) -> None:
+        """The same as `announce`, to be waited for.
+
+        Raises:
+            AuditUnavailable: it could not be written; the request must not be sent.
+        """
+        result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.announce(facts, choice, epoch, body_bytes, evidence, functools.partial(_settle, result))
+        await result
+
+    async def durably(self, event: str, subject: str, data: Any) -> None:
+        """Write an event, and everything before it; returns once it is on the medium.
+
+        Raises:
+            AuditUnavailable: it could not be written.
+        """
+        result: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._announce(event, subject, data, functools.partial(_settle, result))
+        await result
+
+    def _announce(self, event: str, subject: str, data: Any, done: Announced) -> None:
+        loop = asyncio.get_running_loop()
+        if self._writer is None or not self._writer.alive:
+            reason = AuditUnavailable(f"the audit log cannot be written: {self.failure or 'it is closed'}")
+            loop.call_soon(done, reason)
+            return
+
+        def settle(error: BaseException | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+                loop.call_soon_threadsafe(done, error)
+
+        self._writer.hand_over(_event, (event, subject, data), settle)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Write what is left and let go of the log. Blocks up to `timeout_s` seconds."""
+        if self._writer is not None and self._writer.alive:
+            self._count_refusals()
+            self.event(records.CLOSE, "", {})
+            self._writer.close(timeout_s)
+
+    def _count_refusals(self) -> None:
+        if self._refusals:
+            counts, self._refusals = self._refusals, Counter()
+            self.event(records.TURNED_AWAY, "", dict(counts))
+
+
+def _policy(store: LogStore, epoch: str, text: bytes) -> list[Made]:
+    return [(records.POLICY, epoch, {"epoch": epoch, "blob": store.put_blob(text)})]
+
+
+def _ended(receipt: Receipt) -> list[Made]:
+    return [(records.END, receipt.request_id, end_data(receipt))]
+
+
+def _event(event: str, subject: str, data: Any) -> list[Made]:
+    return [(event, subject, data)]
+
+
+def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
+    if not done.done():
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)

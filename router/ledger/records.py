@@ -1,0 +1,182 @@
+"""What stands in the audit log: MessagePack, versioned, and never a word of a prompt.
+
+Every entry is a `Record`: an envelope that any reader understands, and data whose shape its event names. Large things that
+many records share (the policy, the targets, what a key may do) are blobs that records name by SHA-256.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+VERSION = 1
+
+OPEN, CLOSE, LOST = "open", "close", "lost"
+POLICY, MEMBERS, GRANT, LOADS = "policy", "members", "grant", "loads"
+DECIDE, INTENT, END, REFUSE = "decide", "egress.intent", "end", "refuse"
+TURNED_AWAY = "refused.unknown"
+PRUNE, HOLD, RELEASE, SHRED, SEAL = "prune", "hold", "release", "shred", "capture"
+
+
+class RecordError(ValueError):
+    """An entry that is no record of a version known here."""
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """One entry. `n` is its own index in the log, `t` UNIX seconds, `m` seconds of the machine's monotonic clock.
+
+    `e` is the event and `id` the request (or key, hold, ...) it is about.
+    """
+
+    v: int
+    n: int
+    t: float
+    m: float
+    e: str
+    id: str
+    data: msgspec.Raw
+
+
+class DecideData(msgspec.Struct, frozen=True, gc=False):
+    """Everything `decide` was given, and what it answered.
+
+    `facts` lacks the key, which is the grant named by `grant`; `view` lacks membership (`members`) and loads: those are what
+    the loads before it in the same log add up to, with `loads` (by index) on top.
+    """
+
+    epoch: str
+    grant: str
+    members: str
+    now: float
+    facts: msgspec.Raw
+    view: msgspec.Raw
+    loads: msgspec.Raw
+    label: str
+    sources: dict[str, str] = {}
+    target: str = ""
+    incarnation: str = ""
+    zone: str = ""
+    kind: str = ""
+    model: str = ""
+    reason: str = ""
+    ttft_s: float = 0.0
+    cost_usd: float = 0.0
+    code: str = ""
+    status: int = 0
+    saturated: bool = False
+
+
+class LoadsData(msgspec.Struct, frozen=True, gc=False):
+    """Loads of the targets from `start` on; `count` is how many targets there are, and what was known before is void."""
+
+    start: int
+    count: int
+    loads: msgspec.Raw
+
+
+class IntentData(msgspec.Struct, frozen=True, gc=False):
+    """A request that is about to leave the cluster; this is on the medium before its first byte is sent."""
+
+    epoch: str
+    key: str
+    tenant: str
+    label: str
+    target: str
+    incarnation: str
+    zone: str
+    evidence: str
+    model: str
+    reason: str
+    body_bytes: int
+    cost_usd: float
+
+
+class EndData(msgspec.Struct, frozen=True, gc=False):
+    """How a request ended: the receipt without what `decide` already holds. Counts are -1 while unknown."""
+
+    epoch: str
+    key: str
+    tenant: str
+    endpoint: str
+    requested_model: str
+    label: str
+    sources: dict[str, str]
+    tier: str
+    score: float
+    received: float
+    ended: float
+    status: int
+    code: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+    attempts: msgspec.Raw
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_record = msgspec.msgpack.Decoder(Record).decode
+
+
+def pack(data: Any) -> bytes:
+    """Data of a record as MessagePack."""
+    return _encode(data)
+
+
+def encode(n: int, t: float, m: float, event: str, subject: str, data: Any) -> bytes:
+    """A record as an entry of the log."""
+    return _encode(Record(VERSION, n, t, m, event, subject, msgspec.Raw(_encode(data))))
+
+
+def decode(entry: bytes) -> Record:
+    """The record in an entry.
+
+    Raises:
+        RecordError: it is none, or of a later version.
+    """
+    try:
+        record = _decode_record(entry)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"this entry is no record: {error}") from None
+    if record.v != VERSION:
+        raise RecordError(f"a record of version {record.v}; this tidegate reads version {VERSION}")
+    return record
+
+
+def read_data(record: Record, kind: type[Any] = dict) -> Any:
+    """The data of a record as `kind`.
+
+    Raises:
+        RecordError: it does not have that shape.
+    """
+    try:
+        return msgspec.msgpack.decode(record.data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"the data of record {record.n} ({record.e}): {error}") from None
+
+
+def blobs_of(record: Record) -> tuple[str, ...]:
+    """The blobs a record refers to."""
+    if record.e in (POLICY, MEMBERS, GRANT):
+        return (str(read_data(record)["blob"]),)
+    return ()
+
+
+def to_plain(record: Record) -> dict[str, Any]:
+    """A record as data that JSON can hold: bytes in hex, infinities as words."""
+    envelope = {"n": record.n, "t": record.t, "m": record.m, "event": record.e, "id": record.id}
+    return {**envelope, **_plain(msgspec.msgpack.decode(record.data))}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,419 @@
+"""The hot path, second half: an admitted request on its way to an answer.
+
+decide -> pass -> relay -> receipt; on a failure before the first byte, `decide` again without the target that failed. There is
+no task: each step is one call, made by the bytes that arrive. `Serving` is the `ExchangeHandler` of all its attempts.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from typing import Any
+
+from msgspec.structs import replace
+
+from router.decide import decide
+from router.decision import Choice, Decision, Facts, Refusal
+from router.ledger.receipts import Attempt, Receipt, read_usage, used_tokens
+from router.ledger.writer import AuditUnavailable
+from router.placement.fleet import Booking
+from router.placement.targets import Endpoint, Kind
+from router.refusal import fail, refuse
+from router.residency.admission import permission_for
+from router.residency.cache_salt import FIELD, SALTED, cache_salt, with_cache_salt
+from router.residency.classify.rule import Verdict
+from router.residency.conversation import Conversation
+from router.residency.guard import issue_pass
+from router.residency.inflight import POLICY_REVOKED, Ticket
+from router.residency.label import Label
+from router.residency.media import refuse_remote_media
+from router.state import RouterState
+from router.wire.direct import DirectRequest
+from router.wire.errors import ApiError
+from router.wire.events import EventStream
+from router.wire.exchange import DEADLINE, Ending, Exchange
+from router.wire.heads import (
+    JSON,
+    Framing,
+    decision_headers,
+    is_event_stream,
+    own_request_headers,
+    request_head,
+    response_headers,
+)
+from router.wire.json_body import ask_for_usage, replace_model, wants_usage
+from router.wire.multipart import Form
+
+MAX_ATTEMPTS = 3
+_HOLD_STATUS = frozenset({401, 403, 429})
+"""Answers of a target that are ours to handle, not the client's to see; so is every status from 500 on."""
+_USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
+"""Where `stream_options.include_usage` exists; the other streams carry their usage anyway."""
+
+
+class AdmittedRequest:
+    """A request that was authenticated, labelled and parsed."""
+
+    __slots__ = (
+        "asks_usage",
+        "body",
+        "conversation",
+        "deadline",
+        "facts",
+        "form",
+        "headers",
+        "keeps_usage",
+        "parsed",
+        "path",
+        "receipt",
+        "ticket",
+    )
+
+    def __init__(
+        self,
+        path: str,
+        headers: list[tuple[bytes, bytes]],
+        body: bytes,
+        parsed: dict[str, Any],
+        facts: Facts,
+        receipt: Receipt,
+        ticket: Ticket,
+        conversation: Conversation,
+        form: Form | None = None,
+    ) -> None:
+        self.path = path
+        self.headers = headers
+        self.body = body
+        self.parsed = parsed
+        self.facts = facts
+        self.receipt = receipt
+        self.ticket = ticket
+        self.conversation = conversation
+        self.form = form
+        # On the clock of the event loop, which is the monotonic one.
+        self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
+        countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS
+        self.keeps_usage = not countable or wants_usage(parsed)
+        self.asks_usage = countable and not self.keeps_usage
+
+    @property
+    def request_id(self) -> str:
+        """The id the receipt is found by."""
+        return self.facts.request_id
+
+    def tighten(self, verdict: Verdict, label: Label, state: RouterState) -> None:
+        """Go on under the label that classification left; the receipt says what kinds of things were found, never the text.
+
+        Args:
+            verdict: what classification found.
+            label: its label under the policy of now.
+            state: the router.
+
+        Raises:
+            ApiError: 403 for remote media that this label forbids.
+        """
+        receipt = self.receipt
+        found = "+".join(verdict.kinds) + (f" unknown:{verdict.unknown}" if verdict.unknown else "")
+        receipt.label_sources["classifier"] = found.strip() or "nothing found"
+        ticket = self.ticket
+        if label.meet(ticket.label) != self.facts.label:
+            ticket.label = ticket.label.meet(label)
+            self.facts = replace(self.facts, label=ticket.label)
+            receipt.label = state.label_text(ticket.label)
+            refuse_remote_media(self.parsed, ticket.label, state.policy)
+            state.lineage.record(self.conversation, ticket.grant.tenant, ticket.label, state.policy, time.time())
+
+
+class Serving:
+    """One admitted request from its first decision to its receipt.
+
+    Args:
+        state: the router.
+        admitted: the request.
+        client: its way back.
+        reserved: tokens reserved of the key's limits.
+    """
+
+    __slots__ = (
+        "_admitted",
+        "_attempt",
+        "_booking",
+        "_choice",
+        "_client",
+        "_closed",
+        "_decision",
+        "_facts",
+        "_held",
+        "_policy",
+        "_reserved",
+        "_state",
+        "_tries",
+    )
+
+    def __init__(self, state: RouterState, admitted: AdmittedRequest, client: DirectRequest, reserved: int) -> None:
+        self._state = state
+        self._admitted = admitted
+        self._client = client
+        self._reserved = reserved
+        self._facts = admitted.facts
+        self._policy = state.policy
+        self._decision: Decision | None = None
+        self._held: Exchange | None = None
+        self._tries = 0
+        self._closed = False
+        self._choice: Choice
+        self._attempt: Attempt
+        self._booking: Booking
+
+    def start(self) -> None:
+        """Decide and send; everything else follows from what the target does."""
+        self._state.retry_budget.deposit()
+        try:
+            self._try_next()
+        except ApiError as error:
+            self._refuse(error)
+        except Exception as error:
+            self._fail(error)
+
+    # -- what the exchange says
+
+    def on_head(self, exchange: Exchange) -> bytes | None:
+        """Forward what is the client's to see; hold back what another target may do better."""
+        self._attempt.status = exchange.status
+        if exchange.status >= 500 or exchange.status in _HOLD_STATUS:
+            return None
+        choice, chunks = self._choice, self._client.speaks_chunked
+        head = decision_headers(self._facts.request_id, choice.model, choice.target.id, choice.target.zone, choice.reason)
+        if is_event_stream(exchange.headers):
+            exchange.events = EventStream(self._admitted.keeps_usage)
+            head += response_headers(exchange.headers, Framing.CHUNKED if chunks else Framing.CLOSE)
+        else:
+            unchunk = exchange.chunked and not chunks
+            head += response_headers(exchange.headers, Framing.CLOSE if unchunk else Framing.AS_IS)
+        return self._client.make_head(exchange.status, head, close=not chunks)
+
+    def on_first_body(self, exchange: Exchange) -> None:
+        """Book the first byte; how fast an error came says nothing about the target's pace."""
+        now = time.time()
+        self._attempt.first_byte = now
+        if exchange.status < 400:
+            self._state.fleet.first_byte(self._booking, now)
+
+    def on_end(self, exchange: Exchange, ending: Ending) -> None:
+        """The attempt is over: answered, or try again."""
+        try:
+            self._admitted.ticket.end()
+            self._close_attempt(exchange, ending)
+            if ending in (Ending.HELD, Ending.BROKEN_BEFORE):
+                self._held = exchange
+                self._prepare_retry()
+                self._try_next()
+            else:
+                self._conclude(exchange, ending)
+        except ApiError as error:
+            self._refuse(error)
+        except Exception as error:
+            self._fail(error)
+
+    # -- trying
+
+    def _try_next(self) -> None:
+        state = self._state
+        if self._tries >= MAX_ATTEMPTS:
+            raise ApiError(502, "upstream_error", f"{MAX_ATTEMPTS} targets failed this request.")
+        now = time.time()
+        self._policy, self._facts = state.policy, state.inflight.current(self._admitted.ticket, self._facts)
+        view, audit = state.fleet.view(now), state.audit
+        decision = self._decision = decide(self._facts, state.policy, view, now)
+        if audit is not None:
+            audit.decided(self._facts, state.policy.epoch, view, decision, now, self._admitted.receipt.label_sources)
+        if not self._tries:
+            state.fleet.set_saturated(self._facts.label, decision.models, decision.saturated)
+        if decision.chosen is None:
+            assert decision.refusal is not None
+            raise _to_error(decision.refusal, self._held)
+        if audit is not None and not audit.healthy and state.config.audit.when_unwritable == "refuse":
+            raise ApiError(503, "overloaded", "Nothing is served while the audit log cannot be written.", retry_after_s=5)
+        if self._tries and not state.retry_budget.withdraw(time.monotonic()):
+            raise ApiError(502, "upstream_error", "A target failed, and the router's retry budget is used up.")
+        self._tries += 1
+        self._send(decision.chosen, now)
+
+    def _prepare_retry(self) -> None:
+        """The facts of another try: without the target that failed, and with what is left of the deadline.
+
+        Raises:
+            ApiError: 504 when nothing is left of it.
+        """
+        facts, timeout_s = self._facts, 0.0
+        if facts.timeout_s:
+            timeout_s = self._admitted.deadline - time.monotonic()
+            if timeout_s <= 0:
+                raise ApiError(504, "upstream_error", "The request's deadline passed before the first byte.")
+        failed = self._choice.target
+        self._state.metrics.retried(failed.id)
+        self._facts = replace(facts, excluded=facts.excluded | {failed.incarnation}, timeout_s=timeout_s)
+
+    def _send(self, choice: Choice, now: float) -> None:
+        state, target, admitted = self._state, choice.target, self._admitted
+        self._choice = choice
+        self._attempt = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
+        admitted.receipt.attempts.append(self._attempt)
+        request = self._upstream_request(choice, now)
+        self._booking = state.fleet.book(target, self._facts.prompt_tokens, now, choice.cost_usd)
+        if target.kind is not Kind.CLOUD:
+            self._dispatch(request)
+        elif state.audit is None:
+            self._when_announced(request, AuditUnavailable("the audit log is switched off"))
+        else:
+            evidence = state.policy.place_of(target.evidence).to_text()
+            done = functools.partial(self._when_announced, request)
+            state.audit.announce(self._facts, choice, state.policy.epoch, len(request), evidence, done)
+
+    def _when_announced(self, request: bytes, error: BaseException | None) -> None:
+        """The intent to send something outside is on the medium, or it is not, and then nothing is sent."""
+        state = self._state
+        try:
+            if self._client.gone or error is not None:
+                now = time.time()
+                self._attempt.ended, self._attempt.ending = now, "not_sent"
+                state.fleet.end(self._booking, now, completed=False)
+            if self._client.gone:
+                self._admitted.receipt.code = "client_gone"
+                self._close()
+            elif error is not None:
+                self._attempt.failure = str(error)
+                self._prepare_retry()
+                self._try_next()
+            elif self._policy is not state.policy:  # it changed while the intent was written: decide again
+                now = time.time()
+                self._attempt.ended, self._attempt.ending = now, "not_sent"
+                state.fleet.end(self._booking, now, completed=False)
+                self._try_next()
+            else:
+                state.metrics.spilled(self._choice.target.id)
+                self._dispatch(request)
+        except ApiError as refused:
+            self._refuse(refused)
+        except Exception as unexpected:
+            self._fail(unexpected)
+
+    def _dispatch(self, request: bytes) -> None:
+        state, admitted, target = self._state, self._admitted, self._choice.target
+        timeouts, pool = state.config.timeouts, state.pool
+        exchange = Exchange(self._client, self, request, pool.now(), timeouts.first_byte_s, timeouts.idle_s, admitted.deadline)
+        admitted.ticket.begin(target, self._choice.model, exchange)
+        pool.send(target.incarnation, target.address, exchange)
+
+    def _upstream_request(self, choice: Choice, now: float) -> bytes:
+        state, target, admitted = self._state, choice.target, self._admitted
+        if admitted.form is not None:
+            body, content_type = admitted.form.with_model(target.models[choice.model]), admitted.form.content_type
+        else:
+            body, content_type = replace_model(admitted.body, admitted.parsed, target.models[choice.model]), JSON
+        if admitted.asks_usage:
+            body = ask_for_usage(body, admitted.parsed)
+        token = None
+        ticket, epoch = admitted.ticket, state.policy.epoch
+        label_text = state.label_text(state.policy.label_for(ticket.label, choice.model))
+        if target.kind is Kind.REPLICA and admitted.path in SALTED:
+            salt = cache_salt(state.salt_key, self._facts.key.tenant, label_text, admitted.parsed.get(FIELD))
+            body = with_cache_salt(body, admitted.parsed, salt)
+        if target.kind is not Kind.SERVER:
+            permission = permission_for(admitted.request_id, ticket, choice.model, target.incarnation, epoch, label_text, now)
+            path = target.address.base_path + admitted.path
+            token = issue_pass(state.target_key(target.incarnation), permission, "POST", path)
+        credential = state.credential(target.secret) if target.secret else None
+        own = own_request_headers(admitted.request_id, choice, token, credential)
+        return request_head("POST", target.address, admitted.path, admitted.headers, own, content_type, len(body)) + body
+
+    # -- ending
+
+    def _close_attempt(self, exchange: Exchange, ending: Ending) -> None:
+        now = time.time()
+        attempt = self._attempt
+        attempt.ended = now
+        attempt.ending = ending.name.lower()
+        attempt.failure = exchange.failure
+        self._state.fleet.end(self._booking, now, completed=ending is Ending.COMPLETE and exchange.status < 400)
+        # A client's short deadline says nothing about the target: it must not take it away from everybody else.
+        broken = ending in (Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER) and exchange.failure not in (DEADLINE, POLICY_REVOKED)
+        if broken or (ending is Ending.HELD and exchange.status >= 500 and exchange.status != 503):
+            reached = bool(exchange.status) or exchange.connection is not None
+            self._state.fleet.failed(attempt.incarnation, now, reached, self._booking.started_at)
+
+    def _conclude(self, exchange: Exchange, ending: Ending) -> None:
+        """The client has its answer, or as much of one as it will get."""
+        receipt = self._admitted.receipt
+        receipt.status = exchange.status
+        if ending is Ending.COMPLETE:
+            read_usage(receipt, exchange.events.usage if exchange.events is not None else exchange.tail)
+            self._count_answer(receipt)
+        else:
+            broken = POLICY_REVOKED if exchange.failure == POLICY_REVOKED else "upstream_error"
+            receipt.code = broken if ending is Ending.BROKEN_AFTER else "client_gone"
+        self._close()
+        if ending is Ending.COMPLETE:
+            self._client.finish()
+        elif ending is Ending.BROKEN_AFTER:
+            self._state.metrics.refused(receipt.code)
+            _break_response(exchange, self._client, self._admitted)
+
+    def _count_answer(self, receipt: Receipt) -> None:
+        choice, first = self._choice, self._attempt.first_byte
+        self._state.metrics.answered(
+            choice.model,
+            choice.target.id,
+            choice.target.zone,
+            receipt.status,
+            first - receipt.received if first else -1.0,
+            time.time() - receipt.received,
+        )
+
+    def _refuse(self, error: ApiError) -> None:
+        self._admitted.receipt.status, self._admitted.receipt.code = error.status, error.code
+        self._close()
+        refuse(self._state, self._client, error, self._admitted.request_id)
+
+    def _fail(self, error: Exception) -> None:
+        self._admitted.receipt.status, self._admitted.receipt.code = 500, "internal_error"
+        self._close()
+        fail(self._state, self._client, error, self._admitted.request_id)
+
+    def _close(self) -> None:
+        """Settle the limits and keep the receipt, once."""
+        if self._closed:
+            return
+        self._closed = True
+        self._state.inflight.leave(self._admitted.ticket)
+        receipt = self._admitted.receipt
+        receipt.ended = time.time()
+        self._state.limits.settle(self._facts.key, self._reserved, used_tokens(receipt))
+        self._state.receipts.add(receipt, self._decision)
+        if self._state.audit is not None:
+            self._state.audit.ended(receipt)
+
+
+def _to_error(refusal: Refusal, held: Exchange | None) -> ApiError:
+    """A refusal as an answer. After failed attempts, what the last target said decides between 502 and 503."""
+    if held is not None and (held.status in _HOLD_STATUS - {429} or (held.status >= 500 and held.status != 503)):
+        return ApiError(502, "upstream_error", f"The target answered with status {held.status}, and no other may be used.")
+    return ApiError(refusal.status, refusal.code, refusal.message, retry_after_s=refusal.retry_after_s)
+
+
+def _break_response(exchange: Exchange, client: DirectRequest, admitted: AdmittedRequest) -> None:
+    """End a response whose target died: an SSE error event where one fits, and never anything that looks like success."""
+    if client.gone:
+        return
+    if exchange.events is None or exchange.events.done:
+        client.abort()
+        return
+    if exchange.failure == POLICY_REVOKED:
+        error = ApiError(403, POLICY_REVOKED, f"The policy changed in the middle of the answer ({admitted.request_id}).")
+    else:
+        error = ApiError(502, "upstream_error", f"The target failed in the middle of the answer ({admitted.request_id}).")
+    exchange.outbox = [error.event(admitted.path)]
+    exchange.events.finish()
+    exchange.write_events(complete=True)
+    client.finish()

@@ -1,0 +1,183 @@
+"""One request and its response on one upstream connection: what is passed on to the client, and how it ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Protocol
+
+from router.wire.direct import DirectRequest
+from router.wire.events import EventStream
+
+if TYPE_CHECKING:
+    from router.wire.upstream import Connection
+
+DEADLINE = "the request's deadline has passed"
+
+
+class Ending(Enum):
+    """How an exchange ended."""
+
+    COMPLETE = auto()
+    HELD = auto()
+    """The response head was not forwarded; status and body are in the exchange."""
+    BROKEN_BEFORE = auto()
+    """The target failed before any byte went to the client."""
+    BROKEN_AFTER = auto()
+    """The target failed after bytes went to the client."""
+    CLIENT_GONE = auto()
+
+
+class ExchangeHandler(Protocol):
+    """Decides what to do with a response, and hears how it ended."""
+
+    def on_head(self, exchange: Exchange) -> bytes | None:
+        """The head to write to the client, the body will follow; or None: hold the response back."""
+
+    def on_first_body(self, exchange: Exchange) -> None:
+        """The first byte of the body arrived."""
+
+    def on_end(self, exchange: Exchange, ending: Ending) -> None:
+        """It is over; called exactly once."""
+
+
+class Exchange:
+    """One request and its response.
+
+    Args:
+        client: where the response goes.
+        handler: decides about it.
+        request: the bytes to send.
+        now: the loop's time, in seconds, as are the limits below.
+        first_byte_s: how long the first byte of the body may take.
+        idle_s: how long a pause between two may be.
+        deadline: when the whole request must be over, on the loop's clock.
+    """
+
+    __slots__ = (
+        "body_bytes",
+        "chunked",
+        "client",
+        "connection",
+        "content_length",
+        "deadline",
+        "ended",
+        "events",
+        "failure",
+        "first_byte_deadline",
+        "forwarding",
+        "handler",
+        "head",
+        "headers",
+        "held",
+        "idle_s",
+        "last_activity",
+        "outbox",
+        "request",
+        "resend",
+        "status",
+        "tail",
+    )
+
+    def __init__(
+        self,
+        client: DirectRequest,
+        handler: ExchangeHandler,
+        request: bytes,
+        now: float,
+        first_byte_s: float,
+        idle_s: float,
+        deadline: float = math.inf,
+    ) -> None:
+        self.client = client
+        self.handler = handler
+        self.request = request
+        self.connection: Connection | None = None
+        self.resend: Callable[[Exchange], None] | None = None
+        """Set while a kept-alive connection is used: one that closes before it answers costs the request nothing."""
+        self.ended = False
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.chunked = False
+        self.content_length = -1
+        self.forwarding = False
+        self.events: EventStream | None = None
+        self.outbox: list[bytes] = []
+        self.head = b""
+        self.held = bytearray()
+        self.tail = b""
+        self.body_bytes = 0
+        self.failure = ""
+        self.last_activity = now
+        self.first_byte_deadline = now + first_byte_s
+        self.idle_s = idle_s
+        self.deadline = deadline
+
+    def end(self, ending: Ending) -> None:
+        """Settle the exchange; later endings change nothing."""
+        if not self.ended:
+            self.ended = True
+            self.client.listen(None)
+            self.handler.on_end(self, ending)
+
+    def broken(self, why: str, *, now: float = math.inf) -> None:
+        """The target failed; `why` is for the receipt and holds no content. A head that still waits was never sent.
+
+        `now` is given where the connection itself broke: then the request may go out again, if it was a kept-alive one.
+        """
+        if self.ended:
+            return
+        resend, self.resend = self.resend, None
+        if resend is not None and not self.status and now < min(self.first_byte_deadline, self.deadline):
+            self.client.listen(None)
+            if self.client.gone:
+                self.end(Ending.CLIENT_GONE)
+                return
+            self.headers.clear()
+            self.chunked = False
+            self.content_length = -1
+            self.connection = None
+            resend(self)
+            return
+        self.failure = self.failure or why
+        self.end(Ending.BROKEN_AFTER if self.forwarding and not self.head else Ending.BROKEN_BEFORE)
+
+    def client_gone(self) -> None:
+        """The client left: cut the upstream at once, so that the engine stops generating."""
+        if not self.ended:
+            if self.connection is not None:
+                self.connection.discard()
+            self.end(Ending.CLIENT_GONE)
+
+    def client_paused(self) -> None:
+        """Stop reading from the target until the client has caught up."""
+        if self.connection is not None:
+            self.connection.pause_reading()
+
+    def client_resumed(self) -> None:
+        """Read on."""
+        if self.connection is not None:
+            self.connection.resume_reading()
+
+    def write(self, data: bytes) -> None:
+        """Pass bytes on to the client, after the head if that still waits."""
+        if self.head:
+            head, self.head = self.head, b""
+            self.client.begin(head + data)
+        else:
+            self.client.transport.write(data)
+
+    def write_events(self, complete: bool) -> None:
+        """Pass whole events on in a chunk of their own, so that something can always be added after the last one."""
+        assert self.events is not None
+        data = b"".join(self.outbox)
+        self.outbox.clear()
+        if complete:
+            data += self.events.finish()
+        if self.client.speaks_chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+            if complete:
+                data += b"0\r\n\r\n"
+        if data or self.head:
+            self.write(data)

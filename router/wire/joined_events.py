@@ -1,0 +1,326 @@
+"""The events of an answer that may come from more than one attempt: recorded as they pass, and joined into one stream.
+
+`TrackedEvents` passes the first attempt's events and keeps a `Trail` of their tokens; `JoinedEvents` rewrites those of a further
+attempt as if they came from the first. Which answers can be carried on at all, and with which request, is said in
+`router.wire.continuation`.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from typing import Any
+
+import msgspec
+
+from router.wire.events import EventStream
+
+_TOKEN_IDS = re.compile(rb'"((?:prompt_)?token_ids)"\s*:\s*\[[0-9,\s]*\]')
+_NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
+_TAIL_CHARS = 32
+_TELLING_CHARS = 8
+"""Text this long before the cut cannot stand in the next token by chance, unless the answer repeats itself."""
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    role: str | None = None
+    reasoning: Any = None
+    reasoning_content: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
+    refusal: Any = None
+
+
+class _StreamChoice(msgspec.Struct):
+    index: int = 0
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_StreamChoice]
+    prompt_token_ids: list[int] | None = None
+
+
+class _Envelope(msgspec.Struct):
+    id: str
+    created: int
+    model: str
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+
+
+class Trail:
+    """What one answer has brought so far, over all its attempts.
+
+    Attributes:
+        prompt: the token ids of the prompt, empty while not known.
+        answer: the token ids of the answer; `kept` of them have brought their text to the client.
+        delivered: tokens of the current attempt.
+        began: something was sent, if only the role.
+        spoke: text was sent.
+        finished: the event with a `finish_reason` was sent.
+        opaque: something was sent that cannot be carried on.
+        envelope: id, creation time and model name that the client was told.
+    """
+
+    __slots__ = (
+        "answer",
+        "began",
+        "delivered",
+        "envelope",
+        "finished",
+        "kept",
+        "opaque",
+        "prompt",
+        "single",
+        "spoke",
+        "tail",
+    )
+
+    def __init__(self) -> None:
+        self.prompt = array("I")
+        self.answer = array("I")
+        self.kept = 0
+        self.delivered = 0
+        self.began = False
+        self.spoke = False
+        self.finished = False
+        self.opaque = False
+        self.single = True
+        self.tail = ""
+        self.envelope: _Envelope | None = None
+
+    def take(self, data: bytes) -> _StreamChoice | None:
+        """Record one event's data, as an engine sent it; its only choice, or None where it has not exactly one."""
+        try:
+            chunk = _decode_chunk(data)
+            if self.envelope is None:
+                self.envelope = _decode_envelope(data)
+        except msgspec.MsgspecError:
+            self.opaque = True
+            return None
+        if len(chunk.choices) != 1 or chunk.choices[0].index != 0 or self.finished:
+            self.opaque = True
+            return None
+        choice = chunk.choices[0]
+        prompt = chunk.prompt_token_ids or choice.prompt_token_ids
+        if prompt and not self.prompt:
+            self.prompt = _ids(prompt)
+        self._record(choice)
+        return choice
+
+    def _record(self, choice: _StreamChoice) -> None:
+        self.began = True
+        delta = choice.delta
+        if delta is not None and (
+            delta.reasoning or delta.reasoning_content or delta.tool_calls or delta.function_call or delta.refusal
+        ):
+            self.opaque = True
+        ids = choice.token_ids or ()
+        text = (delta.content if delta is not None else choice.text) or ""
+        self.delivered += len(ids)
+        self.answer.extend(ids)
+        if text:
+            self.spoke = True
+            self.kept = len(self.answer)
+            self.single = len(ids) == 1
+            self.tail = (self.tail + text)[-_TAIL_CHARS:]
+            if not ids:
+                self.opaque = True
+        if choice.finish_reason is not None:
+            self.finished = True
+            self.kept = len(self.answer)
+
+    @property
+    def can_join(self) -> bool:
+        """Whether the rest of the answer can be had exactly, as far as this stream tells."""
+        if self.opaque or self.envelope is None:
+            return not self.began and not self.opaque
+        if not self.spoke:
+            return True
+        # Several tokens in the last event with text: the last of them may be half a character, of which no text came yet.
+        # A decoder that starts there would begin with the whole prompt; `JoinedEvents` sees that by the text before it.
+        return bool(self.prompt) and (self.single or len(self.tail) >= _TELLING_CHARS)
+
+    def rewind(self) -> None:
+        """The current attempt is over: forget the tokens that brought no text, they are generated anew."""
+        del self.answer[self.kept :]
+        self.delivered = 0
+
+    def usage(self) -> dict[str, int]:
+        """The usage of the answer as the client has it."""
+        prompt, completion = len(self.prompt), len(self.answer)
+        return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+
+
+def _ids(values: list[int]) -> array[int]:
+    try:
+        return array("I", values)
+    except (OverflowError, TypeError):
+        return array("I")
+
+
+def ending(trail: Trail, chat: bool, keep_usage: bool) -> bytes:
+    """The end of a stream whose last content was sent: usage, if the client asked for it, and `[DONE]`."""
+    usage = _event(_usage_chunk(trail, chat, trail.usage())) if keep_usage and trail.envelope is not None else b""
+    return usage + b"data: [DONE]\n\n"
+
+
+class TrackedEvents(EventStream):
+    """The first attempt's stream: recorded in a trail, and rid of the token ids that the client did not ask for."""
+
+    __slots__ = ("trail",)
+
+    def __init__(self, keep_usage: bool, trail: Trail) -> None:
+        super().__init__(keep_usage)
+        self.trail = trail
+
+    @property
+    def empty(self) -> bool:
+        """Never: every event has to be looked at."""
+        return False
+
+    def feed(self, piece: bytes) -> bytes:
+        """As the base class, without token ids."""
+        whole = super().feed(piece)
+        if not whole:
+            return whole
+        if b"\r" in whole:
+            self.trail.opaque = True
+            return _TOKEN_IDS.sub(rb'"\1":null', whole)
+        return b"".join([self._pass(event) for event in whole.split(b"\n\n") if event])
+
+    def _pass(self, event: bytes) -> bytes:
+        data = _data_of(event)
+        if data is None or data == b"[DONE]" or (b'"usage"' in data and _NO_CHOICES.search(data)):
+            return event + b"\n\n"
+        choice = self.trail.take(data)
+        if choice is not None and _is_only_ids(choice):
+            return b""  # The engine sends it for its ids alone.
+        return _TOKEN_IDS.sub(rb'"\1":null', event) + b"\n\n"
+
+
+class JoinedEvents(EventStream):
+    """The stream of a further attempt, rewritten into the stream that the client has been reading.
+
+    Args:
+        keep_usage: whether the client asked for the usage event.
+        trail: what it has so far.
+        chat: whether it reads chat chunks; the further attempt answers with text chunks, unless `again`.
+        again: whether the further attempt has the client's own request, because no text had been sent.
+        note: a comment for the reader of the raw stream, without line breaks: which target goes on.
+    """
+
+    __slots__ = ("_again", "_asked_usage", "_chat", "_note", "_watch", "trail")
+
+    def __init__(self, keep_usage: bool, trail: Trail, *, chat: bool, again: bool, note: str) -> None:
+        super().__init__(False)
+        self.trail = trail
+        self._asked_usage = keep_usage
+        self._chat = chat
+        self._again = again
+        self._note = b": %b\n\n" % note.encode("ascii", "replace")
+        self._watch = "" if again or trail.single else trail.tail
+
+    @property
+    def empty(self) -> bool:
+        """Never: every event has to be rewritten."""
+        return False
+
+    def feed(self, piece: bytes) -> bytes:
+        """The rewritten events.
+
+        Raises:
+            ValueError: the stream does not follow on what was sent.
+        """
+        whole = super().feed(piece)
+        if b"\r" in whole:
+            whole = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        return b"".join([self._rewrite(event) for event in whole.split(b"\n\n") if event])
+
+    def _rewrite(self, event: bytes) -> bytes:
+        data = _data_of(event)
+        if data is None:
+            return b""
+        if data == b"[DONE]":
+            return self._end()
+        first = not self.trail.began
+        choice = self.trail.take(data)
+        if choice is None:
+            return _TOKEN_IDS.sub(rb'"\1":null', event) + b"\n\n"  # An engine's error: for the client to see.
+        note, self._note = self._note, b""
+        text = (choice.delta.content if choice.delta is not None else choice.text) or ""
+        if self._watch and text:
+            if self._watch in text:
+                self.trail.opaque = True
+                raise ValueError("the continuation begins with what was sent")
+            self._watch = ""
+        is_role = choice.delta is not None and choice.delta.role is not None and not text and choice.finish_reason is None
+        if (is_role and not first) or _is_only_ids(choice):
+            return note
+        return note + _event(self._own(choice, data))
+
+    def _own(self, choice: _StreamChoice, data: bytes) -> dict[str, Any]:
+        envelope = self.trail.envelope
+        assert envelope is not None
+        if self._again or not self._chat:
+            chunk: dict[str, Any] = msgspec.json.decode(data)
+            chunk |= {"id": envelope.id, "created": envelope.created, "model": envelope.model}
+            for part in (chunk, *chunk["choices"]):
+                part.update({name: None for name in ("token_ids", "prompt_token_ids") if name in part})
+            return chunk
+        own: dict[str, Any] = {
+            "index": 0,
+            "delta": {"content": choice.text or ""},
+            "logprobs": None,
+            "finish_reason": choice.finish_reason,
+        }
+        if choice.finish_reason is not None:
+            own["stop_reason"] = msgspec.json.decode(data)["choices"][0].get("stop_reason")
+        own["token_ids"] = None
+        return _chunk(envelope, chat=True, choices=[own])
+
+    def _end(self) -> bytes:
+        if not self._asked_usage or self.trail.envelope is None:
+            return b"data: [DONE]\n\n"
+        usage: dict[str, Any] = self.trail.usage()
+        details = msgspec.json.decode(self.usage)["usage"].get("prompt_tokens_details") if self.usage else None
+        if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
+            # The part of the answer that was the prompt this time is no prompt of the client's.
+            usage["prompt_tokens_details"] = {"cached_tokens": min(details["cached_tokens"], usage["prompt_tokens"])}
+        return _event(_usage_chunk(self.trail, self._chat, usage)) + b"data: [DONE]\n\n"
+
+
+def _is_only_ids(choice: _StreamChoice) -> bool:
+    """True for an empty delta without an end, which vLLM sends only where ids were asked for."""
+    delta = choice.delta
+    return choice.finish_reason is None and delta is not None and delta == _Delta()
+
+
+def _usage_chunk(trail: Trail, chat: bool, usage: dict[str, Any]) -> dict[str, Any]:
+    assert trail.envelope is not None
+    return _chunk(trail.envelope, chat=chat, choices=[]) | {"usage": usage}
+
+
+def _chunk(envelope: _Envelope, *, chat: bool, choices: list[Any]) -> dict[str, Any]:
+    kind = "chat.completion.chunk" if chat else "text_completion"
+    return {"id": envelope.id, "object": kind, "created": envelope.created, "model": envelope.model, "choices": choices}
+
+
+def _event(chunk: dict[str, Any]) -> bytes:
+    return b"data: %b\n\n" % msgspec.json.encode(chunk)
+
+
+def _data_of(event: bytes) -> bytes | None:
+    """The data of an event that is one `data:` line; None for a comment or another field."""
+    if event.startswith(b"data:") and b"\n" not in event:
+        return event[5:].strip()
+    lines = [line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None

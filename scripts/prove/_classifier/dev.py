@@ -1,0 +1,57 @@
+"""The development part: the wordings the patterns were tuned on. What counts is measured on `held_out`, written afterwards."""
+
+from __future__ import annotations
+
+POSITIVE: dict[str, tuple[str, ...]] = {
+    "card": (
+        "Please charge my card {} today.",
+        "Meine Kreditkarte: {}",
+        "Ma carte bancaire est le {}.",
+        "mi tarjeta {} no funciona",
+        "卡号 {} 请查询",
+    ),
+    "iban": ("Transfer it to {}.", "Bitte auf {} überweisen", "Mon IBAN : {}", "IBAN {} - grazie"),
+    "us_ssn": ("My SSN is {}.", "social security number {}", "applicant {} was approved"),
+    "gb_nhs": ("NHS number {} for the referral", "patient {} seen in clinic"),
+    "gb_nino": ("NI number: {}", "national insurance {}"),
+    "fr_nir": ("Mon numéro de sécurité sociale est {}", "NIR {}"),
+    "de_steuer_id": ("Meine Steuer-ID lautet {}.", "IdNr. {}"),
+    "de_kvnr": ("Versichertennummer {}", "Krankenkasse AOK, Nr. {}"),
+    "it_cf": ("codice fiscale {}", "Il mio CF: {}"),
+    "es_dni": ("Mi DNI es {}", "documento {}"),
+    "pl_pesel": ("Mój PESEL to {}", "PESEL: {}"),
+    "nl_bsn": ("Mijn BSN is {}", "burgerservicenummer {}"),
+    "se_pnr": ("Mitt personnummer är {}", "personnr {}"),
+    "fi_hetu": ("Henkilötunnus {}", "hetu: {}"),
+    "br_cpf": ("Meu CPF é {}", "CPF {}"),
+    "cn_ric": ("我的身份证号是{}", "身份证：{}"),
+    "aadhaar": ("My Aadhaar is {}", "aadhaar no {}"),
+    "ru_snils": ("СНИЛС {}", "мой снилс: {}"),
+    "tr_tckn": ("TC kimlik no: {}", "kimlik numaram {}"),
+    "my_number": ("マイナンバーは{}です", "個人番号: {}"),
+    "kr_rrn": ("주민등록번호 {}", "주민번호는 {} 입니다"),
+    "phone": ("Call me at {}", "Meine Handynummer ist {}", "mon téléphone : {}", "мой телефон {}"),
+    "email": ("write to {}", "meine Mail: {}"),
+    "ip": ("login from {}", "IP {}"),
+    "passport": ("passport number {}", "Reisepass Nr. {}", "护照号码{}"),
+    "mrn": ("MRN {}", "Patientennummer: {}", "patient id {}"),
+    "token": ("use {} for the API", "token={}", "export KEY={}"),
+}
+
+NEGATIVE: dict[str, tuple[str, ...]] = {
+    "order": ("Where is order {}?", "Bestellung {} fehlt", "commande {}"),
+    "version": ("upgrade to version {}", "running {} on Windows"),
+    "isbn": ("ISBN {}", "the book {}"),
+    "timestamp": ("at {} the job failed", "timestamp {}"),
+    "uuid": ("trace {}", "id {}"),
+    "git": ("commit {}", "revert {}"),
+    "product": ("product {}", "Artikel {}"),
+    "part_like_phone": ("part no. {}", "replace part {}"),
+    "amount": ("revenue of {}", "it costs {}"),
+    "coordinates": ("located at {}", "GPS {}"),
+    "pi": ("the constant {}", "{} is the value"),
+    "local_address": ("bind to {}", "ping {}"),
+    "log_line": ("{}", "dmesg: {}"),
+    "placeholder": ("{}", "set {}"),
+    "tracking": ("tracking {}", "Sendungsnummer {}"),
+}

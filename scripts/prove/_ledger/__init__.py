@@ -1,0 +1,1 @@
+"""The proofs behind `scripts/prove/ledger`."""

@@ -1,0 +1,64 @@
+"""`scripts/prove/ledger`: tampering, crashes, full disks and replay, with one line of figures for each."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from _ledger.crashes import WINDOW_S, crash
+from _ledger.detect import roll_back, tamper_with
+from _ledger.full import fill_up
+from _ledger.replayed import replay
+
+
+def _report(name: str, line: str, problems: list[str]) -> None:
+    print(f"{name:<10} {'ok  ' if not problems else 'FAIL'}  {line}", flush=True)
+    for problem in problems[:10]:
+        print(f"    {problem}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the proofs; 0 when everything was detected, nothing external was lost, and every decision was made again."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tamperings", type=int, default=3000, help="tamperings with a copy of a log (default 3000)")
+    parser.add_argument("--rollbacks", type=int, default=200, help="rollbacks and forks (default 200)")
+    parser.add_argument("--crashes", type=int, default=1000, help="processes killed while they write (default 1000)")
+    parser.add_argument("--rounds", type=int, default=200, help="times the disk fills up (default 200)")
+    parser.add_argument("--decisions", type=int, default=10_000, help="decisions replayed (default 10000)")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--dir", type=Path, help="where to work; a file system without room to spare is of interest")
+    args = parser.parse_args(arguments)
+    work = Path(tempfile.mkdtemp(prefix="tidegate-ledger-", dir=args.dir))
+    try:
+        return _prove(args, work)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _prove(args: argparse.Namespace, work: Path) -> int:
+    started = time.monotonic()
+    tampered = tamper_with(work, args.tamperings, args.seed)
+    _report("tampering", ", ".join(f"{n} {name}" for name, n in tampered.tried.items()), tampered.missed)
+    rolled = roll_back(work, args.rollbacks, args.seed)
+    _report("rollback", ", ".join(f"{n} {name}" for name, n in rolled.tried.items()), rolled.missed)
+    lost = crash(work, args.crashes, args.seed)
+    line = f"{lost.crashes} kills, {lost.torn} torn appends cut off; {lost.external} external sends acknowledged, "
+    line += f"{lost.lost_external} lost; {lost.lost_local} local records lost, the oldest {lost.oldest_lost_s * 1e3:.0f} ms old"
+    late = [f"a local record of {lost.oldest_lost_s:.3f} s was lost; the window is {WINDOW_S} s"] * (
+        lost.oldest_lost_s > WINDOW_S
+    )
+    _report("crashes", line, lost.problems + late)
+    full = fill_up(work, args.rounds, args.seed)
+    line = f"{args.rounds} times: {full.sent} sent, {full.refused} refused, {full.sent_while_full} sent while full, "
+    _report("full disk", line + f"{full.without_record} without a record", full.problems)
+    again = replay(work, args.decisions, args.seed)
+    _report("replay", f"{again.agreed} of {again.decisions} decisions made again as recorded", again.problems)
+    detected, total = tampered.detected + rolled.detected, tampered.total + rolled.total
+    lost_external = lost.lost_external + full.without_record + full.sent_while_full
+    print(f"took {time.monotonic() - started:.0f} s, seed {args.seed}")
+    print(f"detected={detected}/{total} lost_external={lost_external}")
+    sound = not (lost.problems or late or full.problems or again.problems)
+    return 0 if sound and detected == total and not lost_external else 1

@@ -1,0 +1,379 @@
+"""The audit log: what it promises about crashes, full disks and tampering, in small; `scripts/prove/ledger` does it in large."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from router.ledger import records
+from router.ledger.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Signer,
+    load_signer,
+    open_note,
+    read_verifier,
+    read_verifiers,
+)
+from router.ledger.disk import Disk
+from router.ledger.log import AuditLog, AuditUnavailable
+from router.ledger.policies import policy_text, read_policy
+from router.ledger.reader import LogReader, find_logs, merged
+from router.ledger.recover import LogDamaged
+from router.ledger.replay import Gap, Replayer, decide_again, differences
+from router.ledger.slots import open_slot
+from router.ledger.store import LogBusy, LogStore
+from router.ledger.tiles import WIDTH, tile_path
+from router.ledger.verify import verify_log
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
+
+from _ledger.crashes import crash
+from _ledger.detect import build_log, roll_back, tamper_with
+from _ledger.full import FullDisk, fill_up
+from _ledger.replayed import replay
+from _ledger.tamper import TAMPERINGS
+from _ledger.traffic import Traffic
+
+SIGNER = Signer(bytes(range(32)))
+KEYS = [SIGNER.verifier]
+
+
+def note(n: int) -> bytes:
+    return records.encode(n, 1.0, 2.0, "note", f"n{n}", {"n": n})
+
+
+def fill(root: Path, sizes: list[int], **options: int) -> LogStore:
+    store = LogStore(root, SIGNER, **options)
+    for size in sizes:
+        store.append([note(store.size + i) for i in range(size)])
+    return store
+
+
+# What is found
+
+
+def test_every_kind_of_tampering_is_found(tmp_path):
+    tally = tamper_with(tmp_path, 8 * len(TAMPERINGS), seed=5, requests=400)
+    assert tally.missed == []
+    assert set(tally.tried) == set(TAMPERINGS) and min(tally.tried.values()) >= 4
+
+
+def test_rollbacks_and_forks_are_found_against_a_checkpoint_held_elsewhere(tmp_path):
+    tally = roll_back(tmp_path, 12, seed=3)
+    assert tally.missed == [] and set(tally.tried) == {"rollback", "fork"}
+
+
+def test_a_rollback_is_told_from_a_fork_and_a_checkpoint_of_another_log_says_nothing(tmp_path):
+    store = fill(tmp_path / "log", [300])
+    held = store.publish()
+    store.append([note(300)])
+    store.close()
+    assert verify_log(tmp_path / "log", KEYS, [held]).ok
+    origin = store.origin
+    ahead = SIGNER.sign(Checkpoint(origin, 999, bytes(32)))
+    assert "truncated" in verify_log(tmp_path / "log", KEYS, [ahead]).problems[0]
+    forked = SIGNER.sign(Checkpoint(origin, 5, bytes(32)))
+    assert "fork" in verify_log(tmp_path / "log", KEYS, [forked]).problems[0]
+    assert verify_log(tmp_path / "log", KEYS, [SIGNER.sign(Checkpoint("another", 999, bytes(32)))]).ok
+
+
+def test_a_directory_that_is_no_log_is_a_problem(tmp_path):
+    assert "no journal" in verify_log(tmp_path, KEYS).problems[0]
+
+
+# Crashes and full disks
+
+
+def test_after_a_kill_at_any_step_the_log_verifies_and_nothing_external_is_lost(tmp_path):
+    losses = crash(tmp_path, 60, seed=2, generations=15)
+    assert losses.problems == []
+    assert losses.lost_external == 0 and losses.external > 20
+    assert losses.torn > 0, "some kills must come in the middle of a write"
+
+
+def test_a_full_disk_stops_what_is_external_and_the_log_goes_on_afterwards(tmp_path):
+    count = fill_up(tmp_path, 20, seed=4)
+    assert count.problems == []
+    assert (count.sent_while_full, count.without_record) == (0, 0)
+    assert count.sent > 20 and count.refused > 20
+
+
+def test_a_torn_append_is_cut_off_wherever_it_was_torn(tmp_path):
+    fill(tmp_path / "log", [3, 4]).close()
+    journal = next((tmp_path / "log" / "journal").iterdir())
+    whole = journal.read_bytes()
+    ends = set()
+    for cut in range(len(whole) - 1, 0, -9):  # nothing but the journal: the crash came before anything else was renewed
+        copy = tmp_path / f"cut-{cut}"
+        (copy / "journal").mkdir(parents=True)
+        (copy / "journal" / journal.name).write_bytes(whole[:cut])
+        store = LogStore(copy, SIGNER)
+        ends.add(store.size)
+        store.close()
+        assert store.size == 0 or verify_log(copy, KEYS).ok
+    assert ends == {0, 3}
+
+
+def test_a_failed_append_leaves_nothing_behind(tmp_path):
+    disk = FullDisk(random.Random(1))
+    store = LogStore(tmp_path / "log", SIGNER, disk=disk)
+    store.append([note(0)])
+    disk.full = True
+    for _ in range(3):
+        with pytest.raises(OSError, match=r"No space|Input/output"):
+            store.append([note(1)])
+    disk.full = False
+    assert store.append([note(1)]) == 1
+    store.close()
+    report = verify_log(tmp_path / "log", KEYS)
+    assert report.ok and report.size == 2
+
+
+def test_an_entry_too_long_for_a_bundle_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="65,535"):
+        LogStore(tmp_path / "log", SIGNER).append([bytes(65_536)])
+
+
+# Opening
+
+
+@pytest.mark.parametrize("sizes", [[1], [255], [256], [257], [300, 300, 300], [2000], [1] * 30])
+def test_a_log_goes_on_where_it_ended(tmp_path, sizes):
+    for round_ in range(3):
+        store = fill(tmp_path / "log", sizes, segment_bytes=9000)
+        assert store.size == sum(sizes) * (round_ + 1)
+        store.close()
+        report = verify_log(tmp_path / "log", KEYS)
+        assert report.problems == []
+    assert [entry for _, entry in LogReader(tmp_path / "log").entries()] == [note(n) for n in range(sum(sizes) * 3)]
+
+
+def test_tiles_that_a_power_failure_took_are_made_again_from_the_journal(tmp_path):
+    fill(tmp_path / "log", [600]).close()
+    (tmp_path / "log" / tile_path("entries", 1)).unlink()
+    (tmp_path / "log" / tile_path(0, 0)).write_bytes(b"")
+    LogStore(tmp_path / "log", SIGNER).close()
+    assert verify_log(tmp_path / "log", KEYS).ok
+
+
+def test_a_damaged_log_is_not_continued_but_left_for_the_auditor(tmp_path):
+    fill(tmp_path / "router-0", [5, 5]).close()
+    journal = next((tmp_path / "router-0" / "journal").iterdir())
+    journal.write_bytes(journal.read_bytes()[:-1])
+    with pytest.raises(LogDamaged, match="signs 10 entries, but only 5"):
+        LogStore(tmp_path / "router-0", SIGNER)
+    before = journal.read_bytes()
+    store = open_slot(tmp_path, SIGNER)
+    assert store.root.name == "router-1"
+    assert journal.read_bytes() == before
+
+
+def test_another_signing_key_is_said_so(tmp_path):
+    fill(tmp_path / "log", [5]).close()
+    with pytest.raises(LogDamaged, match="another signing key"):
+        LogStore(tmp_path / "log", Signer(bytes(32)))
+
+
+def test_each_process_gets_a_log_of_its_own(tmp_path):
+    first, second = open_slot(tmp_path, SIGNER), open_slot(tmp_path, SIGNER)
+    assert (first.root.name, second.root.name) == ("router-0", "router-1")
+    with pytest.raises(LogBusy):
+        LogStore(first.root, SIGNER)
+    first.close()
+    assert open_slot(tmp_path, SIGNER).root.name == "router-0"
+
+
+def test_tiles_without_a_journal_are_no_new_log(tmp_path):
+    fill(tmp_path / "log", [300]).close()
+    next((tmp_path / "log" / "journal").iterdir()).unlink()
+    with pytest.raises(LogDamaged, match="the journal is gone"):
+        LogStore(tmp_path / "log", SIGNER)
+
+
+# Checkpoints and keys
+
+
+def test_a_checkpoint_is_a_signed_note_that_has_no_free_bit():
+    note_ = SIGNER.sign(Checkpoint("tidegate/x", 7, bytes(32)))
+    assert open_note(note_, KEYS) == Checkpoint("tidegate/x", 7, bytes(32))
+    for bit in range(len(note_) * 8):
+        changed = bytearray(note_)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CheckpointError):
+            open_note(bytes(changed), KEYS)
+    for cut in range(len(note_)):
+        with pytest.raises(CheckpointError):
+            open_note(note_[:cut], KEYS)
+
+
+def test_a_witness_may_sign_too_and_another_key_alone_is_not_trusted():
+    witness = Signer(bytes(32), "witness.example")
+    checkpoint = Checkpoint("tidegate/x", 7, bytes(32))
+    line = witness.sign(checkpoint).split(b"\n\n")[1]
+    assert open_note(SIGNER.sign(checkpoint) + line, KEYS) == checkpoint
+    with pytest.raises(CheckpointError, match="not signed by a key that is trusted"):
+        open_note(witness.sign(checkpoint), KEYS)
+
+
+def test_a_verifier_key_is_one_line_and_a_wrong_one_is_said_so(tmp_path):
+    assert read_verifier(SIGNER.verifier.line).public == SIGNER.verifier.public
+    for wrong in ("", "tidegate", SIGNER.verifier.line.replace("tidegate", "other"), SIGNER.verifier.line[:-5]):
+        with pytest.raises(CheckpointError):
+            read_verifier(wrong)
+    with pytest.raises(CheckpointError, match="no verifier key can be read"):
+        read_verifiers(tmp_path / "missing")
+    (tmp_path / "empty").touch()
+    with pytest.raises(CheckpointError, match="the file is empty"):
+        read_verifiers(tmp_path / "empty")
+
+
+def test_the_signing_key_is_made_once_private_and_never_shown(tmp_path):
+    first, second = load_signer(tmp_path / "keys" / "k"), load_signer(tmp_path / "keys" / "k")
+    assert first.verifier.line == second.verifier.line
+    assert (tmp_path / "keys" / "k").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "keys" / "k").read_text().strip() not in repr(first)
+    (tmp_path / "bad").write_text("not hex")
+    with pytest.raises(CheckpointError, match="64 hex digits"):
+        load_signer(tmp_path / "bad")
+
+
+# The thread
+
+
+def open_log(root: Path, traffic: Traffic, **options) -> AuditLog:
+    log = AuditLog(LogStore(root, SIGNER, disk=options.pop("disk", None)), traffic.policy.label_text, **options)
+    log.policy(traffic.policy.epoch, policy_text(traffic.config))
+    return log
+
+
+def test_every_decision_comes_out_again_as_recorded(tmp_path):
+    agreement = replay(tmp_path, 1500, seed=9)
+    assert agreement.problems == []
+    assert agreement.agreed == agreement.decisions == 1500
+
+
+def test_a_decision_that_was_recorded_falsely_is_told(tmp_path):
+    build_log(tmp_path / "log", SIGNER, 1, 50)
+    for situation in Replayer(LogReader(tmp_path / "log")).situations():
+        decision = decide_again(situation)
+        if decision.chosen is not None:
+            assert differences(decision, situation.data) == []
+            data = type(situation.data)(
+                **{f: getattr(situation.data, f) for f in situation.data.__struct_fields__} | {"model": "x"}
+            )
+            assert differences(decision, data) == [f"model: 'x' then, {decision.chosen.model!r} now"]
+            return
+    pytest.fail("nothing was chosen")
+
+
+def test_lost_records_are_counted_and_the_decisions_after_them_can_be_made_again(tmp_path):
+    traffic, disk = Traffic(1), FullDisk(random.Random(1))
+    log = open_log(tmp_path / "log", traffic, disk=disk, capacity=60, window_s=0.002)
+
+    async def run() -> None:
+        for number, event in enumerate(traffic.events(400)):
+            disk.full = 100 <= number < 250
+            log.decided(event.facts, traffic.policy.epoch, event.view, event.decision, event.now)
+            if number % 20 == 0:
+                await asyncio.sleep(0.01)
+            if number == 300:
+                await asyncio.sleep(0.5)
+
+    asyncio.run(run())
+    log.close(30)
+    assert verify_log(tmp_path / "log", KEYS).ok
+    lost = [records.read_data(r)["records"] for r in LogReader(tmp_path / "log").records() if r.e == records.LOST]
+    found = list(Replayer(LogReader(tmp_path / "log")).situations())
+    assert sum(lost) + len(found) >= 400 and lost
+    assert not any(isinstance(item, Gap) for item in found)
+    assert all(differences(decide_again(item), item.data) == [] for item in found)
+
+
+async def test_an_intent_is_on_the_medium_when_it_returns_and_fails_when_it_cannot_be(tmp_path):
+    traffic, disk = Traffic(1), FullDisk(random.Random(1))
+    log = open_log(tmp_path / "log", traffic, disk=disk)
+    event = next(e for e in traffic.events(500) if e.decision.chosen is not None)
+    choice = event.decision.chosen
+    await log.intent(event.facts, choice, "epoch", 123, "cloud/cloud/")
+    on_disk = list(LogReader(tmp_path / "log").records())
+    intent = next(record for record in on_disk if record.e == records.INTENT)
+    assert intent.id == event.facts.request_id
+    data = records.read_data(intent, records.IntentData)
+    assert (data.body_bytes, data.evidence, data.target) == (123, "cloud/cloud/", choice.target.id)
+    disk.full = True
+    with pytest.raises(AuditUnavailable, match="cannot be written"):
+        await log.intent(event.facts, choice, "epoch", 123, "cloud/cloud/")
+    assert not log.healthy
+    disk.full = False
+    await asyncio.sleep(0.1)  # the log is not tried again at once
+    await log.intent(event.facts, choice, "epoch", 123, "cloud/cloud/")
+    assert log.healthy
+    log.close()
+    with pytest.raises(AuditUnavailable, match="closed"):
+        await log.intent(event.facts, choice, "epoch", 123, "cloud/cloud/")
+    assert sum(record.e == records.INTENT for record in LogReader(tmp_path / "log").records()) == 2
+
+
+async def test_a_disk_that_is_slow_holds_up_nobody_on_the_event_loop(tmp_path):
+    class SlowDisk(Disk):
+        def sync(self, descriptor: int) -> None:
+            import time
+
+            time.sleep(0.3)
+            super().sync(descriptor)
+
+    traffic = Traffic(1)
+    log = open_log(tmp_path / "log", traffic, disk=SlowDisk())
+    loop = asyncio.get_running_loop()
+    longest = 0.0
+    for event in traffic.events(20):
+        before = loop.time()
+        log.ended(event.receipt)
+        longest = max(longest, loop.time() - before)
+        await asyncio.sleep(0.01)
+    log.close(30)
+    assert longest < 0.25, "handing over never waits for the disk"
+
+
+def test_no_word_of_a_key_or_an_environment_is_in_the_stored_policy():
+    config = Traffic(1).config
+    text = policy_text(config)
+    assert b"%064x" % 2 not in text and b"e-s-c" not in text
+    again, policy = read_policy(text, "epoch-1")
+    assert policy.epoch == "epoch-1" and [key.id for key in again.keys] == [key.id for key in config.keys]
+
+
+def test_logs_of_several_replicas_are_merged_by_time(tmp_path):
+    for number in range(2):
+        store = LogStore(tmp_path / f"router-{number}", SIGNER)
+        store.append([records.encode(n, 10.0 * n + number, 0.0, "note", f"{number}/{n}", {}) for n in range(300)])
+        store.close()
+    logs = [LogReader(path) for path in find_logs(tmp_path)]
+    ids = [record.id for _, record in merged(logs)]
+    assert ids[:4] == ["0/0", "1/0", "0/1", "1/1"] and len(ids) == 600
+
+
+def test_pruned_entries_are_gone_only_where_a_record_says_so(tmp_path):
+    store = fill(tmp_path / "log", [100] * 8, segment_bytes=5000)
+    assert store.base > WIDTH
+    store.drop_bundle(0)
+    assert "no record says" in verify_log(tmp_path / "log", KEYS).problems[0]
+    store.append([records.encode(store.size, 1.0, 1.0, records.PRUNE, "", {"first": 0, "end": WIDTH})])
+    store.close()
+    report = verify_log(tmp_path / "log", KEYS)
+    assert report.ok and report.pruned == WIDTH
+    assert next(LogReader(tmp_path / "log").entries())[0] == WIDTH
+    assert LogStore(tmp_path / "log", SIGNER).size == 801
+
+
+def test_a_record_of_a_later_version_and_one_that_is_none_are_refused():
+    later = records._encode(records.Record(9, 0, 0.0, 0.0, "x", "", records.msgspec.Raw(b"\x80")))
+    with pytest.raises(records.RecordError, match="version 9"):
+        records.decode(later)
+    with pytest.raises(records.RecordError, match="no record"):
+        records.decode(b"\xc1")

@@ -1,0 +1,193 @@
+"""Requests through a real router with its audit log: what is recorded, and that nothing leaves without a record."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from router.config import parse_config
+from router.ledger import records
+from router.ledger.checkpoint import Signer
+from router.ledger.log import AuditLog
+from router.ledger.policies import policy_text
+from router.ledger.reader import LogReader
+from router.ledger.replay import Gap, Replayer, decide_again, differences
+from router.ledger.slots import open_audit
+from router.ledger.store import LogStore
+from router.ledger.verify import verify_log
+from router.placement.targets import Address, Report
+from router.policy import compile_policy, fixed_targets
+from router.process import RouterProcess
+from tests.router.builders import digest
+from tests.router.conftest import free_port
+from tests.router.simulated_engine import SimulatedEngine
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
+
+from _ledger.full import FullDisk
+
+KEY, SPILL_KEY = "tg_inside", "tg_spill"
+SIGNER = Signer(bytes(32))
+
+
+class Audited:
+    """A router with a local engine, a cloud target behind a pretended egress, and its log."""
+
+    def __init__(
+        self, router: RouterProcess, client: httpx.AsyncClient, inside: SimulatedEngine, outside: SimulatedEngine
+    ) -> None:
+        self.router = router
+        self.client = client
+        self.inside = inside
+        self.outside = outside
+
+    async def chat(self, key: str, model: str = "m", **headers: str) -> httpx.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": "json a-secret-sentence"}]}
+        return await self.client.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}", **headers})
+
+
+@contextlib.asynccontextmanager
+async def audited(root: Path, disk: FullDisk | None = None, with_log: bool = True, **changes: Any) -> AsyncIterator[Audited]:
+    inside, outside = SimulatedEngine(), SimulatedEngine()
+    await inside.start()
+    await outside.start()
+    port = free_port()
+    config = parse_config(
+        {
+            "listen": {"host": "127.0.0.1", "port": port},
+            "admin": {"port": free_port()},
+            "zones": {"eu": {}, "cloud": {"external": True}},
+            "targets": [
+                {"id": "inside", "kind": "server", "vouched": True, "url": f"http://127.0.0.1:{inside.port}", "zone": "eu",
+                 "models": {"m": "m"}},
+                {"id": "outside", "kind": "cloud", "url": "https://cloud.invalid", "zone": "cloud", "models": {"big": "b"}},
+            ],
+            "keys": [
+                {"id": "inside", "sha256": digest(KEY), "requests_per_minute": 5},
+                {"id": "spill", "sha256": digest(SPILL_KEY), "residency": "any", "spill": True, "tenant": "t"},
+            ],
+            **changes,
+        }
+    )  # fmt: skip
+    policy = compile_policy(config, root)
+    log = AuditLog(LogStore(root / "log", SIGNER, disk=disk), policy.label_text, window_s=0.01) if with_log else None
+    if log is not None:
+        log.policy(policy.epoch, policy_text(config))
+    router = RouterProcess(config, policy, b"s" * 32, {}, "router-audited", grace_s=2, audit=log)
+    egress = Address("127.0.0.1", outside.port)
+    router.state.fleet.update([Report(target) for target in fixed_targets(config, egress, "egress")])
+    router.start()
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+            yield Audited(router, client, inside, outside)
+    finally:
+        await router.drain()
+        await inside.stop()
+        await outside.stop()
+
+
+def read(root: Path) -> list[records.Record]:
+    return list(LogReader(root / "log").records())
+
+
+async def test_every_request_leaves_its_decision_and_its_end(tmp_path):
+    async with audited(tmp_path) as door:
+        assert (await door.chat(KEY)).status_code == 200
+        assert (await door.chat(SPILL_KEY, "big")).status_code == 200
+        assert (await door.chat(KEY, "big")).status_code in (403, 404)
+        assert (await door.chat("tg_nobody")).status_code == 401
+        for _ in range(5):
+            last = await door.chat(KEY)
+        assert last.status_code == 429
+        refused_id = last.headers["x-request-id"]
+    found = read(tmp_path)
+    events = [record.e for record in found]
+    assert verify_log(tmp_path / "log", [SIGNER.verifier]).problems == []
+    assert events[0] == records.OPEN and events[-1] == records.CLOSE
+    assert events.count(records.END) == events.count(records.DECIDE) >= 6
+    assert events.count(records.INTENT) == 1
+    refusal = [record for record in found if record.e == records.REFUSE][-1]
+    assert refusal.id == refused_id
+    assert records.read_data(refusal)["code"] == "rate_limited"
+    assert records.read_data(next(r for r in found if r.e == records.TURNED_AWAY)) == {"invalid_api_key": 1}
+    for file in (tmp_path / "log").rglob("*"):
+        assert not file.is_file() or b"a-secret-sentence" not in file.read_bytes()
+
+
+async def test_the_intent_comes_before_the_request_and_names_where_it_goes(tmp_path):
+    async with audited(tmp_path) as door:
+        answer = await door.chat(SPILL_KEY, "big")
+    found = [record for record in read(tmp_path) if record.id == answer.headers["x-request-id"]]
+    assert [record.e for record in found] == [records.DECIDE, records.INTENT, records.END]
+    intent = records.read_data(found[1], records.IntentData)
+    assert (intent.target, intent.zone, intent.key, intent.tenant) == ("outside", "cloud", "spill", "t")
+    assert intent.label == "cloud+eu/cloud+eu/" and intent.evidence == "cloud/cloud/"
+
+
+async def test_a_full_disk_keeps_everything_inside_and_local_requests_are_served(tmp_path):
+    disk = FullDisk(random.Random(1))
+    async with audited(tmp_path, disk) as door:
+        assert (await door.chat(SPILL_KEY, "big")).status_code == 200
+        disk.full = True
+        refused = await door.chat(SPILL_KEY, "big")
+        assert refused.status_code == 503 and refused.json()["error"]["code"] in ("overloaded", "residency_capacity")
+        assert (await door.chat(KEY)).status_code == 200
+        assert len(door.outside.requests) == 1
+        disk.full = False
+        await asyncio.sleep(0.2)
+        assert (await door.chat(SPILL_KEY, "big")).status_code == 200
+    found = read(tmp_path)
+    assert sum(record.e == records.INTENT for record in found) == 2
+    assert verify_log(tmp_path / "log", [SIGNER.verifier]).ok
+
+
+async def test_local_requests_are_refused_too_where_the_configuration_says_so(tmp_path):
+    disk = FullDisk(random.Random(1))
+    async with audited(tmp_path, disk, audit={"when_unwritable": "refuse"}) as door:
+        assert (await door.chat(KEY)).status_code == 200
+        disk.full = True
+        await door.chat(SPILL_KEY, "big")
+        refused = await door.chat(KEY)
+        assert refused.status_code == 503 and "audit log" in refused.json()["error"]["message"]
+        disk.full = False
+
+
+async def test_without_a_log_nothing_leaves(tmp_path):
+    async with audited(tmp_path, with_log=False) as door:
+        assert (await door.chat(SPILL_KEY, "big")).status_code == 503
+        assert (await door.chat(KEY)).status_code == 200
+
+
+async def test_live_decisions_come_out_again_from_the_log_alone(tmp_path):
+    async with audited(tmp_path, keys=[{"id": "k", "sha256": digest(SPILL_KEY), "residency": "any", "spill": True}]) as door:
+        for _ in range(6):
+            await asyncio.gather(*(door.chat(SPILL_KEY, random.choice(["m", "big", "auto", "none"])) for _ in range(20)))
+    made = list(Replayer(LogReader(tmp_path / "log")).situations())
+    assert len(made) >= 120
+    for item in made:
+        assert not isinstance(item, Gap), item
+        assert differences(decide_again(item), item.data) == []
+
+
+async def test_a_log_that_cannot_be_opened_keeps_the_router_running_and_everything_inside(tmp_path):
+    (tmp_path / "audit").write_text("a file where the directory should be")
+    config = parse_config(
+        {
+            "zones": {"eu": {}},
+            "targets": [{"id": "a", "kind": "server", "vouched": True, "url": "http://x", "zone": "eu", "models": {"m": "m"}}],
+            "audit": {"dir": "audit"},
+        }
+    )
+    log = open_audit(config, compile_policy(config, tmp_path), tmp_path)
+    assert log is not None and not log.healthy
+    log.event("note", "", {})
+    log.close()
+    off = parse_config({**config.model_dump(), "audit": {"enabled": False}})
+    assert open_audit(off, compile_policy(off, tmp_path), tmp_path) is None
