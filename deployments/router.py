@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.credentials import read_credentials
@@ -24,6 +25,7 @@ from router.process import RouterProcess
 DEPLOYMENT = "router"
 GRACE_S = 30.0
 POLICY_PERIOD_S = 0.2
+LINEAGE_PERIOD_S = 0.1
 _ANSWER_S = 2.0
 
 
@@ -56,7 +58,7 @@ class RouterReplica:
         """
         self._source.offer(part)
         if self._watch is not None:
-            await self._take_policy()
+            self._take_policy()
             return
         loaded = self._source.load()
         self._process.state.adopt(loaded.config, loaded.policy, time.time())
@@ -66,20 +68,37 @@ class RouterReplica:
 
     async def _run(self) -> None:
         """Watch the cluster and the policy's files for ever."""
-        await asyncio.gather(self._membership.run(), self._watch_policy())
+        await asyncio.gather(self._membership.run(), self._watch_policy(), self._tell_lineage())
 
     async def _watch_policy(self) -> None:
         while True:
             await asyncio.sleep(POLICY_PERIOD_S)
             if self._source.changed():
-                await self._take_policy()
+                self._take_policy()
             self._process.state.recheck(time.time())
 
-    async def _take_policy(self) -> None:
+    async def _tell_lineage(self) -> None:
+        """Tell the other routers, on whatever machine, of conversations whose follow-ups may come to them, for ever."""
+        outbox = self._process.state.lineage.outbox
+        while True:
+            await asyncio.sleep(LINEAGE_PERIOD_S)
+            news = list(outbox)
+            outbox.clear()
+            if news:
+                with contextlib.suppress(TimeoutError, DeploymentUnavailableError):  # a follow-up there finds the past unknown
+                    told = self._peers().broadcast("learn_lineage", news)
+                    await told.results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+
+    async def learn_lineage(self, news: list[tuple[bytes, str]]) -> None:
+        """Take what another router knows of conversations: keyed hashes and labels, nothing that was said."""
+        self._process.state.lineage.learn(news)
+
+    def _take_policy(self) -> None:
         loaded = self._process.take_policy(self._source)
         if loaded is not None:
             self._hand_over(loaded)
-            await self._membership.hand_on()
+            # Not awaited: a guard that hangs must not delay the next change.
+            self._process.state.spawn(self._membership.hand_on())
 
     def _hand_over(self, loaded: Loaded) -> None:
         self._guards.adopt(loaded, time.time())
@@ -103,10 +122,14 @@ class RouterReplica:
         """This replica's receipt of a request, if it has one."""
         return self._process.state.receipts.find(request_id)
 
-    async def _ask_peers(self, request_id: str) -> dict[str, Any] | None:
+    def _peers(self) -> DeploymentHandle:
         context = serve.get_replica_context()
-        handle = serve.get_deployment_handle(context.deployment, context.app_name)
-        answers = await handle.broadcast("find_receipt", request_id).results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+        return serve.get_deployment_handle(context.deployment, context.app_name)
+
+    async def _ask_peers(self, request_id: str) -> dict[str, Any] | None:
+        answers = (
+            await self._peers().broadcast("find_receipt", request_id).results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+        )
         return next((answer for answer in answers if isinstance(answer, dict)), None)
 
     async def __del__(self) -> None:
