@@ -309,6 +309,8 @@ def _sites(config: Config, words: Vocabulary) -> Iterable[Site]:
 
 
 def _endpoints(target: ExternalTarget) -> frozenset[str]:
+    if target.kind == "cloud" and target.dialect not in ("openai", "azure"):
+        return frozenset({Endpoint.CHAT})
     if target.kind == "cloud":
         return frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS} if target.task == "generate" else {Endpoint.EMBEDDINGS})
     return OFFERED[target.task]

@@ -1,12 +1,14 @@
 """The hot path, second half: an admitted request on its way to an answer.
 
 decide -> pass -> relay -> receipt; on a failure before the first byte, `decide` again without the target that failed. There is
-no task: each step is one call, made by the bytes that arrive. `Serving` is the `ExchangeHandler` of all its attempts.
+no task: each step is one call, made by the bytes that arrive. `Serving` is the `ExchangeHandler` of all its attempts. A stream
+that breaks is carried on where `router.joining` says so, by another attempt whose events are written into the same response.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import math
 import time
 from typing import Any
@@ -14,12 +16,13 @@ from typing import Any
 from msgspec.structs import replace
 
 from router.decide import decide
-from router.decision import Choice, Decision, Facts, Refusal
+from router.decision import Choice, Decision, Facts
+from router.joining import Join, count_usage, next_join, trail_for
 from router.ledger.receipts import Attempt, Receipt, read_usage, used_tokens
 from router.ledger.writer import AuditUnavailable
 from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind
-from router.refusal import fail, refuse
+from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
 from router.residency.admission import permission_for
 from router.residency.cache_salt import FIELD, SALTED, cache_salt, with_cache_salt
 from router.residency.classify.rule import Verdict
@@ -29,10 +32,11 @@ from router.residency.inflight import POLICY_REVOKED, Ticket
 from router.residency.label import Label
 from router.residency.media import refuse_remote_media
 from router.state import RouterState
+from router.wire.continuation import ask_for_token_ids
 from router.wire.direct import DirectRequest
 from router.wire.errors import ApiError
 from router.wire.events import EventStream
-from router.wire.exchange import DEADLINE, Ending, Exchange
+from router.wire.exchange import BROKE, CLOSED, DEADLINE, Ending, Exchange
 from router.wire.heads import (
     JSON,
     Framing,
@@ -42,12 +46,11 @@ from router.wire.heads import (
     request_head,
     response_headers,
 )
+from router.wire.joined_events import JoinedEvents, TrackedEvents, Trail, ending_of
 from router.wire.json_body import ask_for_usage, replace_model, wants_usage
 from router.wire.multipart import Form
 
 MAX_ATTEMPTS = 3
-_HOLD_STATUS = frozenset({401, 403, 429})
-"""Answers of a target that are ours to handle, not the client's to see; so is every status from 500 on."""
 _USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
 """Where `stream_options.include_usage` exists; the other streams carry their usage anyway."""
 
@@ -59,6 +62,7 @@ class AdmittedRequest:
         "asks_usage",
         "body",
         "conversation",
+        "countable",
         "deadline",
         "facts",
         "form",
@@ -93,9 +97,9 @@ class AdmittedRequest:
         self.form = form
         # On the clock of the event loop, which is the monotonic one.
         self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
-        countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS
-        self.keeps_usage = not countable or wants_usage(parsed)
-        self.asks_usage = countable and not self.keeps_usage
+        self.countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS
+        self.keeps_usage = not self.countable or wants_usage(parsed)
+        self.asks_usage = self.countable and not self.keeps_usage
 
     @property
     def request_id(self) -> str:
@@ -145,9 +149,11 @@ class Serving:
         "_decision",
         "_facts",
         "_held",
+        "_join",
         "_policy",
         "_reserved",
         "_state",
+        "_trail",
         "_tries",
     )
 
@@ -162,6 +168,10 @@ class Serving:
         self._held: Exchange | None = None
         self._tries = 0
         self._closed = False
+        self._trail: Trail | None = None
+        """What a stream that could be carried on has brought so far."""
+        self._join: Join | None = None
+        """Set while an attempt carries a broken stream on."""
         self._choice: Choice
         self._attempt: Attempt
         self._booking: Booking
@@ -181,17 +191,33 @@ class Serving:
     def on_head(self, exchange: Exchange) -> bytes | None:
         """Forward what is the client's to see; hold back what another target may do better."""
         self._attempt.status = exchange.status
-        if exchange.status >= 500 or exchange.status in _HOLD_STATUS:
+        if self._join is not None:
+            if exchange.status != 200 or not is_event_stream(exchange.headers):
+                return None
+            exchange.events = self._events(exchange)
+            return b""
+        if exchange.status >= 500 or exchange.status in HOLD_STATUS:
             return None
         choice, chunks = self._choice, self._client.speaks_chunked
         head = decision_headers(self._facts.request_id, choice.model, choice.target.id, choice.target.zone, choice.reason)
         if is_event_stream(exchange.headers):
-            exchange.events = EventStream(self._admitted.keeps_usage)
+            exchange.events = self._events(exchange)
             head += response_headers(exchange.headers, Framing.CHUNKED if chunks else Framing.CLOSE)
         else:
             unchunk = exchange.chunked and not chunks
             head += response_headers(exchange.headers, Framing.CLOSE if unchunk else Framing.AS_IS)
         return self._client.make_head(exchange.status, head, close=not chunks)
+
+    def _events(self, exchange: Exchange) -> EventStream:
+        admitted, trail, join = self._admitted, self._trail, self._join
+        if trail is None:
+            return EventStream(admitted.keeps_usage, admitted.countable and exchange.status == 200)
+        if join is None:
+            return TrackedEvents(admitted.keeps_usage, trail)
+        target = self._choice.target
+        note = f"tidegate: continued by {target.id} in {target.zone}"
+        chat = admitted.path == Endpoint.CHAT
+        return JoinedEvents(admitted.keeps_usage, trail, chat=chat, again=join.again, note=note)
 
     def on_first_body(self, exchange: Exchange) -> None:
         """Book the first byte; how fast an error came says nothing about the target's pace."""
@@ -205,7 +231,10 @@ class Serving:
         try:
             self._admitted.ticket.end()
             self._close_attempt(exchange, ending)
-            if ending in (Ending.HELD, Ending.BROKEN_BEFORE):
+            broken = ending in (Ending.HELD, Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER)
+            if broken and (self._join is not None or ending is Ending.BROKEN_AFTER):
+                self._carry_on(exchange)
+            elif broken:
                 self._held = exchange
                 self._prepare_retry()
                 self._try_next()
@@ -228,14 +257,14 @@ class Serving:
         decision = self._decision = decide(self._facts, state.policy, view, now)
         if audit is not None:
             audit.decided(self._facts, state.policy.epoch, view, decision, now, self._admitted.receipt.label_sources)
-        if not self._tries:
+        if not self._tries and self._join is None:
             state.fleet.set_saturated(self._facts.label, decision.models, decision.saturated)
         if decision.chosen is None:
             assert decision.refusal is not None
-            raise _to_error(decision.refusal, self._held)
+            raise as_error(decision.refusal, self._held)
         if audit is not None and not audit.healthy and state.config.audit.when_unwritable == "refuse":
             raise ApiError(503, "overloaded", "Nothing is served while the audit log cannot be written.", retry_after_s=5)
-        if self._tries and not state.retry_budget.withdraw(time.monotonic()):
+        if (self._tries or self._join is not None) and not state.retry_budget.withdraw(time.monotonic()):
             raise ApiError(502, "upstream_error", "A target failed, and the router's retry budget is used up.")
         self._tries += 1
         self._send(decision.chosen, now)
@@ -255,9 +284,54 @@ class Serving:
         self._state.metrics.retried(failed.id)
         self._facts = replace(facts, excluded=facts.excluded | {failed.incarnation}, timeout_s=timeout_s)
 
+    def _carry_on(self, exchange: Exchange) -> None:
+        """A stream broke after the client had some of it: let another target go on with it, or end it with an error."""
+        trail, failed = self._trail, self._choice.target
+        join = None
+        if trail is not None and not self._client.gone and exchange.failure != DEADLINE:
+            trail.rewind()
+            done = exchange.events is not None and exchange.events.done
+            if trail.can_end(self._admitted.keeps_usage) and (not done or exchange.failure in (CLOSED, BROKE)):
+                self._state.metrics.stream_broke(failed.id, "finished")
+                self._write_end(exchange, trail)
+                return
+            members = self._state.fleet.membership.targets
+            join = next_join(self._admitted.path, self._admitted.parsed, self._facts, trail, self._join, self._choice, members)
+        if join is None:
+            self._give_up(exchange)
+            return
+        if self._attempt.completion_tokens > 0:
+            self._tries = 0
+        try:
+            self._join, self._facts = join, join.facts
+            self._prepare_retry()
+            self._try_next()
+        except ApiError:
+            self._give_up(exchange)
+        else:
+            self._state.metrics.stream_broke(failed.id, "continued")
+
+    def _write_end(self, exchange: Exchange, trail: Trail) -> None:
+        """All of the answer was sent; what may be missing is its usage and `[DONE]`."""
+        events, admitted = exchange.events, self._admitted
+        if events is None or not events.done:
+            said_usage = self._join is None and events is not None and bool(events.usage)
+            keeps_usage = admitted.keeps_usage and not said_usage
+            exchange.outbox = [ending_of(trail, admitted.path == Endpoint.CHAT, keeps_usage)]
+        exchange.events = EventStream(True)
+        exchange.write_events(complete=True)
+        self._conclude(exchange, Ending.COMPLETE)
+
+    def _give_up(self, exchange: Exchange) -> None:
+        if exchange.events is not None or self._join is not None:
+            self._state.metrics.stream_broke(self._choice.target.id, "error")
+        self._conclude(exchange, Ending.BROKEN_AFTER)
+
     def _send(self, choice: Choice, now: float) -> None:
         state, target, admitted = self._state, choice.target, self._admitted
         self._choice = choice
+        if self._join is None:
+            self._trail = trail_for(self._facts, admitted.path, admitted.parsed, target)
         self._attempt = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
         admitted.receipt.attempts.append(self._attempt)
         request = self._upstream_request(choice, now)
@@ -306,27 +380,36 @@ class Serving:
         admitted.ticket.begin(target, self._choice.model, exchange)
         pool.send(target.incarnation, target.address, exchange)
 
-    def _upstream_request(self, choice: Choice, now: float) -> bytes:
-        state, target, admitted = self._state, choice.target, self._admitted
+    def _upstream_body(self, choice: Choice) -> tuple[str, bytes, bytes]:
+        """Path, body and content type of this attempt's request."""
+        admitted, name = self._admitted, choice.target.models[choice.model]
         if admitted.form is not None:
-            body, content_type = admitted.form.with_model(target.models[choice.model]), admitted.form.content_type
-        else:
-            body, content_type = replace_model(admitted.body, admitted.parsed, target.models[choice.model]), JSON
+            return admitted.path, admitted.form.with_model(name), admitted.form.content_type
+        if self._join is not None and not self._join.again:
+            return Endpoint.COMPLETIONS, self._join.body(name, choice.target.context_tokens), JSON
+        body = replace_model(admitted.body, admitted.parsed, name)
         if admitted.asks_usage:
             body = ask_for_usage(body, admitted.parsed)
+        if self._trail is not None:
+            body = ask_for_token_ids(body)
+        return admitted.path, body, JSON
+
+    def _upstream_request(self, choice: Choice, now: float) -> bytes:
+        state, target, admitted = self._state, choice.target, self._admitted
+        path, body, content_type = self._upstream_body(choice)
         token = None
         ticket, epoch = admitted.ticket, state.policy.epoch
         label_text = state.label_text(state.policy.label_for(ticket.label, choice.model))
-        if target.kind is Kind.REPLICA and admitted.path in SALTED:
+        if target.kind is Kind.REPLICA and path in SALTED:
             salt = cache_salt(state.salt_key, self._facts.key.tenant, label_text, admitted.parsed.get(FIELD))
-            body = with_cache_salt(body, admitted.parsed, salt)
+            # What carries a stream on is a body of ours; only a client's own may have a salt in it already.
+            body = with_cache_salt(body, admitted.parsed if path == admitted.path else json.loads(body), salt)
         if target.kind is not Kind.SERVER:
             permission = permission_for(admitted.request_id, ticket, choice.model, target.incarnation, epoch, label_text, now)
-            path = target.address.base_path + admitted.path
-            token = issue_pass(state.target_key(target.incarnation), permission, "POST", path)
+            token = issue_pass(state.target_key(target.incarnation), permission, "POST", target.address.base_path + path)
         credential = state.credential(target.secret) if target.secret else None
         own = own_request_headers(admitted.request_id, choice, token, credential)
-        return request_head("POST", target.address, admitted.path, admitted.headers, own, content_type, len(body)) + body
+        return request_head("POST", target.address, path, admitted.headers, own, content_type, len(body)) + body
 
     # -- ending
 
@@ -336,6 +419,9 @@ class Serving:
         attempt.ended = now
         attempt.ending = ending.name.lower()
         attempt.failure = exchange.failure
+        if self._trail is not None and self._trail.prompt:
+            attempt.prompt_tokens = len(self._trail.prompt) + len(self._trail.answer) - self._trail.delivered
+            attempt.completion_tokens = self._trail.delivered
         self._state.fleet.end(self._booking, now, completed=ending is Ending.COMPLETE and exchange.status < 400)
         # A client's short deadline says nothing about the target: it must not take it away from everybody else.
         broken = ending in (Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER) and exchange.failure not in (DEADLINE, POLICY_REVOKED)
@@ -346,9 +432,12 @@ class Serving:
     def _conclude(self, exchange: Exchange, ending: Ending) -> None:
         """The client has its answer, or as much of one as it will get."""
         receipt = self._admitted.receipt
-        receipt.status = exchange.status
+        receipt.status = exchange.status if self._join is None else 200
         if ending is Ending.COMPLETE:
             read_usage(receipt, exchange.events.usage if exchange.events is not None else exchange.tail)
+        if self._trail is not None and (ending is not Ending.COMPLETE or self._join is not None or receipt.prompt_tokens < 0):
+            count_usage(receipt, self._trail)
+        if ending is Ending.COMPLETE:
             self._count_answer(receipt)
         else:
             broken = POLICY_REVOKED if exchange.failure == POLICY_REVOKED else "upstream_error"
@@ -358,7 +447,7 @@ class Serving:
             self._client.finish()
         elif ending is Ending.BROKEN_AFTER:
             self._state.metrics.refused(receipt.code)
-            _break_response(exchange, self._client, self._admitted)
+            break_response(exchange, self._client, self._admitted.request_id, joined=self._join is not None)
 
     def _count_answer(self, receipt: Receipt) -> None:
         choice, first = self._choice, self._attempt.first_byte
@@ -393,27 +482,3 @@ class Serving:
         self._state.receipts.add(receipt, self._decision)
         if self._state.audit is not None:
             self._state.audit.ended(receipt)
-
-
-def _to_error(refusal: Refusal, held: Exchange | None) -> ApiError:
-    """A refusal as an answer. After failed attempts, what the last target said decides between 502 and 503."""
-    if held is not None and (held.status in _HOLD_STATUS - {429} or (held.status >= 500 and held.status != 503)):
-        return ApiError(502, "upstream_error", f"The target answered with status {held.status}, and no other may be used.")
-    return ApiError(refusal.status, refusal.code, refusal.message, retry_after_s=refusal.retry_after_s)
-
-
-def _break_response(exchange: Exchange, client: DirectRequest, admitted: AdmittedRequest) -> None:
-    """End a response whose target died: an SSE error event where one fits, and never anything that looks like success."""
-    if client.gone:
-        return
-    if exchange.events is None or exchange.events.done:
-        client.abort()
-        return
-    if exchange.failure == POLICY_REVOKED:
-        error = ApiError(403, POLICY_REVOKED, f"The policy changed in the middle of the answer ({admitted.request_id}).")
-    else:
-        error = ApiError(502, "upstream_error", f"The target failed in the middle of the answer ({admitted.request_id}).")
-    exchange.outbox = [error.event(admitted.path)]
-    exchange.events.finish()
-    exchange.write_events(complete=True)
-    client.finish()

@@ -7,18 +7,18 @@ trusts no proxy from the environment, and passes none of the client's headers on
 
 from __future__ import annotations
 
-import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import httpx
-import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
+from deployments.egress.relay import Relay
 from router.config import Config, home
 from router.placement.targets import Address, Endpoint, Target
 from router.policy import Policy, fixed_targets, tls_files_of
@@ -29,8 +29,6 @@ from router.wire.errors import ApiError
 from router.wire.heads import TARGET_HEADER
 from router.wire.json_body import parse_object
 from router.wire.tls import make_context
-
-_log = logging.getLogger("tidegate.egress")
 
 _COMMON = frozenset({"model", "user", "seed", "stream", "stream_options", "temperature", "top_p", "max_tokens", "stop", "n"})
 ALLOWED_FIELDS: Mapping[str, frozenset[str]] = {
@@ -54,7 +52,6 @@ ALLOWED_FIELDS: Mapping[str, frozenset[str]] = {
     Endpoint.EMBEDDINGS: frozenset({"model", "input", "encoding_format", "dimensions", "user"}),
 }
 """What may leave: everything else in a body (metadata, vendor extensions, internal fields) stays here."""
-_PASS_BACK = ("content-type", "retry-after")
 
 
 class EgressServer:
@@ -65,7 +62,7 @@ class EgressServer:
         policy: the same, compiled: the egress decides again with its own copy.
         secret: the cluster secret.
         incarnation: this egress's own incarnation, as the router knows it.
-        credentials: bearer tokens by target id.
+        credentials: the providers' keys by target id.
         client: the HTTP client that dials out; tests pass one with another transport.
 
     Raises:
@@ -83,15 +80,14 @@ class EgressServer:
     ) -> None:
         self._secret = secret
         self._incarnation = incarnation
-        self._credentials = dict(credentials)
+        self._credentials = credentials
         self.adopt(config, policy, 0.0)  # whatever a router hands on is later
-        self._client = client or _new_client(config, True)
-        self._own_clients = {
+        own_clients = {
             item.id: _new_client(config, make_context(tls_files_of(item.tls), home(), f"targets[{i}].tls"))
             for i, item in enumerate(config.targets)
             if item.kind == "cloud" and item.tls is not None
         }
-        """Clients for targets with TLS files of their own."""
+        self._calls = Relay(client or _new_client(config, True), own_clients, secret)
         routes = [Route(path, self._relay, methods=["POST"]) for path in ALLOWED_FIELDS]
         self.app = Starlette(routes=[*routes, Route("/healthz", self._health, methods=["GET"])])
 
@@ -124,7 +120,7 @@ class EgressServer:
         try:
             target_id = self._admit(request)
             body = await self._rebuild(request)
-            return await self._dial(request, target_id, body)
+            return await self._calls.call(self._specs[target_id], self._credentials.get(target_id), request.url.path, body)
         except ApiError as error:
             response = Response(error.body(), error.status, media_type="application/json")
             response.raw_headers += error.headers()
@@ -150,47 +146,17 @@ class EgressServer:
             raise ApiError(403, "pass_refused", "the egress's own policy does not allow this")
         return target_id
 
-    async def _rebuild(self, request: Request) -> bytes:
-        """The body as it leaves: allow-listed fields only, under the provider's own model name."""
+    async def _rebuild(self, request: Request) -> dict[str, Any]:
+        """The fields that may leave, under the provider's own model name."""
         announced = request.headers.get("content-length", "")
         if not announced.isdigit() or int(announced) > self._config.max_body_bytes:
             raise ApiError(413, "invalid_request", "The body is too large or has no length.")
         parsed = parse_object(await request.body())
         allowed = ALLOWED_FIELDS[request.url.path]
-        return msgspec.json.encode({name: value for name, value in parsed.items() if name in allowed})
-
-    async def _dial(self, request: Request, target_id: str, body: bytes) -> Response:
-        spec = self._specs[target_id]
-        headers = {"content-type": "application/json", "accept": request.headers.get("accept", "*/*")}
-        if target_id in self._credentials:
-            headers["authorization"] = f"Bearer {self._credentials[target_id]}"
-        client = self._own_clients.get(target_id, self._client)
-        # httpx hands the name in this extension to TLS as the one that the certificate must carry.
-        named = {} if spec.tls is None or spec.tls.server_name is None else {"sni_hostname": spec.tls.server_name}
-        url = spec.url + request.url.path
-        outgoing = client.build_request("POST", url, content=body, headers=headers, extensions=named or None)
-        try:
-            answer = await client.send(outgoing, stream=True)
-        except httpx.HTTPError as error:
-            _log.warning("target %s: %s", target_id, type(error).__name__)
-            raise ApiError(502, "upstream_error", f"The cloud target could not be reached ({type(error).__name__}).") from None
-        if answer.is_redirect:
-            await answer.aclose()
-            raise ApiError(502, "upstream_error", "The cloud target answered with a redirect, which is not followed.")
-        passed = {name: answer.headers[name] for name in _PASS_BACK if name in answer.headers}
-        return StreamingResponse(_stream(answer), answer.status_code, passed)
+        return {name: value for name, value in parsed.items() if name in allowed}
 
 
 def _new_client(config: Config, verify: ssl.SSLContext | bool) -> httpx.AsyncClient:
     timeouts = config.timeouts
     limits = httpx.Timeout(timeouts.idle_s, connect=timeouts.connect_s * 3, read=timeouts.first_byte_s)
     return httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=limits, verify=verify)
-
-
-async def _stream(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """The provider's body as it arrives; the connection is released however this ends."""
-    try:
-        async for chunk in answer.aiter_bytes():
-            yield chunk
-    finally:
-        await answer.aclose()

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from router.config.check import CATEGORIES, KINDS, LOCAL, check_references, nearest
+from router.config.providers import check_provider
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,127}\Z")
@@ -200,6 +201,25 @@ class Prices(_Strict):
     completion: float = Field(default=0.0, ge=0)
 
 
+class Provider(_Strict):
+    """What a provider's dialect needs to know, and what the target's place rests on; `router.config.providers` checks it."""
+
+    region: str | None = None
+    """Bedrock, Vertex: the region called. OpenAI: the regional host's prefix, e.g. `eu`."""
+    sku: str | None = None
+    """Azure: the deployment's type, e.g. `DataZoneStandard`."""
+    api_version: str | None = None
+    """Azure: the `api-version` of deployment paths. Default: the `/openai/v1` API, which needs none."""
+    geo: str | None = None
+    """Anthropic: `inference_geo`, sent with every request and checked in every answer."""
+    project: str | None = None
+    """Vertex: the project."""
+    anywhere: bool = False
+    """The operator states that the target's zone stands for everywhere the provider works."""
+    drop: list[str] = []
+    """Fields of a request this model does not take, e.g. `temperature`: they are left out."""
+
+
 class ExternalTarget(_Strict):
     """A server that already runs (`kind: server`), or a provider outside (`kind: cloud`, dialled by the egress only)."""
 
@@ -216,6 +236,9 @@ class ExternalTarget(_Strict):
     tier: Name | None = None
     """Makes the models of this target members of a tier."""
     task: Literal["generate", "pooling", "transcription"] = "generate"
+    dialect: Literal["openai", "azure", "anthropic", "bedrock", "gemini", "vertex"] = "openai"
+    """`cloud` only: how the provider is spoken to. All but `openai` and `azure` offer chat only."""
+    provider: Provider = Provider()
     credential: Credential | None = None
     vouched: bool = False
     """`server` only: the operator states that nobody but the router can reach its port (there is no guard inside)."""
@@ -258,6 +281,11 @@ class ExternalTarget(_Strict):
             raise ValueError("the egress passes JSON only: a cloud target cannot have the task `transcription`")
         for model in self.models:
             _check_model(model)
+        if self.kind == "server" and self.dialect != "openai":
+            raise ValueError("only a cloud target has a `dialect`: the egress translates, nobody else")
+        if self.task == "pooling" and self.dialect not in ("openai", "azure"):
+            raise ValueError(f"a target of the dialect `{self.dialect}` offers chat only")
+        check_provider(self)
         return self
 
 

@@ -105,6 +105,9 @@ class Metrics:
             "tidegate_policy_stale", "1 while the latest policy could not be taken", registry=self._registry
         )
         self._retries = prometheus_client.Counter("tidegate_retries", "further attempts", ["target"], registry=self._registry)
+        self._breaks = prometheus_client.Counter(
+            "tidegate_stream_breaks", "streams that broke, by what became of them", ["target", "outcome"], registry=self._registry
+        )
         self._registry.register(_FleetCollector(fleet))
 
     def answered(self, model: str, target: str, zone: str, status: int, first_byte_s: float, total_s: float) -> None:
@@ -137,6 +140,10 @@ class Metrics:
     def retried(self, target: str) -> None:
         """A request is tried again after `target` failed it."""
         self._retries.labels(target).inc()
+
+    def stream_broke(self, target: str, outcome: str) -> None:
+        """A stream of `target` broke: it is `continued` elsewhere, was `finished` but for its end, or ends in an `error`."""
+        self._breaks.labels(target, outcome).inc()
 
     def render(self) -> bytes:
         """Prometheus text."""

@@ -24,7 +24,8 @@ _COUNT = re.compile(rb'"(' + b"|".join(_FIELDS) + rb')"\s*:\s*(\d{1,12})')
 
 
 class Attempt(msgspec.Struct, gc=False):
-    """One try at one target. Times are UNIX seconds; 0 means it did not come to that."""
+    """One try at one target. Times are UNIX seconds; 0 means it did not come to that. Token counts are -1 while unknown; those
+    of an attempt that broke or was given up are of what had come by then."""
 
     target: str
     incarnation: str
@@ -37,6 +38,8 @@ class Attempt(msgspec.Struct, gc=False):
     ending: str = ""
     status: int = 0
     failure: str = ""
+    prompt_tokens: int = -1
+    completion_tokens: int = -1
 
 
 class Receipt(msgspec.Struct, gc=False):

@@ -143,19 +143,16 @@ def same_weights(one: Target, other: Target, model: str) -> bool:
     return other.token_ids and one.kind is other.kind and model in other.models and one.models.get(model) == other.models[model]
 
 
-def continuation_body(path: str, parsed: dict[str, Any], trail: Trail, model: str, context_tokens: int) -> bytes | None:
-    """The `/v1/completions` request whose answer is the rest of the broken one, or None where there is no exact one.
+def continuation_body(path: str, parsed: dict[str, Any], trail: Trail, model: str, context_tokens: int) -> bytes:
+    """The `/v1/completions` request whose answer is the rest of the broken one.
 
     Args:
         path: the endpoint the client asked.
         parsed: its request.
-        trail: what it has of the answer.
+        trail: what it has of the answer; `answer_limit` must have found room for more.
         model: the name the next target knows the model by.
-        context_tokens: the context length there, 0 when unknown; bounds a chat answer without a bound of its own.
+        context_tokens: the context length there, 0 when unknown.
     """
-    limit = _limit(path, parsed, len(trail.prompt), context_tokens)
-    if limit is None or limit <= len(trail.answer):
-        return None
     body: dict[str, Any] = {name: parsed[name] for name in _COPIED if parsed.get(name) is not None}
     minimum = parsed.get("min_tokens")
     if isinstance(minimum, int) and minimum > len(trail.answer):
@@ -163,7 +160,7 @@ def continuation_body(path: str, parsed: dict[str, Any], trail: Trail, model: st
     body |= {
         "model": model,
         "prompt": [*trail.prompt, *trail.answer],
-        "max_tokens": limit - len(trail.answer),
+        "max_tokens": answer_limit(path, parsed, trail, context_tokens),
         "stream": True,
         "stream_options": {"include_usage": True},
         "return_token_ids": True,
@@ -171,15 +168,20 @@ def continuation_body(path: str, parsed: dict[str, Any], trail: Trail, model: st
     return msgspec.json.encode(body)
 
 
-def _limit(path: str, parsed: dict[str, Any], prompt_tokens: int, context_tokens: int) -> int | None:
-    """How many tokens the whole answer may have, as vLLM decides it; None when that cannot be known here."""
+def answer_limit(path: str, parsed: dict[str, Any], trail: Trail, context_tokens: int) -> int | None:
+    """How many tokens the rest of the answer may have, as vLLM bounds the whole; None when that cannot be known here.
+
+    A completion without a bound has 16, a chat answer what the context leaves, wherefore `context_tokens` must not be 0.
+    """
     given = parsed.get("max_completion_tokens") if path == Endpoint.CHAT else None
     given = parsed.get("max_tokens") if given is None else given
     if given is None and path == Endpoint.COMPLETIONS and "max_tokens" not in parsed:
         given = 16
-    room = context_tokens - prompt_tokens if context_tokens else None
+    room = context_tokens - len(trail.prompt) if context_tokens else None
     if given is None:
-        return room
-    if type(given) is not int:
-        return None
-    return given if room is None else min(given, room)
+        whole = room
+    elif type(given) is not int:
+        whole = None
+    else:
+        whole = given if room is None else min(given, room)
+    return None if whole is None else whole - len(trail.answer)

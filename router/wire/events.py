@@ -15,7 +15,7 @@ MAX_EVENT_BYTES = 1024 * 1024
 """An event larger than this is not held back for: the stream counts as broken."""
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _ENDINGS = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_DONE = b"data: [DONE]"
+_DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\][ \t]*(?:[\r\n]|\Z)")
 _CHUNK_OF_EVENTS_END = b"\n\n\r\n"
 _CHUNK_SIZES = {b"%x" % size: size for size in range(1, 4096)}
 """Sizes as servers write them; any other spelling, and a larger chunk, goes to the parser."""
@@ -48,12 +48,14 @@ class EventStream:
 
     Args:
         keep_usage: whether the client asked for the usage event, and so gets it.
+        due: whether a whole stream of this kind ends in `[DONE]`.
     """
 
-    __slots__ = ("_keep_usage", "_pending", "done", "usage")
+    __slots__ = ("_due", "_keep_usage", "_pending", "done", "usage")
 
-    def __init__(self, keep_usage: bool) -> None:
+    def __init__(self, keep_usage: bool, due: bool = False) -> None:
         self._keep_usage = keep_usage
+        self._due = due
         self._pending = b""
         self.usage = b""
         """The latest event that carried usage."""
@@ -64,6 +66,11 @@ class EventStream:
     def empty(self) -> bool:
         """True while no part of an event waits for its rest."""
         return not self._pending
+
+    @property
+    def cut_short(self) -> bool:
+        """True when a stream that ends here has no `[DONE]` though one was due: it is not whole, whatever its framing says."""
+        return self._due and not self.done and not _DONE.search(self._pending)
 
     def feed(self, piece: bytes) -> bytes:
         """The whole events in what has come so far; what follows the last one waits for its rest.
@@ -82,7 +89,7 @@ class EventStream:
             piece = piece[:cut]
         if b'"usage"' in piece:
             piece = self._take_usage(piece)
-        if _DONE in piece:
+        if b"[DONE]" in piece and _DONE.search(piece):
             self.done = True
         return piece
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from router.wire.upstream import Connection
 
 DEADLINE = "the request's deadline has passed"
+CLOSED = "the target closed the connection"
+BROKE = "the connection to the target broke"
 
 
 class Ending(Enum):

@@ -149,6 +149,10 @@ class Trail:
         # A decoder that starts there would begin with the whole prompt; `JoinedEvents` sees that by the text before it.
         return bool(self.prompt) and (self.single or len(self.tail) >= _TELLING_CHARS)
 
+    def can_end(self, keep_usage: bool) -> bool:
+        """Whether the end of a finished answer can be written here: usage has to be known where the client asked for it."""
+        return self.finished and not self.opaque and self.envelope is not None and (bool(self.prompt) or not keep_usage)
+
     def rewind(self) -> None:
         """The current attempt is over: forget the tokens that brought no text, they are generated anew."""
         del self.answer[self.kept :]
@@ -167,7 +171,7 @@ def _ids(values: list[int]) -> array[int]:
         return array("I")
 
 
-def ending(trail: Trail, chat: bool, keep_usage: bool) -> bytes:
+def ending_of(trail: Trail, chat: bool, keep_usage: bool) -> bytes:
     """The end of a stream whose last content was sent: usage, if the client asked for it, and `[DONE]`."""
     usage = _event(_usage_chunk(trail, chat, trail.usage())) if keep_usage and trail.envelope is not None else b""
     return usage + b"data: [DONE]\n\n"
@@ -179,7 +183,7 @@ class TrackedEvents(EventStream):
     __slots__ = ("trail",)
 
     def __init__(self, keep_usage: bool, trail: Trail) -> None:
-        super().__init__(keep_usage)
+        super().__init__(keep_usage, due=True)
         self.trail = trail
 
     @property
@@ -221,7 +225,7 @@ class JoinedEvents(EventStream):
     __slots__ = ("_again", "_asked_usage", "_chat", "_note", "_watch", "trail")
 
     def __init__(self, keep_usage: bool, trail: Trail, *, chat: bool, again: bool, note: str) -> None:
-        super().__init__(False)
+        super().__init__(False, due=True)
         self.trail = trail
         self._asked_usage = keep_usage
         self._chat = chat

@@ -18,7 +18,7 @@ import httptools
 
 from router.placement.targets import Address
 from router.wire.events import EventTooLarge, is_plain_events
-from router.wire.exchange import DEADLINE, Ending, Exchange
+from router.wire.exchange import BROKE, CLOSED, DEADLINE, Ending, Exchange
 from router.wire.tls import TlsContexts
 
 MAX_RESPONSE_HEAD = 64 * 1024
@@ -116,6 +116,11 @@ class Connection(asyncio.Protocol):
             return
         exchange.tail = tail
         if exchange.events is not None:
+            if self._complete and exchange.events.cut_short:
+                if any(exchange.outbox):
+                    exchange.write_events(complete=False)
+                self._refuse(exchange, "the stream ended without [DONE]")
+                return
             exchange.write_events(self._complete)
             aligned = self._between_chunks and data.endswith(b"\r\n") and not self._complete
             if aligned and exchange.events.empty and exchange.client.speaks_chunked and not exchange.head:
@@ -263,8 +268,7 @@ class Connection(asyncio.Protocol):
         self._pass_on = None
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
-            why = "the target closed the connection" if exc is None else "the connection to the target broke"
-            exchange.broken(why, now=self._pool.now())
+            exchange.broken(CLOSED if exc is None else BROKE, now=self._pool.now())
 
     def pause_reading(self) -> None:
         """Flow control: the client is slower than the target."""

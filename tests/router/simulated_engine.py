@@ -174,5 +174,5 @@ class SimulatedEngine:
             writer.write(block)
             await writer.drain()
             self.sent += len(block)
-        writer.write(b"0\r\n\r\n")
+        writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         return True

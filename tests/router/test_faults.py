@@ -105,13 +105,13 @@ async def test_a_kept_alive_connection_that_breaks_in_the_head_leaves_no_header_
         if next(cut, False):
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-type: text/html\r\nx")
             return False
-        writer.write(STREAM_HEAD + chunk(event(0)) + b"0\r\n\r\n")
+        writer.write(STREAM_HEAD + chunk(event(0) + b"data: [DONE]\n\n") + b"0\r\n\r\n")
         return True
 
     assert (await door.chat("hello")).status_code == 200
     engine._hello = once
     response = await door.chat("hello", stream=True)
-    assert response.content == event(0)
+    assert response.content == event(0) + b"data: [DONE]\n\n"
     assert "content-length" not in response.headers and response.headers["content-type"].startswith("text/event-stream")
 
 

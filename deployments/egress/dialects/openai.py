@@ -1,0 +1,102 @@
+"""Providers that speak OpenAI's own shape: OpenAI, whatever is compatible with it, and Azure OpenAI.
+
+Their answers pass as they are; what leaves is still only the allow-listed fields, and errors are mapped like everybody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from deployments.egress.dialects.base import Outgoing, failure, known_word, parse
+from router.config import ExternalTarget
+from router.wire.errors import ApiError
+
+_WORDS = frozenset(
+    {
+        "context_length_exceeded",
+        "content_filter",
+        "content_policy_violation",
+        "rate_limit_exceeded",
+        "insufficient_quota",
+        "invalid_api_key",
+        "model_not_found",
+        "unsupported_parameter",
+        "unsupported_value",
+        "invalid_value",
+        "string_above_max_length",
+        "DeploymentNotFound",
+        "429",
+    }
+)
+_PARAMS = frozenset(
+    {
+        "messages",
+        "model",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "tools",
+        "tool_choice",
+        "response_format",
+        "stop",
+        "stream",
+        "n",
+        "seed",
+        "input",
+        "prompt",
+        "reasoning_effort",
+        "logprobs",
+    }
+)
+
+
+class OpenAI:
+    """OpenAI and what is compatible with it."""
+
+    def request(self, path: str, body: dict[str, Any], spec: ExternalTarget) -> Outgoing:
+        """The request as it leaves.
+
+        Args:
+            path: the public path, e.g. `/v1/chat/completions`.
+            body: the allow-listed fields.
+            spec: the target.
+        """
+        return Outgoing(path, msgspec.json.encode(body))
+
+    def sign(self, credential: str) -> dict[str, str]:
+        """The header that carries the credential."""
+        return {"authorization": f"Bearer {credential}"}
+
+    def error(self, status: int, body: bytes, headers: Mapping[str, str]) -> ApiError:
+        """See `Dialect.error`: the code and the parameter are kept where they are known words."""
+        try:
+            inner = parse(body).get("error")
+        except ApiError:
+            inner = None
+        inner = inner if isinstance(inner, dict) else {}
+        mapped = failure(status, headers, known_word(inner.get("code"), _WORDS))
+        mapped.param = known_word(inner.get("param"), _PARAMS) or None
+        return mapped
+
+
+class Azure(OpenAI):
+    """Azure OpenAI: the deployment stands in the path, or in the body of its v1 API."""
+
+    def request(self, path: str, body: dict[str, Any], spec: ExternalTarget) -> Outgoing:
+        """See `OpenAI.request`."""
+        operation = path.removeprefix("/v1")
+        if spec.provider.api_version is None:
+            return Outgoing("/openai/v1" + operation, msgspec.json.encode(body))
+        deployment = quote(str(body.get("model", "")), safe="")
+        rest = {name: value for name, value in body.items() if name != "model"}
+        query = f"?api-version={quote(spec.provider.api_version, safe='')}"
+        return Outgoing(f"/openai/deployments/{deployment}{operation}{query}", msgspec.json.encode(rest))
+
+    def sign(self, credential: str) -> dict[str, str]:
+        """See `OpenAI.sign`."""
+        return {"api-key": credential}
