@@ -15,6 +15,7 @@ import inspect
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -185,17 +186,18 @@ def install(mutant: Mutant) -> None:
 
 def survives(mutant: Mutant, runs: int) -> bool:
     """Whether every check is content with the mutant; one that hangs counts as noticed."""
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(BaseException):
-            signal.alarm(_LIMIT_S)
-            _silence()
-            install(mutant)
-            if _checks_pass(runs):
-                os._exit(0)
-        os._exit(1)
-    _, status = os.waitpid(child, 0)
-    return status == 0
+    with tempfile.TemporaryDirectory() as folder:
+        child = os.fork()
+        if child == 0:
+            with contextlib.suppress(BaseException):
+                signal.alarm(_LIMIT_S)
+                _silence()
+                install(mutant)
+                if _checks_pass(runs, folder):
+                    os._exit(0)
+            os._exit(1)
+        _, status = os.waitpid(child, 0)
+        return status == 0
 
 
 def _silence() -> None:
@@ -204,7 +206,7 @@ def _silence() -> None:
         os.dup2(null, descriptor)
 
 
-def _checks_pass(runs: int) -> bool:
+def _checks_pass(runs: int, folder: str) -> bool:
     import pytest
 
     from _residency.simulate import make_pool, run
@@ -212,9 +214,10 @@ def _checks_pass(runs: int) -> bool:
     pool = make_pool(7, 20)
     for seed in range(runs):
         run(seed, pool)
-    folder = ROOT / "tests" / "router"
-    files = [str(folder / name) for name in TESTS if (folder / name).exists()]
-    return pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *files]) == 0
+    files = [str(ROOT / "tests" / "router" / name) for name in TESTS]
+    # A folder of its own: pytest tidies the one that all of its runs share.
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), f"--basetemp={folder}/pytest"]
+    return pytest.main([*options, *files]) == 0
 
 
 def preload() -> None:
