@@ -90,7 +90,7 @@ def mutants() -> Iterator[Mutant]:
         source = inspect.getsource(importlib.import_module(module_name))
         tree = ast.parse(source)
         for function in functions:
-            node = _find(tree, function)
+            node = _without_annotations(_find(tree, function))
             for change, line, mutated in _changes(node):
                 code = _compiled(tree, node, mutated, function)
                 if code is not None:
@@ -103,6 +103,17 @@ def _find(tree: ast.AST, qualified: str) -> ast.FunctionDef:
         node = next(child for child in node.body if getattr(child, "name", "") == name)
     assert isinstance(node, ast.FunctionDef)
     return node
+
+
+def _without_annotations(function: ast.FunctionDef) -> ast.FunctionDef:
+    """Nobody evaluates them, so a change there is none."""
+    function.returns = None
+    for argument in function.args.args:
+        argument.annotation = None
+    for node in ast.walk(function):
+        if isinstance(node, ast.AnnAssign):
+            node.annotation = ast.Constant("")
+    return function
 
 
 def _changes(function: ast.FunctionDef) -> Iterator[tuple[str, int, ast.FunctionDef]]:
