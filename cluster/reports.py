@@ -29,6 +29,8 @@ class ReplicaFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     slots: int = 0
     signals: Signals | None = None
     kv_port: int = 0
+    policy: str = ""
+    """The epoch of the policy its guard decides again with; empty while it has none and lets nobody in."""
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -50,7 +52,16 @@ def decode_report(data: bytes, vocabulary: Vocabulary) -> Report:
     Raises:
         msgspec.MsgspecError: the bytes are not a report.
     """
-    return build_report(_DECODER.decode(data), vocabulary)
+    return build_report(read_facts(data), vocabulary)
+
+
+def read_facts(data: bytes) -> ReplicaFacts:
+    """The facts in names, as they were stated.
+
+    Raises:
+        msgspec.MsgspecError: the bytes are not a report.
+    """
+    return _DECODER.decode(data)
 
 
 def build_report(facts: ReplicaFacts, vocabulary: Vocabulary) -> Report:

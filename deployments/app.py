@@ -10,7 +10,7 @@ from deployments.egress.deployment import egress_application
 from deployments.engine import engine_application
 from deployments.router import router_application
 from router.config import home, parse_config
-from router.policy import compile_policy
+from router.policy_source import PolicySource
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -22,8 +22,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     Raises:
         ConfigError: the mapping cannot be used; nothing has been started then.
     """
-    config = parse_config(args, "serve_config.yaml")
-    compile_policy(config, home())
+    config = PolicySource(parse_config(args, "serve_config.yaml") and args, home()).load().config
     engines = [engine_application(config, model, replicas) for model in config.models for replicas in model.replicas]
     needs_egress = config.egress.url is None and any(target.kind == "cloud" for target in config.targets)
     egress = egress_application(args) if needs_egress else None

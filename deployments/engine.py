@@ -134,8 +134,16 @@ class Engine:
                 slots=process.slots,
                 signals=self._signals,
                 kv_port=process.kv_port,
+                policy=process.guard_policy,
             )
         )
+
+    async def take_policy(self, copy: bytes) -> bytes:
+        """Give this engine's guard a policy (`GuardPolicy` as JSON); answers with the epoch it has then."""
+        process = self._process
+        if process is None:
+            return b""
+        return (await asyncio.to_thread(process.take_policy, copy)).encode()
 
     async def status(self) -> dict[str, Any]:
         """For people: ids, zone, process, log and what is wrong, if anything."""

@@ -10,11 +10,13 @@ import msgspec
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from cluster.reports import decode_report
+from cluster.reports import ReplicaFacts, build_report, read_facts
 from deployments.egress.deployment import EgressFacts
 from router.config import Config
 from router.placement.targets import Address, Report
 from router.policy import Policy, address_of, fixed_targets
+from router.policy_source import Loaded
+from router.residency.guard_copy import copy_for_guards
 
 PERIOD_S = 0.5
 _ANSWER_S = 3.0
@@ -32,6 +34,7 @@ class Membership:
         engines: one handle per engine deployment.
         egress: the egress's handle, or None.
         publish: takes all reports after each round.
+        guards: hands a policy on to every guard that reports another epoch; see `GuardPolicies`.
     """
 
     def __init__(
@@ -41,15 +44,29 @@ class Membership:
         engines: Sequence[DeploymentHandle],
         egress: DeploymentHandle | None,
         publish: Callable[[Sequence[Report]], None],
+        guards: GuardPolicies,
     ) -> None:
         self._config = config
         self._policy = policy
         self._engines = engines
         self._egress = egress
         self._publish = publish
-        self._known: dict[int, list[Report]] = {}
+        self._guards = guards
+        # As the replicas gave them: masks are made at each round, under the policy of that moment.
+        self._known: dict[int, list[ReplicaFacts]] = {}
         self._missed: dict[int, int] = {}
         self._egress_facts: EgressFacts | None = None
+
+    def adopt(self, config: Config, policy: Policy) -> None:
+        """Read every answer under a new policy from now on."""
+        self._config, self._policy = config, policy
+
+    async def hand_on(self) -> None:
+        """Give the current policy to all guards at once, without waiting for the next round."""
+        await asyncio.gather(
+            *(self._guards.to_engines(handle) for handle in self._engines),
+            *([self._guards.to_egress(self._egress)] if self._egress is not None else []),
+        )
 
     async def run(self) -> None:
         """Ask every `PERIOD_S` seconds, for ever."""
@@ -60,7 +77,8 @@ class Membership:
     async def refresh(self) -> None:
         """One round: ask everybody, publish what is known then."""
         await asyncio.gather(*(self._ask_engines(i, handle) for i, handle in enumerate(self._engines)), self._ask_egress())
-        found = [report for reports in self._known.values() for report in reports]
+        words = self._policy.vocabulary
+        found = [build_report(facts, words) for known in self._known.values() for facts in known if facts.policy]
         self._publish([*self._fixed(), *sorted(found, key=lambda report: report.target.id)])
 
     async def _ask_engines(self, index: int, handle: DeploymentHandle) -> None:
@@ -71,13 +89,16 @@ class Membership:
                 self._known[index] = []
             return
         self._missed[index] = 0
-        reports = []
+        known = []
         for answer in answers:
             try:
-                reports.append(decode_report(answer, self._policy.vocabulary))
+                known.append(read_facts(answer))
             except msgspec.MsgspecError:
                 _log.warning("tidegate: a replica of %s describes itself in a way this router cannot read", handle)
-        self._known[index] = reports
+        self._known[index] = known
+        # A replica without a policy lets nobody in, so it is not offered before it reports one.
+        if any(facts.policy != self._policy.epoch for facts in known):
+            await self._guards.to_engines(handle)
 
     async def _ask_egress(self) -> None:
         if self._egress is None:
@@ -85,6 +106,8 @@ class Membership:
         answers = await _broadcast(self._egress, "describe")
         if answers is not None:
             self._egress_facts = msgspec.msgpack.decode(answers[0], type=EgressFacts) if answers else None
+            if self._egress_facts is not None and self._egress_facts.policy != self._policy.epoch:
+                await self._guards.to_egress(self._egress)
 
     def _fixed(self) -> list[Report]:
         if self._config.egress.url is not None:
@@ -97,10 +120,32 @@ class Membership:
         return [Report(target) for target in fixed_targets(self._config, address, incarnation)]
 
 
-async def _broadcast(handle: DeploymentHandle, method: str) -> list[bytes] | None:
+class GuardPolicies:
+    """The current policy in the two shapes guards take: a `GuardPolicy` for engines, the configuration for the egress."""
+
+    def __init__(self, loaded: Loaded, issued: float) -> None:
+        self.adopt(loaded, issued)
+
+    def adopt(self, loaded: Loaded, issued: float) -> None:
+        """Take a new policy; `issued` (UNIX seconds) is what guards order copies by."""
+        self._copy = msgspec.json.encode(copy_for_guards(loaded.policy, issued))
+        self._config = loaded.config.model_dump_json()
+        self._glass = loaded.glass
+        self._issued = issued
+
+    async def to_engines(self, handle: DeploymentHandle) -> None:
+        """Give it to every replica of an engine deployment."""
+        await _broadcast(handle, "take_policy", self._copy)
+
+    async def to_egress(self, handle: DeploymentHandle) -> None:
+        """Give it to the egress."""
+        await _broadcast(handle, "take_policy", self._config, self._glass, self._issued)
+
+
+async def _broadcast(handle: DeploymentHandle, method: str, *arguments: object) -> list[bytes] | None:
     """The answers of all running replicas; [] when there are none, None when nobody answered in time."""
     try:
-        answers = await handle.broadcast(method).results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+        answers = await handle.broadcast(method, *arguments).results_async(timeout_s=_ANSWER_S, return_exceptions=True)
     except DeploymentUnavailableError:
         return []
     except TimeoutError:

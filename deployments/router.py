@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.credentials import read_credentials
-from deployments.membership import Membership
+from deployments.membership import GuardPolicies, Membership
 from deployments.secret import cluster_secret
-from router.config import Config, home, parse_config
+from router.config import Config, home
 from router.identity.stored import open_shared
 from router.ledger.slots import open_audit
-from router.policy import compile_policy
+from router.placement.targets import Report
+from router.policy_source import Loaded, PolicySource
 from router.process import RouterProcess
 
 DEPLOYMENT = "router"
 GRACE_S = 30.0
+POLICY_PERIOD_S = 0.2
+LINEAGE_PERIOD_S = 0.1
 _ANSWER_S = 2.0
 
 
@@ -31,8 +36,8 @@ class RouterReplica:
     async def __init__(  # type: ignore[misc]
         self, args: dict[str, Any], engines: Sequence[DeploymentHandle], egress: DeploymentHandle | None
     ) -> None:
-        config = parse_config(args)
-        policy = compile_policy(config, home())
+        self._source = PolicySource(args, home())
+        config, _, policy = loaded = self._source.load()
         secret = await asyncio.to_thread(cluster_secret, config.secret)
         actor = ray.get_runtime_context().get_actor_id() or ""
         credentials = read_credentials(config, home())
@@ -41,9 +46,68 @@ class RouterReplica:
         self._process = RouterProcess(config, policy, secret, credentials, f"router-{actor[:8]}", GRACE_S, audit, shared)
         state = self._process.state
         state.find_elsewhere = self._ask_peers
-        self._membership = Membership(config, policy, engines, egress, self._process.take_reports)
+        self._guards = GuardPolicies(loaded, time.time())
+        self._membership = Membership(config, policy, engines, egress, self._update, self._guards)
+        self._watch: asyncio.Task[None] | None = None
+
+    async def reconfigure(self, part: Any) -> None:
+        """Called by Serve after the constructor, and again whenever `user_config` changes; nothing is restarted for it.
+
+        The listeners open after the first time, so that nothing is served under less than the whole policy.
+
+        Raises:
+            ConfigError: the first one cannot be used. A later one changes nothing then, and raises an alert.
+        """
+        self._source.offer(part)
+        if self._watch is not None:
+            self._take_policy()
+            return
+        loaded = self._source.load()
+        self._process.state.adopt(loaded.config, loaded.policy, time.time())
+        self._hand_over(loaded)
         self._process.start()
-        self._watch = asyncio.get_running_loop().create_task(self._membership.run())
+        self._watch = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        """Watch the cluster and the policy's files for ever."""
+        await asyncio.gather(self._membership.run(), self._watch_policy(), self._tell_lineage())
+
+    async def _watch_policy(self) -> None:
+        while True:
+            await asyncio.sleep(POLICY_PERIOD_S)
+            if self._source.changed():
+                self._take_policy()
+            self._process.state.recheck(time.time())
+
+    async def _tell_lineage(self) -> None:
+        """Tell the other routers, on whatever machine, of conversations whose follow-ups may come to them, for ever."""
+        outbox = self._process.state.lineage.outbox
+        while True:
+            await asyncio.sleep(LINEAGE_PERIOD_S)
+            news = list(outbox)
+            outbox.clear()
+            if news:
+                with contextlib.suppress(TimeoutError, DeploymentUnavailableError):  # a follow-up there finds the past unknown
+                    told = self._peers().broadcast("learn_lineage", news)
+                    await told.results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+
+    async def learn_lineage(self, news: list[tuple[bytes, str]]) -> None:
+        """Take what another router knows of conversations: keyed hashes and labels, nothing that was said."""
+        self._process.state.lineage.learn(news)
+
+    def _take_policy(self) -> None:
+        loaded = self._process.take_policy(self._source)
+        if loaded is not None:
+            self._hand_over(loaded)
+            # Not awaited: a guard that hangs must not delay the next change.
+            self._process.state.spawn(self._membership.hand_on())
+
+    def _hand_over(self, loaded: Loaded) -> None:
+        self._guards.adopt(loaded, time.time())
+        self._membership.adopt(loaded.config, loaded.policy)
+
+    def _update(self, reports: Sequence[Report]) -> None:
+        self._process.take_reports(reports)
 
     async def check_health(self) -> None:
         """Called by Serve.
@@ -51,24 +115,29 @@ class RouterReplica:
         Raises:
             RuntimeError: a listener, or the watch over the cluster, has ended.
         """
-        if not self._process.alive:
+        if self._watch is not None and not self._process.alive:
             raise RuntimeError("a listener of this router has stopped")
-        if self._watch.done():
+        if self._watch is not None and self._watch.done():
             raise RuntimeError("this router has stopped watching the cluster")
 
     async def find_receipt(self, request_id: str) -> dict[str, Any] | None:
         """This replica's receipt of a request, if it has one."""
         return self._process.state.receipts.find(request_id)
 
-    async def _ask_peers(self, request_id: str) -> dict[str, Any] | None:
+    def _peers(self) -> DeploymentHandle:
         context = serve.get_replica_context()
-        handle = serve.get_deployment_handle(context.deployment, context.app_name)
-        answers = await handle.broadcast("find_receipt", request_id).results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+        return serve.get_deployment_handle(context.deployment, context.app_name)
+
+    async def _ask_peers(self, request_id: str) -> dict[str, Any] | None:
+        answers = (
+            await self._peers().broadcast("find_receipt", request_id).results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+        )
         return next((answer for answer in answers if isinstance(answer, dict)), None)
 
     async def __del__(self) -> None:
-        if not hasattr(self, "_watch"):  # the constructor failed; its error is what should be read, not one from here
+        if getattr(self, "_watch", None) is None:  # it never started; its error is what should be read, not one from here
             return
+        assert self._watch is not None
         self._watch.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._watch
@@ -86,6 +155,7 @@ def router_application(
         "name": DEPLOYMENT,
         "num_replicas": config.router.replicas,
         "ray_actor_options": actor,
+        "user_config": {},  # Serve calls `reconfigure` only where there is one
         "health_check_period_s": 2.0,
         "health_check_timeout_s": 10.0,
         "graceful_shutdown_wait_loop_s": 0.1,

@@ -6,19 +6,24 @@ import asyncio
 import os
 import secrets
 import signal
+import time
 from pathlib import Path
 
 import typer
 import uvloop
 
 from deployments.credentials import read_credentials, read_secret
-from router.config import Config, ConfigError, home, load_file
+from router.config import ConfigError, home, parse_config, read_args
 from router.identity.stored import open_shared
 from router.ledger.slots import open_audit
 from router.placement.targets import Report
-from router.policy import address_of, compile_policy, fixed_targets
+from router.policy import address_of, fixed_targets
+from router.policy_source import PolicySource
 from router.process import RouterProcess
 from router.residency.guard import new_secret
+
+POLICY_PERIOD_S = 0.2
+"""How often the policy's files are looked at."""
 
 
 def run(config_path: Path, port: int | None = None, admin_port: int | None = None) -> None:
@@ -33,18 +38,20 @@ def run(config_path: Path, port: int | None = None, admin_port: int | None = Non
         ConfigError: the file cannot be used, or names no fixed target.
         OSError: a port is taken.
     """
-    config = load_file(config_path)
+    args = read_args(config_path)
+    config = parse_config(args, str(config_path))
     if port is not None:
         config = config.model_copy(update={"listen": config.listen.model_copy(update={"port": port})})
     if admin_port is not None:
         config = config.model_copy(update={"admin": config.admin.model_copy(update={"port": admin_port})})
     if not config.targets:
         raise ConfigError(f"{config_path}: without Ray there are only `targets`, and this file has none")
-    uvloop.run(_serve(config))
+    changed = {"listen": config.listen.model_dump(), "admin": config.admin.model_dump()}
+    uvloop.run(_serve(PolicySource({**args, **changed}, home())))
 
 
-async def _serve(config: Config) -> None:
-    policy = compile_policy(config, home())
+async def _serve(source: PolicySource) -> None:
+    config, _, policy = source.load()
     secret = read_secret(config.secret)
     cloud = any(target.kind == "cloud" for target in config.targets)
     if cloud and (secret is None or config.egress.url is None):
@@ -67,5 +74,19 @@ async def _serve(config: Config) -> None:
     typer.echo(
         f"tidegate router: {len(config.targets)} targets, port {listen.port}, admin on {admin.host}:{admin.port}", err=True
     )
+    watch = loop.create_task(_watch_policy(router, source))
     await stop.wait()
+    watch.cancel()
     await router.drain()
+
+
+async def _watch_policy(router: RouterProcess, source: PolicySource) -> None:
+    """Take a changed policy file, and cut what time has come to forbid, for ever."""
+    while True:
+        await asyncio.sleep(POLICY_PERIOD_S)
+        if source.changed():
+            taken = router.take_policy(source)
+            if taken is not None:
+                egress = address_of(taken.config.egress.url) if taken.config.egress.url else None
+                router.state.fleet.update([Report(target) for target in fixed_targets(taken.config, egress, "egress")])
+        router.state.recheck(time.time())

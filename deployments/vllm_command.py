@@ -14,7 +14,7 @@ from pathlib import Path
 
 import router
 from router.config import ConfigError, Model, home
-from router.residency.guard import ENV_INCARNATION, ENV_KEY, ENV_PLACE, Place
+from router.residency.guard import ENV_INCARNATION, ENV_KEY, ENV_PLACE, ENV_POLICY, Place
 
 GUARD = "router.residency.guard.EngineGuard"
 
@@ -45,6 +45,7 @@ _OUR_ENV = {
     ENV_KEY: "the guard's own",
     ENV_INCARNATION: "the guard's own",
     ENV_PLACE: "the guard's own",
+    ENV_POLICY: "the guard's own",
     "VLLM_API_KEY": "the guard asks for a pass instead",
     "VLLM_USE_RUST_FRONTEND": "that front end loads no guard",
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "answers do not belong into a log",
@@ -209,6 +210,6 @@ def build_env(
     return env | guard
 
 
-def guard_env(key: bytes, incarnation: str, place: Place) -> dict[str, str]:
-    """What the guard inside the server process reads."""
-    return {ENV_KEY: key.hex(), ENV_INCARNATION: incarnation, ENV_PLACE: place.to_text()}
+def guard_env(key: bytes, incarnation: str, place: Place, policy: Path) -> dict[str, str]:
+    """What the guard inside the server process reads; `policy` is the file its own copy of the policy appears in."""
+    return {ENV_KEY: key.hex(), ENV_INCARNATION: incarnation, ENV_PLACE: place.to_text(), ENV_POLICY: str(policy)}

@@ -26,7 +26,7 @@ from deployments.kv_agent import KvAgent, make_sockets, plan_agent, remove_socke
 from deployments.vllm_command import build_argv, build_env, check_model, guard_env, resolve_source, slots_of
 from router.config import ConfigError, Model, home
 from router.placement.targets import Signals
-from router.residency.guard import PASS_HEADER, Pass, Place, issue_pass
+from router.residency.guard import PASS_HEADER, GuardPolicy, Pass, Place, issue_pass
 
 _POLL_S = 0.25
 _OWN_PASS_S = 30.0
@@ -85,6 +85,9 @@ class VllmProcess:
         self.context_tokens = 0
         self.slots = slots_of(plan.model.args)
         self.log_path = log_file(plan.model.id, plan.incarnation)
+        self.guard_policy = ""
+        """The epoch of the policy its guard has; empty while it has none."""
+        self._policy_issued = 0.0
 
     @property
     def kv_port(self) -> int:
@@ -95,6 +98,34 @@ class VllmProcess:
     def alive(self) -> bool:
         """Whether the process runs (it may still be starting, or hang)."""
         return self.pid > 0 and self.exit_code is None and not self._exited.is_set()
+
+    @property
+    def policy_path(self) -> Path:
+        """Where the guard inside the server reads its own copy of the policy."""
+        return self.log_path.with_suffix(".policy.json")
+
+    def take_policy(self, copy: bytes) -> str:
+        """Write a policy for the guard, whole or not at all; one that was issued before the one it has is not taken.
+
+        Args:
+            copy: a `GuardPolicy` as JSON.
+
+        Returns:
+            The epoch of the policy the guard has then.
+
+        Raises:
+            msgspec.MsgspecError: it is none.
+            OSError: it cannot be written.
+        """
+        policy = msgspec.json.decode(copy, type=GuardPolicy)
+        if policy.issued >= self._policy_issued:
+            self.policy_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh = self.policy_path.with_suffix(".new")
+            fresh.touch(mode=0o600)
+            fresh.write_bytes(copy)
+            fresh.replace(self.policy_path)
+            self.guard_policy, self._policy_issued = policy.epoch, policy.issued
+        return self.guard_policy
 
     async def start(self) -> None:
         """Start the server and wait until it answers `/health`.
@@ -199,7 +230,7 @@ class VllmProcess:
         env = build_env(
             plan.model,
             self._source,
-            guard_env(plan.key, plan.incarnation, plan.place),
+            guard_env(plan.key, plan.incarnation, plan.place, self.policy_path),
             cpus=plan.cpus,
             gpus=plan.gpus,
             withhold=plan.withhold,

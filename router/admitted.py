@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
@@ -14,10 +14,17 @@ from router.ledger.receipts import Receipt
 from router.placement.targets import Endpoint
 from router.prefixes import NO_CHAINS
 from router.residency.classify.rule import Verdict
+from router.residency.conversation import Conversation
 from router.residency.declassify import Declassified
+from router.residency.inflight import Ticket
+from router.residency.label import Label
+from router.residency.media import refuse_remote_media
 from router.residency.redact import NAME
 from router.wire.json_body import wants_usage
 from router.wire.multipart import Form
+
+if TYPE_CHECKING:
+    from router.state import RouterState
 
 _USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
 """Where `stream_options.include_usage` exists; the other streams carry their usage anyway."""
@@ -30,15 +37,18 @@ class AdmittedRequest:
         "asks_usage",
         "body",
         "chains",
+        "conversation",
         "countable",
         "deadline",
         "facts",
         "form",
         "headers",
+        "inherited",
         "keeps_usage",
         "parsed",
         "path",
         "receipt",
+        "ticket",
         "values",
     )
 
@@ -50,6 +60,8 @@ class AdmittedRequest:
         parsed: dict[str, Any],
         facts: Facts,
         receipt: Receipt,
+        ticket: Ticket,
+        conversation: Conversation,
         form: Form | None = None,
     ) -> None:
         self.path = path
@@ -58,9 +70,13 @@ class AdmittedRequest:
         self.parsed = parsed
         self.facts = facts
         self.receipt = receipt
+        self.ticket = ticket
+        self.conversation = conversation
         self.form = form
         self.values: dict[str, str] = {}
         """What stands for what in a redacted request; empty: it goes as it came."""
+        self.inherited: Label | None = None
+        """What its conversation's past demands; kept where a redacted form may take the request's place."""
         self.chains = NO_CHAINS
         # On the clock of the event loop, which is the monotonic one.
         self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
@@ -73,19 +89,33 @@ class AdmittedRequest:
         """The id the receipt is found by."""
         return self.facts.request_id
 
-    def tighten(self, verdict: Verdict, label_text: str) -> None:
-        """Go on under the label that classification left; the receipt says what kinds of things were found, never the text."""
+    def tighten(self, verdict: Verdict, label: Label, state: RouterState) -> None:
+        """Go on under the label that classification left; the receipt says what kinds of things were found, never the text.
+
+        Args:
+            verdict: what classification found.
+            label: its label under the policy of now.
+            state: the router.
+
+        Raises:
+            ApiError: 403 for remote media that this label forbids.
+        """
         receipt = self.receipt
         found = "+".join(verdict.kinds) + (f" unknown:{verdict.unknown}" if verdict.unknown else "")
         receipt.label_sources["classifier"] = found.strip() or "nothing found"
-        if verdict.label != self.facts.label:
-            self.facts = replace(self.facts, label=verdict.label)
-            receipt.label = label_text
+        ticket = self.ticket
+        if label.meet(ticket.label) != self.facts.label:
+            ticket.label = ticket.label.meet(label)
+            self.facts = replace(self.facts, label=ticket.label)
+            receipt.label = state.label_text(ticket.label)
+            refuse_remote_media(self.parsed, ticket.label, state.policy)
+            state.lineage.record(self.conversation, ticket.grant.tenant, ticket.label, state.policy, time.time())
 
     def declassify(self, made: Declassified, label_text: str) -> None:
         """Go on with the redacted request, under its own label. As it came, it is forgotten here."""
         self.parsed, self.body = made.body, msgspec.json.encode(made.body)
         self.values = made.redaction.values
         self.facts = replace(self.facts, label=made.label)
+        self.ticket.declassify(made.label)
         self.receipt.label = label_text
         self.receipt.label_sources["redaction"] = f"{NAME}: {len(self.values)} values"

@@ -86,7 +86,10 @@ def _add_health(app: FastAPI, state: RouterState) -> None:
     @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> Response:
         status = "draining" if state.draining else "ready" if state.ready else "no target is up yet"
-        return _json({"status": status, "router": state.router_id}, 200 if state.ready else 503)
+        detail = {"status": status, "router": state.router_id, "epoch": state.policy.epoch}
+        if state.policy_alert:
+            detail["policy"] = "the latest policy was refused; this router goes on under the one before"
+        return _json(detail, 200 if state.ready else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -17,11 +17,14 @@ from router.identity.keys import authenticate
 from router.identity.limits import UNBOUNDED_ANSWER_TOKENS
 from router.ledger.receipts import open_receipt
 from router.placement.targets import Endpoint
-from router.policy import KeyGrant
+from router.policy import KeyGrant, Policy
 from router.refusal import fail, refuse
+from router.residency.admission import label_request
 from router.residency.classify.rule import Classifier, Verdict, needed
+from router.residency.conversation import NO_CONVERSATION, read_conversation
 from router.residency.declassify import declassify
-from router.residency.label import Label
+from router.residency.label import Label, translate_label
+from router.residency.media import refuse_remote_media
 from router.residency.resolve import read_tags, resolve_label
 from router.serving import Serving
 from router.state import RouterState
@@ -39,6 +42,8 @@ class _Opened(msgspec.Struct, frozen=True, gc=False):
     grant: KeyGrant
     label: Label
     tags: tuple[str, ...]
+    policy: Policy
+    """What all this was found under: another one may run by the time the body is there."""
 
 
 class ModelHandler:
@@ -63,7 +68,7 @@ class ModelHandler:
                 raise ApiError(405, "invalid_request", f"Use POST for {request.path}.")
             grant, label, tags = identify(state, request.headers)
             check_announced(request.headers, self.max_body_bytes)
-            request.context = _Opened(request_id, grant, label, tags)
+            request.context = _Opened(request_id, grant, label, tags, state.policy)
         except ApiError as error:
             if state.audit is not None:
                 state.audit.turned_away(error.code)
@@ -92,13 +97,17 @@ class ModelHandler:
     ) -> None:
         """What stands in the request could change where it may go: look, tighten, then serve."""
         try:
-            facts = admitted.facts
+            state, before, facts = self._state, self._state.policy, admitted.facts
             redactable = facts.key.redacted is not None
             verdict = await classify(
                 classifier, facts.label, admitted.parsed, unread=admitted.form is not None, redactable=redactable
             )
-            admitted.tighten(verdict, self._state.label_text(verdict.label))
-            await self._redact_if_it_helps(admitted, verdict, classifier, tags)
+            label = verdict.label
+            if state.policy is not before:
+                label = translate_label(label, before.vocabulary, state.policy.vocabulary)
+            admitted.tighten(verdict, label, state)
+            if state.policy is before:  # else the labels that a redacted form would need have other names now
+                await self._redact_if_it_helps(admitted, verdict, classifier, tags)
             if not request.gone:
                 self._serve(request, admitted)
         except ApiError as error:
@@ -124,6 +133,8 @@ class ModelHandler:
         if as_it_is.chosen is not None and not as_it_is.saturated:
             return
         others = [state.policy.tags[tag] for tag in tags]
+        if admitted.inherited is not None:
+            others.append(admitted.inherited)
         made = await declassify(admitted.parsed, admitted.path, facts.key, verdict, others, classifier.scanner)
         if made is not None:
             admitted.declassify(made, state.label_text(made.label))
@@ -142,11 +153,25 @@ class ModelHandler:
         body, path, headers = request.take_body(), request.path, request.headers
         form = parse_form(body, header(headers, b"content-type")) if path == Endpoint.TRANSCRIPTIONS else None
         parsed = form.fields if form is not None else parse_object(body)
-        grant, label = opened.grant, opened.label
+        policy, now = state.policy, time.time()
+        grant, label, tags = opened.grant, opened.label, opened.tags
+        if policy is not opened.policy:
+            grant, label, tags = identify(state, headers)
+        conversation = NO_CONVERSATION
+        if state.lineage.needs(policy, grant.tenant, label):
+            conversation = read_conversation(state.lineage_key, grant.tenant, path, parsed)
+        inherited = state.lineage.inherited(conversation, policy).label if grant.redacted is not None else None
+        labelled = label_request(grant, tags, policy, state.lineage, conversation, {}, now)
+        label = labelled.label
+        refuse_remote_media(parsed, label, policy)
         timeout_s = timeout_of(headers, grant.timeout_s)
         facts = gather_facts(opened.request_id, grant, path, parsed, label, state.policy, timeout_s)
-        receipt = open_receipt(facts, state.policy.epoch, state.label_text(label), opened.tags, time.time())
-        return AdmittedRequest(path, headers, body, parsed, facts, receipt, form)
+        receipt = open_receipt(facts, policy.epoch, state.label_text(label), tags, now)
+        receipt.label_sources = labelled.sources
+        ticket = state.inflight.enter(grant, tags, label)
+        admitted = AdmittedRequest(path, headers, body, parsed, facts, receipt, ticket, conversation, form)
+        admitted.inherited = inherited
+        return admitted
 
 
 def must_classify(state: RouterState, label: Label) -> bool:
@@ -182,4 +207,4 @@ def identify(state: RouterState, headers: Headers) -> tuple[KeyGrant, Label, tup
     """
     grant = authenticate(headers, state.policy.keys, state.stored_keys, state.tokens)
     tags = read_tags(headers)
-    return grant, resolve_label(grant, tags, state.policy), tags
+    return grant, resolve_label(grant, tags, state.policy, now=time.time()), tags

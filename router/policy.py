@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
 from router.complexity.choose import Plan
 from router.complexity.compile import compile_plan
-from router.config import ANY, AUTO, LOCAL, Allowance, Config, ConfigError, ExternalTarget, Key, Tls, epoch_of
+from router.config import ANY, AUTO, LOCAL, Allowance, Config, ConfigError, ExternalTarget, Key, Tls, epoch_of, zones_in
 from router.identity.limit import MICRO_USD, Limit, Period
 from router.identity.limit import Kind as LimitKind
 from router.placement.targets import OFFERED, Address, Endpoint, Kind, Price, Target, TlsFiles
-from router.residency.guard import Place
-from router.residency.label import Evidence, Label, Vocabulary
+from router.residency.break_glass import Relaxation
+from router.residency.guard import OUTSIDE, Place
+from router.residency.label import Evidence, Label, Vocabulary, admits, translate_evidence
+
+
+class Relaxed(msgspec.Struct, frozen=True, gc=False):
+    """A signed relaxation of one key's ceiling: `label` is added to it from `begins` to `ends` (UNIX seconds)."""
+
+    id: str
+    label: Label
+    begins: float
+    ends: float
 
 
 class KeyGrant(msgspec.Struct, frozen=True):
-    """What a key may do. `models` None means every model."""
+    """What a key may do. `models` None means every model; `digest` is the SHA-256 that the policy finds it by."""
 
     id: str
     tenant: str
@@ -35,6 +47,10 @@ class KeyGrant(msgspec.Struct, frozen=True):
     continuation: bool = True
     redacted: Label | None = None
     """The ceiling of this key's redacted requests; None: nothing is ever redacted."""
+    digest: bytes = b""
+    guard_id: str = ""
+    """The name under which guards know the key: its own, or `OUTSIDE` for one that does not stand in the configuration."""
+    relaxed: tuple[Relaxed, ...] = ()
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -75,15 +91,41 @@ class Policy(msgspec.Struct, frozen=True):
     score_threshold: float
     plan: Plan | None = None
     """How `auto` is decided beyond the first rule; None where the configuration asks for nothing more."""
+    model_labels: dict[str, Label] = {}
+    """What a model itself demands of every request it answers."""
+    lineage_label: Label | None = None
+    """The meet of all tags that require lineage: what a conversation of unknown past is held to. None: no tag asks."""
+    widest: dict[str, Label] = {}
+    """Per tenant the join of its keys' ceilings: a label at least that wide narrows no follow-up."""
+
+    def label_for(self, label: Label, model: str) -> Label:
+        """The label of a request once `model` answers it."""
+        own = self.model_labels.get(model)
+        return label if own is None else label.meet(own)
 
     @property
     def models(self) -> frozenset[str]:
         """Every model id a client may name."""
         return frozenset(site.model for site in self.sites)
 
+    def describe(self, tag: str) -> str:
+        """A tag's label in words, for messages."""
+        place = self.place_of(self.tags[tag])
+        duties = f"; requires {', '.join(place.duties)}" if place.duties else ""
+        return f"process in {', '.join(place.process) or 'no zone'}; store in {', '.join(place.store) or 'no zone'}{duties}"
+
     def label_text(self, label: Label) -> str:
         """The label in names, as a pass carries it."""
         return self.place_of(label).to_text()
+
+    def label_of(self, named: Place) -> Label:
+        """A label in names as masks of this policy: zones unknown here are lost, unknown duties leave nothing."""
+        words = self.vocabulary
+        if not set(named.duties) <= set(words.duties):
+            return Label(0, 0)
+        process = words.zone_mask(zone for zone in named.process if zone in words.zones)
+        store = words.zone_mask(zone for zone in named.store if zone in words.zones)
+        return Label(process, store, words.duty_mask(named.duties))
 
     def place_of(self, mask: Label | Evidence) -> Place:
         """Masks turned into names."""
@@ -96,12 +138,13 @@ def vocabulary_of(config: Config) -> Vocabulary:
     return Vocabulary(tuple(sorted(config.zones)), tuple(sorted(config.duties)))
 
 
-def compile_policy(config: Config, base: Path) -> Policy:
+def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation] = ()) -> Policy:
     """Compile a configuration.
 
     Args:
         config: the validated configuration.
         base: directory that relative `sha256_file` paths start from.
+        relaxations: signed relaxations whose signatures were checked (`router.residency.break_glass`).
 
     Raises:
         ConfigError: a key file is missing or malformed, a TLS file is missing, or a tag or key could never be satisfied.
@@ -119,12 +162,13 @@ def compile_policy(config: Config, base: Path) -> Policy:
         for tier in config.complexity.tiers
     }
     budget = config.spill.daily_budget_usd
-    return Policy(
-        epoch=epoch_of(config),
+    keys = _compile_keys(config, tags, base, relaxations)
+    policy = Policy(
+        epoch=_epoch(config, relaxations),
         vocabulary=words,
         tags=tags,
         default_label=tags[config.residency.default],
-        keys=_compile_keys(config, tags, base),
+        keys=keys,
         tiers=tuple(config.complexity.tiers),
         tier_models=tier_models,
         sites=tuple(_sites(config, words)),
@@ -134,7 +178,12 @@ def compile_policy(config: Config, base: Path) -> Policy:
         large_above_tokens=config.complexity.large_above_tokens,
         score_threshold=config.complexity.score_threshold,
         plan=_compile_complexity(config, base),
+        model_labels={name: _meet_of(named, tags) for name, named in config.residency.models.items() if named},
+        lineage_label=_lineage_label(config, tags),
+        widest=_widest(keys.values()),
     )
+    check_satisfiable(config, policy)
+    return policy
 
 
 def _pace_limits(config: Config) -> tuple[float, float, float]:
@@ -157,23 +206,91 @@ def _compile_tags(config: Config, words: Vocabulary) -> dict[str, Label]:
     for zone in config.zones:
         tags.setdefault(zone, Label(words.zone_mask([zone]), words.zone_mask([zone])))
     for name, tag in config.residency.tags.items():
-        process = words.zone_mask(tag.process)
-        store = process if tag.store is None else words.zone_mask(tag.store)
+        process = words.zone_mask(zones_in(config, tag.process))
+        store = process if tag.store is None else words.zone_mask(zones_in(config, tag.store))
         tags[name] = Label(process, store, words.duty_mask(tag.require))
     return tags
 
 
-def _compile_keys(config: Config, tags: dict[str, Label], base: Path) -> dict[bytes, KeyGrant]:
+def _meet_of(names: Iterable[str], tags: dict[str, Label]) -> Label:
+    return reduce(Label.meet, (tags[name] for name in names))
+
+
+def _lineage_label(config: Config, tags: dict[str, Label]) -> Label | None:
+    asking = [name for name, tag in config.residency.tags.items() if tag.requires_lineage]
+    return _meet_of(asking, tags) if asking else None
+
+
+def _widest(grants: Iterable[KeyGrant]) -> dict[str, Label]:
+    widest: dict[str, Label] = {}
+    for grant in grants:
+        ceilings = [grant.ceiling, *(grant.ceiling.join(relaxed.label) for relaxed in grant.relaxed)]
+        widest[grant.tenant] = reduce(Label.join, ceilings, widest.get(grant.tenant, grant.ceiling))
+    return widest
+
+
+def _epoch(config: Config, relaxations: Sequence[Relaxation]) -> str:
+    if not relaxations:
+        return epoch_of(config)
+    named = "\n".join([epoch_of(config), *(relaxation.id for relaxation in relaxations)])
+    return hashlib.sha256(named.encode()).hexdigest()[:16]
+
+
+def check_satisfiable(config: Config, policy: Policy) -> None:
+    """Every tag, default and key must be satisfied by some configured place, whatever is up.
+
+    Raises:
+        ConfigError: one that never could be; the text says which and what is missing.
+    """
+
+    def places(label: Label, models: frozenset[str] | None, spill: bool) -> bool:
+        return any(
+            admits(policy.label_for(label, site.model), site.evidence, -1.0)
+            for site in policy.sites
+            if (models is None or site.model in models) and (spill or not site.external)
+        )
+
+    for name in config.residency.tags:
+        if not places(policy.tags[name], None, True):
+            raise ConfigError(f"residency.tags.{name}: no configured model or target satisfies it ({policy.describe(name)})")
+    for i, key in enumerate(config.keys):
+        grant = next(grant for grant in policy.keys.values() if grant.id == key.id)
+        spill = grant.spill and policy.spill_enabled
+        if places(grant.ceiling, grant.models, spill):
+            continue
+        label = policy.label_text(grant.ceiling)
+        if places(grant.ceiling, grant.models, True):
+            hint = ": the only places are external, and this key has no `spill` (or `spill.enabled` is false)"
+        else:
+            hint = ""
+        raise ConfigError(f"keys[{i}].residency: no configured place satisfies this key's ceiling ({label}){hint}")
+
+
+def _compile_keys(config: Config, tags: dict[str, Label], base: Path, relaxations: Sequence[Relaxation]) -> dict[bytes, KeyGrant]:
     grants: dict[bytes, KeyGrant] = {}
     for i, key in enumerate(config.keys):
         digest = key.sha256 or _read_digest(base / str(key.sha256_file), f"keys[{i}].sha256_file", key.id)
         if bytes.fromhex(digest) in grants:
             raise ConfigError(f"keys[{i}]: the same key is there twice")
-        grants[bytes.fromhex(digest)] = grant_of_key(key, config, tags, f"keys[{i}]")
+        grants[bytes.fromhex(digest)] = grant_of_key(
+            key,
+            config,
+            tags,
+            f"keys[{i}]",
+            digest=bytes.fromhex(digest),
+            relaxed=tuple(_relaxed(r, tags) for r in relaxations if r.key == key.id),
+        )
     return grants
 
 
-def grant_of_key(key: Key, config: Config, tags: dict[str, Label], where: str) -> KeyGrant:
+def grant_of_key(
+    key: Key,
+    config: Config,
+    tags: dict[str, Label],
+    where: str,
+    digest: bytes = b"",
+    relaxed: tuple[Relaxed, ...] = (),
+) -> KeyGrant:
     """What a key may do.
 
     Args:
@@ -181,6 +298,8 @@ def grant_of_key(key: Key, config: Config, tags: dict[str, Label], where: str) -
         config: the configuration.
         tags: its residency tags, compiled.
         where: names the key in errors.
+        digest: the SHA-256 of a key of the configuration; empty for one of the store.
+        relaxed: its signed relaxations.
 
     Raises:
         ConfigError: it names a tag that is not there, or tags that no zone satisfies.
@@ -190,7 +309,7 @@ def grant_of_key(key: Key, config: Config, tags: dict[str, Label], where: str) -
     for tag in (*ceiling_tags, *([key.redact.then] if key.redact else ())):
         if tag not in tags:
             raise ConfigError(f"{where}.residency: unknown tag `{tag}`")
-    ceiling = reduce(Label.meet, (tags[tag] for tag in ceiling_tags))
+    ceiling = _meet_of((*ceiling_tags, *config.residency.tenants.get(key.tenant, ())), tags)
     if ceiling.process == 0 or ceiling.store == 0:
         raise ConfigError(f"{where}.residency: no zone satisfies all of {', '.join(ceiling_tags)}")
     models = None if key.models is None or AUTO in key.models else _expand(key.models, config)
@@ -204,6 +323,9 @@ def grant_of_key(key: Key, config: Config, tags: dict[str, Label], where: str) -
         limits=limits_of(f"key:{key.id}", key) + limits_of(f"tenant:{key.tenant}", config.tenants.get(key.tenant)),
         timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
         continuation=config.continuation if key.continuation is None else key.continuation,
+        digest=digest,
+        guard_id=key.id if digest else OUTSIDE,
+        relaxed=relaxed,
         redacted=None if key.redact is None else tags[key.redact.then],
     )
 
@@ -222,6 +344,13 @@ def limits_of(scope: str, allowance: Allowance | None) -> tuple[Limit, ...]:
         Limit(scope, LimitKind.USD, Period.MONTH, math.ceil(allowance.monthly_usd * MICRO_USD)),
     )
     return tuple(limit for limit in wanted if limit.amount)
+
+
+def _relaxed(relaxation: Relaxation, tags: dict[str, Label]) -> Relaxed:
+    unknown = [tag for tag in relaxation.tags if tag not in tags]
+    if unknown:
+        raise ConfigError(f"break_glass: relaxation `{relaxation.id}` names the unknown tag `{unknown[0]}`")
+    return Relaxed(relaxation.id, _meet_of(relaxation.tags, tags), relaxation.begins, relaxation.ends)
 
 
 def _expand(names: Iterable[str], config: Config) -> frozenset[str]:
@@ -307,6 +436,27 @@ def fixed_targets(config: Config, egress: Address | None, egress_incarnation: st
             )
         )
     return tuple(targets)
+
+
+def retargeter(config: Config, before: Policy, after: Policy) -> Callable[[Target], Target | None]:
+    """How a new policy sees the targets that are known under the old one.
+
+    A replica's evidence is its own and travels by name. Evidence of the others stands in the configuration: the new one's
+    counts, and a target it does not name, or names at another address, is gone.
+    """
+    specs = {target.id: target for target in fixed_targets(config, Address(), "")}
+
+    def retarget(target: Target) -> Target | None:
+        if target.kind is Kind.REPLICA:
+            return replace(target, evidence=translate_evidence(target.evidence, before.vocabulary, after.vocabulary))
+        spec = specs.get(target.id)
+        if spec is None or spec.kind is not target.kind:
+            return None
+        if spec.kind is Kind.SERVER:
+            return spec if spec.incarnation == target.incarnation else None
+        return replace(spec, incarnation=target.incarnation, address=target.address)
+
+    return retarget
 
 
 def address_of(url: str, tls: Tls | None = None) -> Address:

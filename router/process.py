@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
+import time
 from collections.abc import Mapping, Sequence
 
 import uvicorn
 
 from router.app import Discreet, admin_app, model_operations, public_app
-from router.config import Config
+from router.config import Config, ConfigError
 from router.identity.limits import Limits
 from router.identity.stored import Shared
 from router.kv_feeds import KvFeeds
@@ -18,9 +20,12 @@ from router.placement.kv_messages import KV_PATH
 from router.placement.targets import Report, Target
 from router.placement.trust import SelfTest
 from router.policy import Policy
+from router.policy_source import Loaded, PolicySource
 from router.self_test import run_self_test
 from router.state import RouterState
 from router.wire.http_server import make_server, open_socket
+
+_log = logging.getLogger("tidegate.router")
 
 
 class RouterProcess:
@@ -56,6 +61,7 @@ class RouterProcess:
         self._shared = shared
         if shared is not None:
             self.state.limits, self.state.stored_keys = Limits(shared.books), shared.keys
+            self.state.inflight.find_outside = shared.keys.by_id
         self._servers: list[uvicorn.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._watch: asyncio.Task[None] | None = None
@@ -86,6 +92,27 @@ class RouterProcess:
             self._servers.append(server)
             self._tasks.append(asyncio.get_running_loop().create_task(server.serve(sockets=[listener])))
         self._watch = asyncio.get_running_loop().create_task(self._feeds.run())
+
+    def take_policy(self, source: PolicySource) -> Loaded | None:
+        """Read the policy anew and run under it; one that cannot be used changes nothing and raises an alert.
+
+        Returns:
+            What runs from now on; None when nothing changed.
+        """
+        state = self.state
+        try:
+            config, _, policy = loaded = source.load()
+        except ConfigError as error:
+            state.refuse_policy(str(error))
+            return None
+        if policy.epoch == state.policy.epoch:
+            if state.policy_alert:
+                state.adopt(config, policy, time.time())  # the fault was taken back
+            return None
+        before = state.policy.epoch
+        cut = state.adopt(config, policy, time.time())
+        _log.warning("policy %s replaces %s; %d exchanges were cut", policy.epoch, before, cut)
+        return loaded
 
     @property
     def alive(self) -> bool:

@@ -6,6 +6,7 @@ import logging
 import traceback
 
 from router.decision import Refusal
+from router.residency.inflight import POLICY_REVOKED
 from router.state import RouterState
 from router.wire.direct import DirectRequest
 from router.wire.errors import ApiError, error_headers
@@ -50,7 +51,10 @@ def break_response(exchange: Exchange, client: DirectRequest, request_id: str, *
     if exchange.events is None or exchange.events.done:
         client.abort()
         return
-    error = ApiError(502, "upstream_error", f"The target failed in the middle of the answer ({request_id}).")
+    if exchange.failure == POLICY_REVOKED:
+        error = ApiError(403, POLICY_REVOKED, f"The policy changed in the middle of the answer ({request_id}).")
+    else:
+        error = ApiError(502, "upstream_error", f"The target failed in the middle of the answer ({request_id}).")
     exchange.outbox = [error.event(client.path)]
     exchange.events.finish()
     exchange.write_events(complete=True)

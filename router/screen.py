@@ -100,8 +100,9 @@ def _screen_all(facts: Facts, policy: Policy, membership: Membership, now: float
 
 def screen(facts: Facts, policy: Policy, target: Target, model: str | None, now: float) -> str | None:
     """Why this target may never serve such a request, or None when it may. Order: residency first, always."""
-    if not admits(facts.label, target.evidence, now):
-        return f"residency: {_residency_reason(facts.label, target, policy, now)}"
+    label = facts.label if model is None else policy.label_for(facts.label, model)
+    if not admits(label, target.evidence, now):
+        return f"residency: {_residency_reason(label, target, policy, now)}"
     if model is None:
         return "model: not served here"
     if facts.key.models is not None and model not in facts.key.models:
@@ -158,7 +159,7 @@ def _site_allows(site: Site, facts: Facts, policy: Policy) -> bool:
     if site.external and not (facts.key.spill and policy.spill_enabled):
         return False
     # Expiry is a matter of time, so the caller's clock is not consulted here: `screen` does that.
-    return admits(facts.label, site.evidence, -1.0)
+    return admits(policy.label_for(facts.label, site.model), site.evidence, -1.0)
 
 
 def _residency_reason(label: Label, target: Target, policy: Policy, now: float) -> str:

@@ -8,6 +8,7 @@ that breaks is carried on where `router.joining` says so, by another attempt who
 from __future__ import annotations
 
 import functools
+import json
 import time
 
 from msgspec.structs import replace
@@ -23,7 +24,10 @@ from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind
 from router.prefixes import FILLS_CACHE
 from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
-from router.residency.guard import PASS_LIFETIME_S, Pass, issue_pass
+from router.residency.admission import permission_for
+from router.residency.cache_salt import FIELD, SALTED, cache_salt, with_cache_salt
+from router.residency.guard import issue_pass
+from router.residency.inflight import POLICY_REVOKED
 from router.residency.restored_answer import RestoredBody, RestoredEvents
 from router.screen import resolve_models
 from router.state import RouterState
@@ -68,6 +72,7 @@ class Serving:
         "_facts",
         "_held",
         "_join",
+        "_policy",
         "_reserved",
         "_state",
         "_trail",
@@ -80,6 +85,7 @@ class Serving:
         self._client = client
         self._reserved = reserved
         self._facts = admitted.facts
+        self._policy = state.policy
         self._decision: Decision | None = None
         self._held: Exchange | None = None
         self._tries = 0
@@ -157,6 +163,7 @@ class Serving:
     def on_end(self, exchange: Exchange, ending: Ending) -> None:
         """The attempt is over: answered, or try again."""
         try:
+            self._admitted.ticket.end()
             self._close_attempt(exchange, ending)
             broken = ending in (Ending.HELD, Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER)
             if broken and (self._join is not None or ending is Ending.BROKEN_AFTER):
@@ -179,6 +186,7 @@ class Serving:
         if self._tries >= MAX_ATTEMPTS:
             raise ApiError(502, "upstream_error", f"{MAX_ATTEMPTS} targets failed this request.")
         now = time.time()
+        self._policy, self._facts = state.policy, state.inflight.current(self._admitted.ticket, self._facts)
         view, audit = state.view_for(self._facts, self._admitted.chains, now), state.audit
         decision = self._decision = decide(self._facts, state.policy, view, now)
         if audit is not None:
@@ -287,6 +295,11 @@ class Serving:
                 self._attempt.failure = str(error)
                 self._prepare_retry()
                 self._try_next()
+            elif self._policy is not state.policy:  # it changed while the intent was written: decide again
+                now = time.time()
+                self._attempt.ended, self._attempt.ending = now, "not_sent"
+                state.fleet.end(self._booking, now, completed=False)
+                self._try_next()
             else:
                 state.metrics.spilled(self._choice.target.id)
                 self._dispatch(request)
@@ -299,6 +312,7 @@ class Serving:
         state, admitted, target = self._state, self._admitted, self._choice.target
         timeouts, pool = state.config.timeouts, state.pool
         exchange = Exchange(self._client, self, request, pool.now(), timeouts.first_byte_s, timeouts.idle_s, admitted.deadline)
+        admitted.ticket.begin(target, self._choice.model, exchange)
         pool.send(target.incarnation, target.address, exchange)
 
     def _upstream_body(self, choice: Choice) -> tuple[str, bytes, bytes]:
@@ -319,9 +333,14 @@ class Serving:
         state, target, admitted = self._state, choice.target, self._admitted
         path, body, content_type = self._upstream_body(choice)
         token = None
+        ticket, epoch = admitted.ticket, state.policy.epoch
+        label_text = state.label_text(state.policy.label_for(ticket.label, choice.model))
+        if target.kind is Kind.REPLICA and path in SALTED:
+            salt = cache_salt(state.salt_key, self._facts.key.tenant, label_text, admitted.parsed.get(FIELD))
+            # What carries a stream on is a body of ours; only a client's own may have a salt in it already.
+            body = with_cache_salt(body, admitted.parsed if path == admitted.path else json.loads(body), salt)
         if target.kind is not Kind.SERVER:
-            label_text = state.label_text(self._facts.label)
-            permission = Pass(admitted.request_id, target.incarnation, state.policy.epoch, label_text, now + PASS_LIFETIME_S)
+            permission = permission_for(admitted.request_id, ticket, choice.model, target.incarnation, epoch, label_text, now)
             token = issue_pass(state.target_key(target.incarnation), permission, "POST", target.address.base_path + path)
         credential = state.credential(target.secret) if target.secret else None
         own = own_request_headers(admitted.request_id, choice, token, credential)
@@ -343,7 +362,7 @@ class Serving:
             attempt.completion_tokens = self._trail.delivered
         self._state.fleet.end(self._booking, now, completed=ending is Ending.COMPLETE and exchange.status < 400)
         # A client's short deadline says nothing about the target: it must not take it away from everybody else.
-        broken = ending in (Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER) and exchange.failure != DEADLINE
+        broken = ending in (Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER) and exchange.failure not in (DEADLINE, POLICY_REVOKED)
         if broken or (ending is Ending.HELD and exchange.status >= 500 and exchange.status != 503):
             reached = bool(exchange.status) or exchange.connection is not None
             self._state.fleet.failed(attempt.incarnation, now, reached, self._booking.started_at)
@@ -359,12 +378,13 @@ class Serving:
         if ending is Ending.COMPLETE:
             self._count_answer(receipt)
         else:
-            receipt.code = "upstream_error" if ending is Ending.BROKEN_AFTER else "client_gone"
+            broken = POLICY_REVOKED if exchange.failure == POLICY_REVOKED else "upstream_error"
+            receipt.code = broken if ending is Ending.BROKEN_AFTER else "client_gone"
         self._close()
         if ending is Ending.COMPLETE:
             self._client.finish()
         elif ending is Ending.BROKEN_AFTER:
-            self._state.metrics.refused("upstream_error")
+            self._state.metrics.refused(receipt.code)
             break_response(exchange, self._client, self._admitted.request_id, joined=self._join is not None)
 
     def _count_answer(self, receipt: Receipt) -> None:
@@ -393,6 +413,7 @@ class Serving:
         if self._closed:
             return
         self._closed = True
+        self._state.inflight.leave(self._admitted.ticket)
         receipt = self._admitted.receipt
         receipt.ended = time.time()
         self._state.limits.settle(self._reserved, used_tokens(receipt), self._state.prices.cost(receipt))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from router.config import Config, home
+from router.config import Config, ConfigError, home
 from router.decision import Facts
 from router.identity.limits import Limits
 from router.identity.stored import StoredKeys
@@ -23,16 +24,37 @@ from router.placement.fleet import Fleet
 from router.placement.prefix import CHUNK_COST, PrefixIndex
 from router.placement.targets import Kind, Report, Target, View
 from router.placement.trust import Verdict
-from router.policy import Policy
+from router.policy import Policy, retargeter
 from router.prefixes import Prefixes, PromptChains
+from router.residency.cache_salt import salt_key
 from router.residency.classify.rule import make_classifier
+from router.residency.conversation import lineage_key
 from router.residency.guard import PASS_LIFETIME_S, Pass, derive_target_key, issue_pass
-from router.residency.label import Label
+from router.residency.inflight import InFlight
+from router.residency.label import Evidence, Label
+from router.residency.lineage import LineageBook
+from router.residency.lineage_store import LineageStore
 from router.wire.retry_budget import RetryBudget
 from router.wire.tls import TlsContexts
 from router.wire.upstream import Pool
 
+_log = logging.getLogger("tidegate.router")
+
 FindReceipt = Callable[[str], Awaitable[dict[str, Any] | None]]
+
+
+def _open_lineage(config: Config) -> LineageStore | None:
+    """The store of conversations' labels, where the configuration names one.
+
+    Raises:
+        ConfigError: the file cannot be used.
+    """
+    if config.lineage.path is None:
+        return None
+    try:
+        return LineageStore(home() / config.lineage.path, config.lineage.keep_days * 86400, time.time())
+    except OSError as error:
+        raise ConfigError(f"lineage.path: {error}") from None
 
 
 class RouterState:
@@ -77,11 +99,63 @@ class RouterState:
         self._secret = secret
         self._credentials = {target: token.encode("latin-1") for target, token in credentials.items()}
         self._keys: dict[str, bytes] = {}
+        self.inflight = InFlight(policy)
+        self.lineage = LineageBook(config.lineage.entries, _open_lineage(config))
+        self.lineage_key = lineage_key(secret)
+        self.salt_key = salt_key(secret)
+        self.policy_alert = ""
+        """Why the latest policy was not taken; empty while the one that runs is the latest."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._label_texts: dict[Label, str] = {}
 
     def __repr__(self) -> str:
         return f"RouterState(router_id={self.router_id!r}, epoch={self.policy.epoch!r})"
+
+    def adopt(self, config: Config, policy: Policy, now: float) -> int:
+        """Run under a new policy from now on: one synchronous step, so nothing is ever decided under half of it.
+
+        Args:
+            config: the new configuration, validated.
+            policy: the same, compiled.
+            now: UNIX time in seconds.
+
+        Returns:
+            How many running exchanges it forbids; they are cut.
+        """
+        tokens = None if config.jwt is None else TokenVerifier(config.jwt, policy, home())
+        if self.stored_keys is not None:
+            self.stored_keys.adopt(config, policy)
+        retarget = retargeter(config, self.policy, policy)
+        self.fleet.adopt(retarget, policy.daily_budget_usd)
+        if (config.classify, policy.tags, policy.vocabulary) != (self.config.classify, self.policy.tags, self.policy.vocabulary):
+            self.classifier = make_classifier(config.classify, policy.tags, self._secret)
+        self.config, self.policy, self.tokens = config, policy, tokens
+        self.policy_alert = ""
+        self._label_texts.clear()
+        cut = self.inflight.adopt(policy, self._evidence_of, now)
+        self.metrics.policy_offered(taken=True)
+        self.metrics.revoked(cut)
+        return cut
+
+    def refuse_policy(self, why: str) -> None:
+        """The latest policy cannot be used: the one that runs stays, and everybody who looks is told."""
+        _log.error("policy refused, epoch %s stays: %s", self.policy.epoch, why)
+        self.policy_alert = why
+        self.metrics.policy_offered(taken=False)
+
+    def recheck(self, now: float) -> int:
+        """Cut what time or changed evidence forbids by now; returns how many exchanges that were."""
+        cut = self.inflight.recheck(self._evidence_of, now)
+        if cut:
+            self.metrics.revoked(cut)
+        return cut
+
+    def _evidence_of(self, target: Target) -> Evidence | None:
+        """What is known of a target now. A replica that left the membership is finishing: its last evidence counts."""
+        for known in self.fleet.membership.targets:
+            if known.incarnation == target.incarnation:
+                return known.evidence
+        return target.evidence if target.kind is Kind.REPLICA else None
 
     @property
     def ready(self) -> bool:

@@ -7,7 +7,9 @@ and a route to the outside.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -16,25 +18,29 @@ import uvloop
 
 from deployments.credentials import LiveCredentials, read_secret
 from deployments.egress.server import EgressServer
-from router.config import Config, ConfigError, home, load_file
-from router.policy import compile_policy
+from router.config import ConfigError, home, read_args
+from router.policy_source import PolicySource
 from router.wire.http_server import make_server, open_socket
 
 INCARNATION = "egress"
 """The incarnation of an egress outside Ray: it is named by configuration, so its name does not change."""
 
+POLICY_PERIOD_S = 0.2
+"""How often the policy's files are looked at."""
+_log = logging.getLogger("tidegate.egress")
 
-async def serve_egress(config: Config, host: str, port: int) -> None:
+
+async def serve_egress(source: PolicySource, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
         ConfigError: no secret, or a credential is missing.
         OSError: the port is taken.
     """
+    config, _, policy = source.load()
     secret = read_secret(config.secret)
     if secret is None:
         raise ConfigError("secret: an egress outside Ray needs `secret.env` or `secret.file`, the same as the router's")
-    policy = compile_policy(config, home())
     egress = EgressServer(config, policy, secret, INCARNATION, LiveCredentials(config, home(), "cloud"))
     server = make_server(egress.app)
     loop = asyncio.get_running_loop()
@@ -42,7 +48,22 @@ async def serve_egress(config: Config, host: str, port: int) -> None:
         loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
     listener = open_socket(host, port)
     typer.echo(f"tidegate egress: listening on {host}:{port}", err=True)
+    watch = loop.create_task(_watch_policy(egress, source))
     await server.serve(sockets=[listener])
+    watch.cancel()
+
+
+async def _watch_policy(egress: EgressServer, source: PolicySource) -> None:
+    """Take a changed policy file; one that cannot be used changes nothing and is logged."""
+    while True:
+        await asyncio.sleep(POLICY_PERIOD_S)
+        if source.changed():
+            try:
+                taken = source.load()
+            except ConfigError as error:
+                _log.error("policy refused, epoch %s stays: %s", egress.epoch, error)
+            else:
+                egress.adopt(taken.config, taken.policy, time.time())
 
 
 def main(
@@ -52,7 +73,7 @@ def main(
 ) -> None:
     """Run the egress."""
     try:
-        uvloop.run(serve_egress(load_file(config), host, port))
+        uvloop.run(serve_egress(PolicySource(read_args(config), home()), host, port))
     except ConfigError as error:
         raise SystemExit(f"tidegate egress: {error}") from None
     except OSError as error:

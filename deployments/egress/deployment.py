@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from typing import Any
 
@@ -15,6 +16,7 @@ from deployments.egress.server import EgressServer
 from deployments.secret import cluster_secret
 from router.config import home, parse_config
 from router.policy import compile_policy
+from router.policy_source import compile_loaded
 from router.wire.http_server import make_server, open_socket
 
 
@@ -24,6 +26,7 @@ class EgressFacts(msgspec.Struct, frozen=True):
     host: str
     port: int
     incarnation: str
+    policy: str = ""
 
 
 class EgressReplica:
@@ -35,10 +38,10 @@ class EgressReplica:
         self._host = ray.util.get_node_ip_address()
         self._incarnation = f"egress-{secrets.token_hex(8)}"
         credentials = LiveCredentials(config, home(), "cloud")
-        egress = EgressServer(config, compile_policy(config, home()), secret, self._incarnation, credentials)
+        self._egress = EgressServer(config, compile_policy(config, home()), secret, self._incarnation, credentials)
         listener = open_socket(self._host, 0)
         self._port = listener.getsockname()[1]
-        self._server = make_server(egress.app)
+        self._server = make_server(self._egress.app)
         self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
 
     async def check_health(self) -> None:
@@ -52,7 +55,18 @@ class EgressReplica:
 
     async def describe(self) -> bytes:
         """`EgressFacts` as MessagePack."""
-        return msgspec.msgpack.encode(EgressFacts(self._host, self._port, self._incarnation))
+        return msgspec.msgpack.encode(EgressFacts(self._host, self._port, self._incarnation, self._egress.epoch))
+
+    async def take_policy(self, config: str, glass: str, issued: float) -> bytes:
+        """Run under the configuration (JSON) and the relaxations that a router has taken; ones issued earlier are not taken.
+
+        Raises:
+            ConfigError: this node cannot use it (a file of a key is missing here); the policy before goes on.
+        """
+        if issued >= self._egress.issued:
+            taken = await asyncio.to_thread(compile_loaded, parse_config(json.loads(config)), glass, home())
+            self._egress.adopt(taken.config, taken.policy, issued)
+        return self._egress.epoch.encode()
 
     async def __del__(self) -> None:
         self._server.should_exit = True

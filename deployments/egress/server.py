@@ -22,8 +22,9 @@ from deployments.egress.relay import Relay
 from router.config import Config, home
 from router.placement.targets import Address, Endpoint, Target
 from router.policy import Policy, fixed_targets, tls_files_of
-from router.residency.guard import PASS_HEADER, Pass, PassRefused, Place, check_pass, derive_target_key
-from router.residency.label import Label, admits
+from router.residency.guard import PASS_HEADER, PassRefused, Place, check_pass, derive_target_key
+from router.residency.guard_copy import copy_for_guards
+from router.residency.label import admits
 from router.wire.errors import ApiError
 from router.wire.heads import TARGET_HEADER
 from router.wire.json_body import parse_object
@@ -77,14 +78,10 @@ class EgressServer:
         credentials: Mapping[str, str],
         client: httpx.AsyncClient | None = None,
     ) -> None:
-        self._config = config
-        self._policy = policy
         self._secret = secret
         self._incarnation = incarnation
         self._credentials = credentials
-        self._specs = {item.id: item for item in config.targets if item.kind == "cloud"}
-        targets = fixed_targets(config, Address(), incarnation)
-        self._targets: dict[str, Target] = {target.id: target for target in targets if target.id in self._specs}
+        self.adopt(config, policy, 0.0)  # whatever a router hands on is later
         own_clients = {
             item.id: _new_client(config, make_context(tls_files_of(item.tls), home(), f"targets[{i}].tls"))
             for i, item in enumerate(config.targets)
@@ -93,6 +90,25 @@ class EgressServer:
         self._calls = Relay(client or _new_client(config, True), own_clients, secret)
         routes = [Route(path, self._relay, methods=["POST"]) for path in ALLOWED_FIELDS]
         self.app = Starlette(routes=[*routes, Route("/healthz", self._health, methods=["GET"])])
+
+    def adopt(self, config: Config, policy: Policy, issued: float) -> None:
+        """Run under a policy from now on; answers that are passed back at this moment are held to it too."""
+        self._config = config
+        self._policy = policy
+        self._guard = copy_for_guards(policy, issued)
+        self._specs = {item.id: item for item in config.targets if item.kind == "cloud"}
+        targets = fixed_targets(config, Address(), self._incarnation)
+        self._targets: dict[str, Target] = {target.id: target for target in targets if target.id in self._specs}
+
+    @property
+    def epoch(self) -> str:
+        """The epoch of the policy it runs under."""
+        return self._policy.epoch
+
+    @property
+    def issued(self) -> float:
+        """UNIX time in seconds at which that policy was issued."""
+        return self._guard.issued
 
     def __repr__(self) -> str:
         return f"EgressServer(targets={sorted(self._targets)})"
@@ -124,23 +140,11 @@ class EgressServer:
             permission = check_pass(key, token, "POST", request.url.path, target.incarnation, place, now)
         except PassRefused as refused:
             raise ApiError(403, "pass_refused", str(refused)) from None
-        label = self._label_of(permission)
-        if label is None or not admits(label, target.evidence, now):
+        if self._guard.refuses(permission, place, now) or not admits(
+            self._policy.label_of(Place.from_text(permission.label_text)), target.evidence, now
+        ):
             raise ApiError(403, "pass_refused", "the egress's own policy does not allow this")
         return target_id
-
-    def _label_of(self, permission: Pass) -> Label | None:
-        """The pass's label in this process's own vocabulary; None when it speaks of duties unknown here."""
-        words = self._policy.vocabulary
-        named = Place.from_text(permission.label_text)
-        try:
-            duties = words.duty_mask(named.duties)
-        except ValueError:
-            return None
-        known = set(words.zones)
-        process = words.zone_mask(zone for zone in named.process if zone in known)
-        store = words.zone_mask(zone for zone in named.store if zone in known)
-        return Label(process, store, duties)
 
     async def _rebuild(self, request: Request) -> dict[str, Any]:
         """The fields that may leave, under the provider's own model name."""

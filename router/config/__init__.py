@@ -5,8 +5,8 @@ hot path uses. `load_file` reads either a Ray Serve config (`applications[].args
 bare mapping those `args` hold.
 """
 
-from router.config.check import ANY, AUTO, LOCAL
-from router.config.read import epoch_of, home, load_file, parse_config, read_args
+from router.config.check import ANY, AUTO, LOCAL, zones_in
+from router.config.read import epoch_of, home, load_file, parse_config, parse_yaml, read_args
 from router.config.schema import (
     Allowance,
     Config,
@@ -42,5 +42,7 @@ __all__ = [
     "home",
     "load_file",
     "parse_config",
+    "parse_yaml",
     "read_args",
+    "zones_in",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from router.residency.classify.kinds import Category, Kind
 
 if TYPE_CHECKING:
-    from router.config.schema import Config
+    from router.config.schema import Config, Tag
 
 AUTO = "auto"
 LOCAL = "local"
@@ -37,12 +38,21 @@ def check_references(config: Config) -> None:
         raise ValueError("at most 62 zones and 62 duties")
     for reserved in {LOCAL, ANY} & set(config.residency.tags):
         raise ValueError(f"residency.tags.{reserved}: this tag is built in")
+    places = check_regions(config)
     for name, tag in config.residency.tags.items():
         for zone in (*tag.process, *(tag.store or ())):
-            known("zone", zone, zones, f"residency.tags.{name}")
+            known("zone", zone, places, f"residency.tags.{name}")
         for duty in tag.require:
             known("duty", duty, duties, f"residency.tags.{name}.require")
+        if tag.sensitive:
+            _check_sensitive(config, name, tag)
     known("tag", config.residency.default, tags, "residency.default")
+    for tenant, named in config.residency.tenants.items():
+        for tag_name in named:
+            known("tag", tag_name, tags, f"residency.tenants.{tenant}")
+    for tag_model, named in config.residency.models.items():
+        for tag_name in named:
+            known("tag", tag_name, tags, f"residency.models.{tag_model}")
     for i, rule in enumerate(config.classify.rules):
         known("tag", rule.meet, tags, f"classify.rules[{i}].meet")
     if config.classify.unknown is not None:
@@ -67,6 +77,43 @@ def check_references(config: Config) -> None:
     _check_identities(config, tags)
 
 
+def check_regions(config: Config) -> set[str]:
+    """The names a tag may use for places: zones and regions.
+
+    Raises:
+        ValueError: a region has a zone's or built-in tag's name, or holds a name that is neither a zone nor a region before it.
+    """
+    places = set(config.zones)
+    for region, members in config.residency.regions.items():
+        if region in places | {LOCAL, ANY}:
+            raise ValueError(f"residency.regions.{region}: this name is taken by a zone or built in")
+        for member in members:
+            if member not in places:
+                raise ValueError(f"residency.regions.{region}: unknown zone `{member}`{nearest(member, places)}")
+        places.add(region)
+    return places
+
+
+def zones_in(config: Config, names: Iterable[str]) -> list[str]:
+    """The zones behind a list of zones and regions, each once, in order."""
+    found: dict[str, None] = {}
+    for name in names:
+        found.update(dict.fromkeys([name] if name in config.zones else zones_in(config, config.residency.regions[name])))
+    return list(found)
+
+
+def _check_sensitive(config: Config, name: str, tag: Tag) -> None:
+    """A sensitive tag must not reach outside by accident, through a region somebody else widened or a zone that moved out."""
+    for listed in (*tag.process, *(tag.store or ())):
+        for zone in zones_in(config, [listed]):
+            if config.zones[zone].external:
+                through = "" if zone == listed else f" (through the region `{listed}`)"
+                raise ValueError(
+                    f"residency.tags.{name}: this tag is sensitive, but lets bytes out to the external zone `{zone}`{through}: "
+                    f"take the zone away, or `sensitive`"
+                )
+
+
 def _check_identities(config: Config, tags: set[str]) -> None:
     for where, ids in (
         ("models", [model.id for model in config.models]),
@@ -85,6 +132,8 @@ def _check_identities(config: Config, tags: set[str]) -> None:
     ):
         if tier not in tiers:
             raise ValueError(f"{where}: unknown tier `{tier}`{nearest(tier, tiers)} (complexity.tiers lists them)")
+    for name in set(config.residency.models) - served:
+        raise ValueError(f"residency.models: unknown model `{name}`{nearest(name, served)}")
     for i, key in enumerate(config.keys):
         ceiling = [key.residency] if isinstance(key.residency, str) else key.residency or []
         for tag in ceiling:

@@ -79,6 +79,15 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds, every key given once.
+
+    Raises:
+        yaml.YAMLError: it is not YAML, or gives a key twice.
+    """
+    return yaml.load(text, Loader=_UniqueKeyLoader)
+
+
 def load_file(path: Path) -> Config:
     """Read a configuration file.
 
@@ -95,7 +104,7 @@ def read_args(path: Path) -> Any:
         ConfigError: the file is missing or not YAML.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

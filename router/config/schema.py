@@ -67,18 +67,28 @@ class Zone(_Strict):
 
 
 class Tag(_Strict):
-    """A residency tag: the zones that may process and store, and the duties a target must carry."""
+    """A residency tag: the zones (or regions) that may process and store, and the duties a target must carry."""
 
     process: list[Name]
     store: list[Name] | None = None
     require: list[Name] = []
+    sensitive: bool = False
+    """Refuses the configuration should any external zone, named or inside a region, be open to this tag."""
+    requires_lineage: bool = False
+    """A continued conversation that the router cannot trace back to its beginning is held to this tag."""
 
 
 class Residency(_Strict):
     """Tags and the label of a request that carries none."""
 
+    regions: dict[Name, list[Name]] = {}
+    """Names for sets of zones (and of regions declared before), to write tags with."""
     tags: dict[Name, Tag] = {}
     default: Name = LOCAL
+    tenants: dict[Name, list[Name]] = {}
+    """Tags that hold for every key of a tenant, whatever the key's own ceiling says."""
+    models: dict[str, list[Name]] = {}
+    """Tags that hold for every request a model answers, however the request came to that model."""
     zone_label: str = "tidegate.io/zone"
     """The Ray node label that says in which zone a node stands."""
 
@@ -329,6 +339,8 @@ class Key(Allowance):
     redact: Redact | None = None
     """Lets requests with sensitive values go further than the ceiling once the values are taken out."""
 
+    _id = field_validator("id")(_check_name)
+
     @model_validator(mode="after")
     def _one_source(self) -> Key:
         if (self.sha256 is None) == (self.sha256_file is None):
@@ -336,6 +348,37 @@ class Key(Allowance):
         if self.sha256 is not None and not _SHA256.match(self.sha256):
             raise ValueError("sha256 is 64 lower-case hex digits: `tidegate keys create NAME` prints it")
         return self
+
+
+class BreakGlass(_Strict):
+    """Signed relaxations: who may approve, how many must, and for how long one may last."""
+
+    file: str
+    """Relaxations in force, one JSON object a line (relative to TIDEGATE_HOME); read anew whenever it changes."""
+    approvers: dict[Name, str]
+    """Ed25519 public keys in hex, by the name of the person."""
+    required: int = Field(default=2, ge=2)
+    max_hours: float = Field(default=8.0, gt=0, le=168)
+
+    @model_validator(mode="after")
+    def _enough(self) -> BreakGlass:
+        for name, key in self.approvers.items():
+            if not _SHA256.match(key):
+                raise ValueError(f"approvers.{name}: an Ed25519 public key is 64 lower-case hex digits")
+        if len(set(self.approvers.values())) < len(self.approvers):
+            raise ValueError("approvers: two people must not share a key")
+        if len(self.approvers) < self.required:
+            raise ValueError(f"approvers: {self.required} are required, {len(self.approvers)} are named")
+        return self
+
+
+class Lineage(_Strict):
+    """What is remembered of conversations, as keyed hashes, so that follow-ups inherit their labels."""
+
+    path: str | None = None
+    """A SQLite file that the routers of one machine share (relative to TIDEGATE_HOME). Default: memory only."""
+    entries: int = Field(default=200_000, ge=1000)
+    keep_days: float = Field(default=30.0, gt=0)
 
 
 class Slo(_Strict):
@@ -476,6 +519,10 @@ class Config(_Strict):
     timeouts: Timeouts = Timeouts()
     egress: Egress = Egress()
     secret: Secret = Secret()
+    lineage: Lineage = Lineage()
+    break_glass: BreakGlass | None = None
+    policy_file: str | None = None
+    """A YAML file (relative to TIDEGATE_HOME) whose keys replace those of this configuration, watched while it runs."""
     audit: Audit = Audit()
     store: Store = Store()
     jwt: Jwt | None = None

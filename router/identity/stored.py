@@ -39,6 +39,7 @@ class StoredKeys:
         self._grants: Mapping[bytes, tuple[KeyGrant, float]] = {}
         self._version = -1
         self._failing = False
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tidegate-keys", daemon=True)
 
@@ -58,6 +59,21 @@ class StoredKeys:
         found = self._grants.get(mac_of(self._pepper, credential))
         return found[0] if found is not None and now < found[1] else None
 
+    def by_id(self, grant: KeyGrant) -> KeyGrant | None:
+        """The grant of now of the key that had `grant`; None once it is not valid."""
+        now = time.time()
+        return next((known for known, ends in self._grants.values() if known.id == grant.id and now < ends), None)
+
+    def adopt(self, config: Config, policy: Policy) -> None:
+        """Compile every key anew, for another configuration; at once, because labels are masks over its names.
+
+        What the store cannot say now is not valid until it can.
+        """
+        with self._lock:
+            self._compile = lambda key: compile_stored(key, config, policy)
+            self._grants, self._version = {}, -1
+        self._refresh()
+
     def limits(self) -> tuple[Limit, ...]:
         """The limits of all stored keys."""
         return tuple({limit for grant, _ in self._grants.values() for limit in grant.limits})
@@ -68,10 +84,11 @@ class StoredKeys:
 
     def _refresh(self) -> None:
         try:
-            version = self._table.version()
-            if version != self._version:
-                self._load()
-                self._version = version
+            with self._lock:
+                version = self._table.version()
+                if version != self._version:
+                    self._load()
+                    self._version = version
         except StoreError as error:
             if not self._failing:
                 _log.error("keys: %s; the keys that were known stay valid", error)

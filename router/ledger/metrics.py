@@ -105,6 +105,13 @@ class Metrics:
         self._registry.register(self._answered)
         self._refusals = prometheus_client.Counter("tidegate_refusals", "refused requests", ["code"], registry=self._registry)
         self._spills = prometheus_client.Counter("tidegate_spills", "requests sent outside", ["target"], registry=self._registry)
+        self._reloads = prometheus_client.Counter(
+            "tidegate_policy_reloads", "policies offered while running", ["result"], registry=self._registry
+        )
+        self._revoked = prometheus_client.Counter("tidegate_policy_revoked", "exchanges a policy cut", registry=self._registry)
+        self._stale = prometheus_client.Gauge(
+            "tidegate_policy_stale", "1 while the latest policy could not be taken", registry=self._registry
+        )
         self._retries = prometheus_client.Counter("tidegate_retries", "further attempts", ["target"], registry=self._registry)
         self._breaks = prometheus_client.Counter(
             "tidegate_stream_breaks", "streams that broke, by what became of them", ["target", "outcome"], registry=self._registry
@@ -128,6 +135,15 @@ class Metrics:
     def spilled(self, target: str) -> None:
         """A request was sent to a cloud target."""
         self._spills.labels(target).inc()
+
+    def policy_offered(self, *, taken: bool) -> None:
+        """A policy was offered while the router runs; while the latest one was not taken, `tidegate_policy_stale` is 1."""
+        self._reloads.labels("taken" if taken else "refused").inc()
+        self._stale.set(0 if taken else 1)
+
+    def revoked(self, exchanges: int) -> None:
+        """A policy, or time, cut exchanges that were running."""
+        self._revoked.inc(exchanges)
 
     def retried(self, target: str) -> None:
         """A request is tried again after `target` failed it."""

@@ -6,7 +6,7 @@ two references and a tuple copy at any number of targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -154,6 +154,27 @@ class Fleet:
             if gone and self.prefixes is not None:
                 self.prefixes.forget(gone)
         self._loads = loads
+
+    def adopt(self, retarget: Callable[[Target], Target | None], daily_budget_usd: float) -> None:
+        """Take a new policy: every target as the new policy sees it (None: gone), and the new budget. Books are kept.
+
+        What was remembered per label is forgotten, because labels are masks over the old policy's names.
+        """
+        kept = [
+            (seen, load)
+            for target, load in zip(self._membership.targets, self._loads, strict=True)
+            if (seen := retarget(target)) is not None
+        ]
+        self._membership = Membership(self._membership.version + 1, tuple(target for target, _ in kept))
+        self._index = {target.incarnation: i for i, (target, _) in enumerate(kept)}
+        self._loads = [load for _, load in kept]
+        gone = self._books.keys() - self._index.keys()
+        for incarnation in gone:
+            del self._books[incarnation]
+        if gone and self.prefixes is not None:
+            self.prefixes.forget(gone)
+        self._spilling = frozenset()
+        self._daily_budget_usd = daily_budget_usd
 
     def _fresh_load(self, target: Target) -> Load:
         load = Load(profile=self._profile_of(target))

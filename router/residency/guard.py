@@ -10,11 +10,14 @@ process. It imports nothing but the standard library, msgspec and this package.
 
 from __future__ import annotations
 
+import functools
 import hmac
+import math
 import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,7 +28,11 @@ ENV_KEY = "TIDEGATE_GUARD_KEY"
 ENV_INCARNATION = "TIDEGATE_GUARD_INCARNATION"
 ENV_PLACE = "TIDEGATE_GUARD_PLACE"
 
-_VERSION = "1"
+ENV_POLICY = "TIDEGATE_GUARD_POLICY"
+"""Path of the file that holds the guard's own copy of the policy (`GuardPolicy` as JSON), read anew when it changes."""
+REREAD_S = 0.2
+
+_VERSION = "2"
 _FORBIDDEN_IN_FIELD = frozenset("|\r\n")
 
 Scope = MutableMapping[str, Any]
@@ -69,14 +76,70 @@ class Place(msgspec.Struct, frozen=True, gc=False):
         )
 
 
+@functools.lru_cache(maxsize=1024)
+def read_place(text: str) -> Place:
+    """`Place.from_text`, remembered: there are few labels and many requests.
+
+    Raises:
+        ValueError: the text has not exactly three parts.
+    """
+    return Place.from_text(text)
+
+
 class Pass(msgspec.Struct, frozen=True, gc=False):
-    """One permission to enter: `label_text` as `Place.to_text` writes it, `expires` a UNIX time in seconds."""
+    """One permission to enter: `label_text` as `Place.to_text` writes it, `expires` a UNIX time in seconds.
+
+    `key` (its id), `tags` (joined with `+`) and `model` are what the guard decides again with, under its own policy.
+    """
 
     request_id: str
     incarnation: str
     epoch: str
     label_text: str
     expires: float
+    key: str = ""
+    tags: str = ""
+    model: str = ""
+
+
+class GuardKey(msgspec.Struct, frozen=True):
+    """What a guard knows of a key: its ceiling as `Place.to_text` writes it, and that with each relaxation added."""
+
+    ceiling: str
+    relaxed: list[tuple[str, float, float]] = []
+    """Ceiling while it lasts, and UNIX seconds of its begin and end."""
+
+
+OUTSIDE = "*"
+"""Stands for every key that is not in the configuration but in the store: guards have no copy of those. For them a guard decides
+again by tags and models; that the key's own ceiling holds, it has from the router's signature."""
+REDACTED = "!redacted"
+"""Follows a key's name in the pass of a redacted request, which has a ceiling of its own."""
+
+
+class GuardPolicy(msgspec.Struct, frozen=True):
+    """A guard's own copy of the policy, in names. `issued` (UNIX seconds) orders copies: an older one is not taken."""
+
+    epoch: str
+    issued: float
+    keys: dict[str, GuardKey]
+    tags: dict[str, str]
+    models: dict[str, str] = {}
+
+    def refuses(self, permission: Pass, place: Place, now: float) -> str | None:
+        """Why this policy keeps the holder of `permission` out of `place` at UNIX time `now`, or None when it does not."""
+        key = self.keys.get(permission.key)
+        if key is None:
+            return "the guard's policy does not know this key"
+        ceilings = [key.ceiling, *(text for text, begins, ends in key.relaxed if begins <= now < ends)]
+        if not any(place.is_allowed_by(read_place(text)) for text in ceilings):
+            return "the guard's policy does not let this key's requests in here"
+        texts = [self.tags.get(tag) for tag in permission.tags.split("+") if tag]
+        if permission.model in self.models:
+            texts.append(self.models[permission.model])
+        if not all(text is not None and place.is_allowed_by(read_place(text)) for text in texts):
+            return "the guard's policy does not let this request's tags in here"
+        return None
 
 
 def new_secret() -> bytes:
@@ -116,14 +179,14 @@ def check_pass(key: bytes, token: str, method: str, path: str, incarnation: str,
             admit this place.
     """
     parts = token.split("|")
-    if len(parts) != 7 or parts[0] != _VERSION:
+    if len(parts) != 10 or parts[0] != _VERSION:
         raise PassRefused("malformed pass")
     body, _, mac = token.rpartition("|")
     if not hmac.compare_digest(mac.encode("utf-8", "replace"), _mac(key, body, method, path).encode()):
         raise PassRefused("pass signature does not fit this target and path")
     try:
-        permission = Pass(parts[1], parts[2], parts[3], parts[4], float(parts[5]))
-        label = Place.from_text(permission.label_text)
+        permission = Pass(parts[1], parts[2], parts[3], parts[4], float(parts[8]), parts[5], parts[6], parts[7])
+        label = read_place(permission.label_text)
     except ValueError:
         raise PassRefused("malformed pass") from None
     if permission.incarnation != incarnation:
@@ -136,7 +199,15 @@ def check_pass(key: bytes, token: str, method: str, path: str, incarnation: str,
 
 
 def _serialise(permission: Pass) -> str:
-    fields = (permission.request_id, permission.incarnation, permission.epoch, permission.label_text)
+    fields = (
+        permission.request_id,
+        permission.incarnation,
+        permission.epoch,
+        permission.label_text,
+        permission.key,
+        permission.tags,
+        permission.model,
+    )
     for field in fields:
         if not _FORBIDDEN_IN_FIELD.isdisjoint(field):
             raise ValueError("a pass field contains a separator")
@@ -147,12 +218,44 @@ def _mac(key: bytes, body: str, method: str, path: str) -> str:
     return hmac.digest(key, f"{body}\n{method} {path}".encode("utf-8", "surrogateescape"), "sha256").hex()
 
 
+class PolicyCopy:
+    """The guard's own copy of the policy, from a file that is read anew when it changes; a faulty one changes nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int, int] | None = None
+        self._read_at = -math.inf
+        self.policy: GuardPolicy | None = None
+
+    def current(self) -> GuardPolicy | None:
+        """The latest valid copy; None while there has been none. It costs a look at the clock, and a `stat` now and then."""
+        now = time.monotonic()
+        if now - self._read_at >= REREAD_S or self.policy is None:
+            self._read_at = now
+            self._read()
+        return self.policy
+
+    def _read(self) -> None:
+        try:
+            found = self._path.stat()
+            seen = (found.st_mtime_ns, found.st_size, found.st_ino)
+            if seen == self._seen:
+                return
+            policy = msgspec.json.decode(self._path.read_bytes(), type=GuardPolicy)
+            self._seen = seen
+        except (OSError, msgspec.MsgspecError):
+            return
+        if self.policy is None or policy.issued >= self.policy.issued:
+            self.policy = policy
+
+
 class EngineGuard:
     """ASGI middleware: every HTTP path of the wrapped application needs a pass; websockets are refused.
 
     The key, the incarnation and the place come from the environment (`ENV_KEY` in hex, `ENV_INCARNATION`, `ENV_PLACE`),
     because vLLM constructs middleware without arguments. A guard that cannot read them refuses to start: a door without
-    a lock must not open.
+    a lock must not open. With `ENV_POLICY` set, whatever may carry a body is also decided again under the guard's own copy
+    of the policy: nobody enters before there is one, and a running answer is cut when a new one forbids it.
     """
 
     def __init__(self, app: AsgiApp) -> None:
@@ -165,6 +268,8 @@ class EngineGuard:
             raise RuntimeError(f"the guard has no valid {ENV_KEY}, {ENV_INCARNATION} and {ENV_PLACE}") from error
         if len(self._key) < 32:
             raise RuntimeError(f"{ENV_KEY} is shorter than 32 bytes")
+        path = os.environ.get(ENV_POLICY, "")
+        self._copy = PolicyCopy(Path(path)) if path else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 403 without reading its body."""
@@ -174,24 +279,59 @@ class EngineGuard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        refusal = self._refusal(scope)
-        if refusal is None:
+        try:
+            permission = self._admit(scope)
+        except PassRefused as refused:
+            await _send_refusal(send, str(refused))
+            return
+        if self._copy is None or scope["method"] == "GET":
             await self._app(scope, receive, send)
         else:
-            await _send_refusal(send, refusal)
+            try:
+                await self._app(scope, receive, self._watched(permission, self._copy, send))
+            except _Revoked:
+                return
+            except BaseExceptionGroup as group:  # an application with tasks of its own raises in groups
+                if group.split(_Revoked)[1] is not None:
+                    raise
 
-    def _refusal(self, scope: Scope) -> str | None:
+    def _admit(self, scope: Scope) -> Pass:
         tokens = [value for name, value in scope["headers"] if name == PASS_HEADER.encode()]
         if len(tokens) != 1:
-            return "this address answers only to tidegate's router"
+            raise PassRefused("this address answers only to tidegate's router")
         try:
             token = tokens[0].decode("ascii")
-            check_pass(self._key, token, scope["method"], scope["path"], self._incarnation, self._place, time.time())
         except UnicodeDecodeError:
-            return "malformed pass"
-        except PassRefused as refused:
-            return str(refused)
-        return None
+            raise PassRefused("malformed pass") from None
+        now = time.time()
+        permission = check_pass(self._key, token, scope["method"], scope["path"], self._incarnation, self._place, now)
+        if self._copy is not None and scope["method"] != "GET":  # a GET carries nobody's bytes: health, metrics, models
+            policy = self._copy.current()
+            refusal = "the guard has no policy yet" if policy is None else policy.refuses(permission, self._place, now)
+            if refusal is not None:
+                raise PassRefused(refusal)
+        return permission
+
+    def _watched(self, permission: Pass, copy: PolicyCopy, send: Send) -> Send:
+        """`send`, until a new policy forbids the answer: then the response breaks off, which no client takes for success."""
+        admitted_under = copy.policy
+        revoked = False
+
+        async def watched(message: MutableMapping[str, Any]) -> None:
+            nonlocal admitted_under, revoked
+            policy = copy.current()
+            if policy is not admitted_under and policy is not None:
+                admitted_under = policy
+                revoked = revoked or policy.refuses(permission, self._place, time.time()) is not None
+            if revoked:
+                raise _Revoked
+            await send(message)
+
+        return watched
+
+
+class _Revoked(Exception):
+    """A new policy forbids an answer that has begun."""
 
 
 async def _send_refusal(send: Send, reason: str) -> None:

@@ -31,6 +31,10 @@ class Label(msgspec.Struct, frozen=True, gc=False):
         """The widest label that is at least as strict as both."""
         return Label(self.process & other.process, self.store & other.store, self.duties | other.duties)
 
+    def join(self, other: Label) -> Label:
+        """The strictest label that is at least as wide as both; only a signed relaxation may ask for it."""
+        return Label(self.process | other.process, self.store | other.store, self.duties & other.duties)
+
     def is_within(self, other: Label) -> bool:
         """True when this label is as strict as `other`, or stricter."""
         return self.process & ~other.process == 0 and self.store & ~other.store == 0 and other.duties & ~self.duties == 0
@@ -91,3 +95,23 @@ class Vocabulary(msgspec.Struct, frozen=True):
     def duty_names(self, mask: int) -> tuple[str, ...]:
         """Names behind a duty mask."""
         return tuple(duty for bit, duty in enumerate(self.duties) if mask >> bit & 1)
+
+
+def translate_label(label: Label, old: Vocabulary, new: Vocabulary) -> Label:
+    """The same label in another vocabulary, or a stricter one: it travels by name, because the same bit may mean another zone.
+
+    A zone the new vocabulary lacks is lost. A duty it lacks can be carried by nobody, so nothing may process the bytes.
+    """
+    duties = old.duty_names(label.duties)
+    if not set(duties) <= set(new.duties):
+        return Label(0, 0, 0)
+    process = new.zone_mask(zone for zone in old.zone_names(label.process) if zone in new.zones)
+    store = new.zone_mask(zone for zone in old.zone_names(label.store) if zone in new.zones)
+    return Label(process, store, new.duty_mask(duties))
+
+
+def translate_evidence(evidence: Evidence, old: Vocabulary, new: Vocabulary) -> Evidence:
+    """The same evidence in another vocabulary: a zone it lacks becomes unknown, a duty it lacks is not carried."""
+    duties = [duty for duty in old.duty_names(evidence.duties) if duty in new.duties]
+    process, store = old.zone_names(evidence.process), old.zone_names(evidence.store)
+    return Evidence(new.zone_mask(process), new.zone_mask(store), new.duty_mask(duties), evidence.expires)

@@ -1,4 +1,11 @@
-"""The effective label of a request: the key's ceiling, met with every tag the request carries. Nothing here widens."""
+"""The effective label of a request: the meet of everything that has a say. Nothing here widens.
+
+    label = ceiling(key, tenant) . every tag . conversation . classification        (. is the meet)
+    per model: label . tag of the model
+
+The one exception is signed: a break-glass relaxation (`router.residency.break_glass`) replaces the *ceiling* while it lasts;
+the tags, the conversation, the classification and the model still take the meet.
+"""
 
 from __future__ import annotations
 
@@ -36,18 +43,50 @@ def _read_tag(part: bytes) -> str:
     return text
 
 
-def resolve_label(grant: KeyGrant, tags: Iterable[str], policy: Policy) -> Label:
-    """The meet of the key's ceiling and every tag.
+def ceiling_at(grant: KeyGrant, now: float) -> Label:
+    """The key's ceiling at UNIX time `now`: its own, or what an unexpired signed relaxation makes of it."""
+    ceiling = grant.ceiling
+    for relaxed in grant.relaxed:
+        if relaxed.begins <= now < relaxed.ends:
+            ceiling = ceiling.join(relaxed.label)
+    return ceiling
+
+
+def relaxations_at(grant: KeyGrant, now: float) -> tuple[str, ...]:
+    """The ids of the relaxations that hold at `now`: every receipt they touch names them."""
+    return tuple(relaxed.id for relaxed in grant.relaxed if relaxed.begins <= now < relaxed.ends)
+
+
+def resolve_label(
+    grant: KeyGrant, tags: Iterable[str], policy: Policy, more: Iterable[Label | None] = (), now: float = 0.0
+) -> Label:
+    """The meet of the key's ceiling, every tag, and what the conversation and the classification add.
+
+    Args:
+        grant: the key's grant under `policy`.
+        tags: what the request's headers say.
+        policy: the compiled configuration.
+        more: further labels in this policy's vocabulary; None has no say.
+        now: UNIX time in seconds, for signed relaxations (0: none holds).
 
     Raises:
         ApiError: 400 for a tag the configuration does not know; 403 `residency_denied` when nothing is left.
     """
-    label = grant.ceiling
+    label = ceiling_at(grant, now) if grant.relaxed else grant.ceiling
     for tag in tags:
         known = policy.tags.get(tag)
         if known is None:
             raise invalid_request(f"Unknown residency tag `{tag}`.", param="x-tidegate-residency")
         label = label.meet(known)
-    if label.process == 0 or label.store == 0:
+    for other in more:
+        if other is not None:
+            label = label.meet(other)
+    if label.process == 0:
         raise ApiError(403, "residency_denied", "No zone satisfies both this key's ceiling and the request's tags.")
     return label
+
+
+def ignored_tags(grant: KeyGrant, tags: Iterable[str], policy: Policy, now: float = 0.0) -> tuple[str, ...]:
+    """The tags that are no stricter than the key's ceiling: taken, without effect, and worth a note in the receipt."""
+    ceiling = ceiling_at(grant, now)
+    return tuple(tag for tag in tags if tag in policy.tags and ceiling.is_within(policy.tags[tag]))

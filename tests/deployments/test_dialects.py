@@ -103,7 +103,7 @@ class Setup:
 
     async def post(self, path: str = CHAT, **body: Any) -> httpx.Response:
         incarnation = "provider@egress-1"
-        permission = Pass("r1", incarnation, "e1", "cloud+eu+us/cloud+eu+us/", time.time() + PASS_LIFETIME_S)
+        permission = Pass("r1", incarnation, "e1", "cloud+eu+us/cloud+eu+us/", time.time() + PASS_LIFETIME_S, "spiller")
         token = issue_pass(derive_target_key(SECRET, incarnation), permission, "POST", path)
         content = {"model": self.model, "messages": MESSAGES, "tools": [TOOL], **body}
         transport = httpx.ASGITransport(app=self.egress.app)

@@ -60,7 +60,7 @@ class Setup:
 
 def issue(label: str = "cloud+eu+us/cloud+eu+us/", **changes: Any) -> str:
     secret, path = changes.pop("secret", SECRET), changes.pop("path", "/v1/chat/completions")
-    permission = Pass("r1", INCARNATION, "e1", label, time.time() + PASS_LIFETIME_S)
+    permission = Pass("r1", INCARNATION, "e1", label, time.time() + PASS_LIFETIME_S, changes.pop("key", "spiller"))
     return issue_pass(derive_target_key(secret, INCARNATION), permission, "POST", path)
 
 

@@ -26,6 +26,7 @@ class FakeProcess:
     slots = 16
     log_path = "/logs/x.log"
     healthy = True
+    guard_policy = "epoch-1"
 
     async def is_healthy(self, timeout_s):
         return self.alive and self.healthy

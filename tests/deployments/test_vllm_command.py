@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import pytest
 
 from deployments.vllm_command import build_argv, build_env, check_model, guard_env, option, resolve_source, slots_of
 from router.config import ConfigError, Model
 from router.residency.guard import ENV_INCARNATION, ENV_KEY, ENV_PLACE, Place
 
-GUARD_ENV = guard_env(b"k" * 32, "inc", Place(("eu",), ("eu",), ("baa",)))
+GUARD_ENV = guard_env(b"k" * 32, "inc", Place(("eu",), ("eu",), ("baa",)), Path("/run/policy.json"))
 
 
 def model(*args, env=None, source="org/name"):

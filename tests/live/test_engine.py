@@ -5,11 +5,12 @@ import signal
 import time
 
 import httpx
+import msgspec
 import psutil
 import pytest
 
 from deployments.engine_errors import EngineStartError
-from router.residency.guard import PASS_HEADER, Pass, derive_target_key, issue_pass
+from router.residency.guard import PASS_HEADER, GuardKey, GuardPolicy, Pass, derive_target_key, issue_pass
 from tests.deployments.processes import wait_until
 from tests.live.guarded_engine import INCARNATION, KEY, PLACE, SECRET
 
@@ -24,7 +25,7 @@ QUESTION = {
 
 
 def a_pass(method: str, path: str, key: bytes = KEY, **changes) -> dict[str, str]:
-    fields = {"request_id": "r", "incarnation": INCARNATION, "epoch": "e", "label_text": PLACE.to_text()}
+    fields = {"request_id": "r", "incarnation": INCARNATION, "epoch": "e", "label_text": PLACE.to_text(), "key": "live"}
     permission = Pass(**{**fields, "expires": time.time() + 30, **changes})
     return {PASS_HEADER: issue_pass(key, permission, method, path)}
 
@@ -33,6 +34,7 @@ def a_pass(method: str, path: str, key: bytes = KEY, **changes) -> dict[str, str
 def engine(ahead):
     """The one server of this module."""
     process = ahead.guarded.wait()
+    process.take_policy(msgspec.json.encode(GuardPolicy("e", 1.0, {"live": GuardKey(PLACE.to_text())}, {})))
     process.loop = ahead.guarded.loop
     yield process
     ahead.guarded.stop()

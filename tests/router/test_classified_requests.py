@@ -9,12 +9,12 @@ import pytest
 from tests.router.conftest import KEY, open_front_door
 
 CARD = "4111 1111 1111 1111"
-RULES = {"rules": [{"if": ["financial"], "meet": "eu"}, {"if": ["secret"], "meet": "nowhere"}]}
-RESIDENCY = {"tags": {"nowhere": {"process": ["elsewhere"]}}}
+RULES = {"rules": [{"if": ["financial"], "meet": "eu"}, {"if": ["secret"], "meet": "elsewhere"}]}
+ZONES = {"a": "us", "b": "eu", "c": "elsewhere"}
 
 
 async def test_a_card_number_keeps_a_request_in_its_zone_and_the_receipt_says_why():
-    async with open_front_door({"a": "us", "b": "eu"}, classify=RULES, residency=RESIDENCY) as door:
+    async with open_front_door(ZONES, classify=RULES) as door:
         zones = {(await door.chat(f"hello {i}")).headers["x-tidegate-zone"] for i in range(8)}
         assert "us" in zones, "without a finding the other zone is open"
         for i in range(8):
@@ -26,7 +26,8 @@ async def test_a_card_number_keeps_a_request_in_its_zone_and_the_receipt_says_wh
 
 
 async def test_what_no_running_zone_may_have_is_refused_without_a_byte_sent():
-    async with open_front_door({"a": "us", "b": "eu"}, classify=RULES, residency=RESIDENCY) as door:
+    async with open_front_door(ZONES, classify=RULES) as door:
+        await door.engines["c"].stop()
         before = sum(len(engine.requests) for engine in door.engines.values())
         answer = await door.chat("-----BEGIN RSA PRIVATE KEY-----\n" + "MIIEpAIBAAKCAQEA7bq9" * 20)
         assert answer.status_code in (403, 503) and answer.json()["error"]["code"].startswith("residency_")
@@ -44,7 +45,7 @@ async def test_a_picture_cannot_be_read_and_counts_as_the_worst(content):
 
 
 async def test_explain_says_what_the_request_itself_would_meet():
-    async with open_front_door({"a": "us", "b": "eu"}, classify=RULES, residency=RESIDENCY) as door:
+    async with open_front_door(ZONES, classify=RULES) as door:
         body = {"model": "m", "messages": [{"role": "user", "content": f"my card is {CARD}"}]}
         headers = {"authorization": f"Bearer {KEY}"}
         explained = (await door.client.post("/tidegate/v1/explain", json=body, headers=headers)).json()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from router.placement.targets import Report
 from tests.router.builders import digest
-from tests.router.conftest import KEY, open_front_door
+from tests.router.conftest import KEY, FrontDoor, open_front_door
 from tests.router.simulated_engine import SimulatedEngine
 
 IBAN = "DE89370400440532013000"
@@ -17,6 +18,12 @@ KEYS = [{"id": "front", "sha256": digest(KEY), "residency": "any", "redact": {"t
 
 def sent(engine: SimulatedEngine) -> str:
     return b"".join(request["raw"] for request in engine.requests).decode()
+
+
+def without(door: FrontDoor, name: str) -> None:
+    """The one place that may have the request as it is does not run."""
+    targets = door.state.fleet.membership.targets
+    door.state.fleet.update([Report(target) for target in targets if target.id != name])
 
 
 def echo(engine: SimulatedEngine) -> None:
@@ -45,7 +52,8 @@ def echo(engine: SimulatedEngine) -> None:
 
 
 async def test_the_values_stay_and_the_answer_has_them():
-    async with open_front_door({"a": "us"}, classify=RULES, residency=RESIDENCY, keys=KEYS) as door:
+    async with open_front_door({"a": "us", "z": "elsewhere"}, classify=RULES, residency=RESIDENCY, keys=KEYS) as door:
+        without(door, "z")
         echo(door.engines["a"])
         answer = await door.chat(f"transfer to {IBAN} now")
         assert answer.status_code == 200
@@ -57,7 +65,8 @@ async def test_the_values_stay_and_the_answer_has_them():
 
 
 async def test_a_stream_is_restored_though_every_placeholder_is_cut():
-    async with open_front_door({"a": "us"}, classify=RULES, residency=RESIDENCY, keys=KEYS) as door:
+    async with open_front_door({"a": "us", "z": "elsewhere"}, classify=RULES, residency=RESIDENCY, keys=KEYS) as door:
+        without(door, "z")
         echo(door.engines["a"])
         answer = await door.chat(f"transfer to {IBAN} now", stream=True)
         events = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
@@ -69,16 +78,19 @@ async def test_a_stream_is_restored_though_every_placeholder_is_cut():
 
 async def test_without_leave_or_against_the_requests_own_tag_nothing_is_sent():
     plain = [{"id": "front", "sha256": digest(KEY), "residency": "any"}]
-    async with open_front_door({"a": "us"}, classify=RULES, residency=RESIDENCY, keys=plain) as door:
+    async with open_front_door({"a": "us", "z": "elsewhere"}, classify=RULES, residency=RESIDENCY, keys=plain) as door:
+        without(door, "z")
         answer = await door.chat(f"transfer to {IBAN}")
         assert answer.status_code in (403, 503) and door.engines["a"].requests == []
-    async with open_front_door({"a": "us"}, classify=RULES, residency=RESIDENCY, keys=KEYS) as door:
+    async with open_front_door({"a": "us", "z": "elsewhere"}, classify=RULES, residency=RESIDENCY, keys=KEYS) as door:
+        without(door, "z")
         answer = await door.chat(f"transfer to {IBAN}", headers={"x-tidegate-residency": "elsewhere"})
         assert answer.status_code in (403, 503) and door.engines["a"].requests == []
 
 
 async def test_what_needs_no_redaction_goes_as_it_came():
-    async with open_front_door({"a": "us"}, classify=RULES, residency=RESIDENCY, keys=KEYS) as door:
+    async with open_front_door({"a": "us", "z": "elsewhere"}, classify=RULES, residency=RESIDENCY, keys=KEYS) as door:
+        without(door, "z")
         echo(door.engines["a"])
         answer = await door.chat("hello there")
         assert "redaction" not in door.receipt(answer)["label_sources"]

@@ -1,0 +1,158 @@
+"""Where a running process gets its policy from, and what may change while it runs.
+
+Three layers, later ones replacing whole keys of earlier ones: the configuration it was started with, the watched
+`policy_file`, and the `user_config` that Ray Serve hands to the router without restarting anything. Break-glass relaxations
+come on top. Reading them is all or nothing: what cannot be read, checked and compiled leaves the policy that runs as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from router.config import Config, ConfigError, parse_config, parse_yaml
+from router.policy import Policy, compile_policy
+from router.residency.break_glass import Relaxation, RelaxationError, read_relaxations
+
+POLICY_KEYS = frozenset({"duties", "residency", "keys", "targets", "slo", "spill", "complexity", "classify"})
+"""What may change while engines run. Everything else (models, zones, listeners, ...) needs a deployment."""
+_END_OF_DOCUMENT = "..."
+
+
+def merge(base: Mapping[str, Any], part: Any, origin: str) -> dict[str, Any]:
+    """`base` with the keys of `part` in place of its own.
+
+    Args:
+        base: a configuration as YAML gives it.
+        part: a mapping of some of `POLICY_KEYS`; None counts as empty.
+        origin: where it comes from, for messages.
+
+    Raises:
+        ConfigError: no mapping, a key that needs a restart, or another `residency.zone_label`, which does too.
+    """
+    if part is None:
+        return dict(base)
+    if not isinstance(part, dict):
+        raise ConfigError(f"{origin}: expected a mapping, got {type(part).__name__}")
+    for key in part:
+        if key not in POLICY_KEYS:
+            known = ", ".join(sorted(POLICY_KEYS))
+            raise ConfigError(f"{origin}: `{key}` cannot change while engines run; what can: {known}")
+    merged = {**base, **part}
+    if _zone_label(merged) != _zone_label(base):
+        raise ConfigError(f"{origin}: `residency.zone_label` cannot change while engines run")
+    return merged
+
+
+def _zone_label(data: Mapping[str, Any]) -> Any:
+    residency = data.get("residency")
+    return residency.get("zone_label") if isinstance(residency, dict) else None
+
+
+def read_policy_file(path: Path) -> Any:
+    """The mapping in a policy file.
+
+    The file must end with YAML's own end of a document, a line `...`: a file that is half written has valid YAML in it
+    as often as not, and a list of duties cut short is a wider policy.
+
+    Raises:
+        ConfigError: it cannot be read, is not YAML, or does not end with `...`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or type(error).__name__}") from None
+    if not text.endswith("\n") or text.rstrip().rsplit("\n", 1)[-1] != _END_OF_DOCUMENT:
+        raise ConfigError(f"{path}: end a policy file with a line `...`, so that half of one is never taken for the whole")
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+
+
+class Loaded(NamedTuple):
+    """A configuration, the text of its break-glass file, and the policy both make."""
+
+    config: Config
+    glass: str
+    policy: Policy
+
+
+def compile_loaded(config: Config, glass: str, base: Path) -> Loaded:
+    """The policy of a configuration and the text of a break-glass file, every signature checked.
+
+    Raises:
+        ConfigError: either cannot be used.
+    """
+    relaxations: tuple[Relaxation, ...] = ()
+    if config.break_glass is not None:
+        rules = config.break_glass
+        try:
+            relaxations = read_relaxations(glass, rules.approvers, rules.required, rules.max_hours)
+        except RelaxationError as error:
+            raise ConfigError(f"{rules.file}: {error}") from None
+    return Loaded(config, glass, compile_policy(config, base, relaxations))
+
+
+class PolicySource:
+    """Reads the layers of one process.
+
+    Args:
+        args: the configuration the process was started with, as YAML gives it.
+        base: the directory that relative paths start from.
+    """
+
+    def __init__(self, args: Mapping[str, Any], base: Path) -> None:
+        self._args = dict(args)
+        self._base = base
+        self._part: Any = None
+        self._seen: object = None
+
+    def offer(self, part: Any) -> None:
+        """Take another uppermost layer; the next `load` reads it."""
+        self._part = part
+
+    def load(self) -> Loaded:
+        """Read all layers.
+
+        Raises:
+            ConfigError: any of them cannot be used.
+        """
+        self._seen = self._signature()
+        data = dict(self._args)
+        if self._args.get("policy_file"):
+            path = self._base / str(self._args["policy_file"])
+            data = merge(data, read_policy_file(path), str(path))
+        config = parse_config(merge(data, self._part, "user_config"))
+        return compile_loaded(config, self._read_glass(config), self._base)
+
+    def changed(self) -> bool:
+        """Whether a watched file is another than at the last `load`."""
+        return self._signature() != self._seen
+
+    def _read_glass(self, config: Config) -> str:
+        if config.break_glass is None:
+            return ""
+        path = self._base / config.break_glass.file
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""  # no file, no relaxation
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"break_glass.file: cannot read {path} ({type(error).__name__})") from None
+
+    def _signature(self) -> object:
+        glass = self._args.get("break_glass")
+        files = [self._args.get("policy_file"), glass.get("file") if isinstance(glass, dict) else None]
+        return tuple(_stat(self._base / str(name)) for name in files if name)
+
+
+def _stat(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size, found.st_ino)

@@ -1,0 +1,122 @@
+"""Recognising a conversation without an id of the client's: keyed hashes of its messages and of their prefixes.
+
+A chat client sends the whole history with every turn, so a follow-up begins with the messages of the request before it. The
+hashes are keyed (BLAKE2b, RFC 7693) with a key derived from the cluster secret and bound to the tenant: who reads the store
+learns nothing, and two tenants that say the same words do not meet. System prompts are left out, because they are shared between
+conversations and often hold the time of day.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from router.placement.targets import Endpoint
+
+LONG_ENOUGH = 48
+"""Bytes from which a message alone identifies a conversation, should its beginning have been trimmed away."""
+_DIGEST = 16
+_INSTRUCTIONS = frozenset({"system", "developer"})
+_CLIENT = frozenset({"user", "tool", "function", *_INSTRUCTIONS})
+_CLIENT_ITEMS = frozenset({"function_call_output", "computer_call_output", "item_reference", "input_text", "input_image"})
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
+class Conversation(msgspec.Struct, frozen=True):
+    """The hashes of one request's history.
+
+    `prefixes[i]` stands for the first i+1 messages, `messages` for long messages of the history on their own (not the last
+    one, which is new). `answered` is how many messages come before the last answer of a model, which is the whole of the
+    previous request; -1 when there is no answer in it.
+    """
+
+    prefixes: tuple[bytes, ...]
+    messages: tuple[bytes, ...]
+    last: bytes
+    answered: int
+
+    @property
+    def is_continued(self) -> bool:
+        """True when a model's answer is in the history: there was a request before this one."""
+        return self.answered >= 0
+
+
+NO_CONVERSATION = Conversation((), (), b"", -1)
+
+
+def lineage_key(secret: bytes) -> bytes:
+    """The key of the hashes, from the cluster secret: every router makes the same ones, nobody else any."""
+    return hmac.digest(secret, b"lineage", "sha256")
+
+
+def read_conversation(key: bytes, tenant: str, endpoint: str, parsed: dict[str, Any]) -> Conversation:
+    """The hashes of a parsed request; `NO_CONVERSATION` for endpoints without one.
+
+    Args:
+        key: from `lineage_key`.
+        tenant: the tenant of the request's key.
+        endpoint: one of `Endpoint`.
+        parsed: the request's body.
+    """
+    head = tenant.encode() + b"\0"
+    prefixes: list[bytes] = []
+    messages: list[bytes] = []
+    link, last, answered = head, b"", -1
+    for message in _messages(endpoint, parsed):
+        content, is_answer = _content(message), _is_answer(message)
+        if is_answer:
+            answered = len(prefixes)
+        if last:
+            messages.append(last)
+        last = blake2b(head + content, key=key, digest_size=_DIGEST).digest() if len(content) >= LONG_ENOUGH else b""
+        link = blake2b(link + content, key=key, digest_size=_DIGEST, person=b"prefix").digest()
+        prefixes.append(link)
+    return Conversation(tuple(prefixes), tuple(messages), last, answered) if prefixes else NO_CONVERSATION
+
+
+def _messages(endpoint: str, parsed: dict[str, Any]) -> Iterator[Any]:
+    """The messages in order, without instructions."""
+    if endpoint in (Endpoint.CHAT, Endpoint.MESSAGES):
+        found = parsed.get("messages")
+    elif endpoint == Endpoint.RESPONSES:
+        found = parsed.get("input")
+    elif endpoint == Endpoint.COMPLETIONS:
+        found = parsed.get("prompt")
+    else:
+        return
+    for message in found if isinstance(found, list) else [found]:
+        if message is not None and not (isinstance(message, dict) and message.get("role") in _INSTRUCTIONS):
+            yield message
+
+
+def _is_answer(message: Any) -> bool:
+    """Whether a model, not the client, said this. What cannot be told counts as an answer: it asks for a past."""
+    if not isinstance(message, dict):
+        return False
+    role, kind = message.get("role"), message.get("type")
+    return role not in _CLIENT if role is not None else kind not in _CLIENT_ITEMS
+
+
+def _content(message: Any) -> bytes:
+    """What a message says, whichever of the equivalent shapes a client gives it: text as text, the rest as sorted JSON."""
+    if isinstance(message, str):
+        return message.strip().encode("utf-8", "surrogatepass")
+    if not isinstance(message, dict):
+        return _encode(message)
+    pieces: list[bytes] = []
+    content = message.get("content")
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, str):
+            pieces.append(part.strip().encode("utf-8", "surrogatepass"))
+        elif isinstance(part, dict) and isinstance(part.get("text"), str):
+            pieces.append(part["text"].strip().encode("utf-8", "surrogatepass"))
+        elif part is not None:
+            pieces.append(_encode(part))
+    for name in ("tool_calls", "function_call", "arguments", "output", "name"):
+        if message.get(name):
+            pieces.append(_encode(message[name]))
+    return b"\0".join(piece for piece in pieces if piece)

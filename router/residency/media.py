@@ -1,0 +1,86 @@
+"""Remote media: a URL in a request makes whoever reads it dial out, and tells the other end that somebody asked.
+
+An engine must never follow one for a request that may not leave, and the label is all the router knows: so under a label that
+does not allow every zone, any media reference that is not inline (`data:`) is refused before a target is chosen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from router.policy import Policy
+from router.residency.label import Label
+from router.wire.errors import ApiError
+
+_MEDIA = frozenset({"image_url", "audio_url", "video_url", "file_url", "input_audio", "input_image", "image", "audio", "video"})
+"""Keys (and types of parts) of OpenAI's, Anthropic's and vLLM's dialects that hold media."""
+_WRAPPED = frozenset({"url", "uri", "image_url", "file_url", "data"})
+_NOT_MEDIA = frozenset({"tools", "functions", "response_format", "metadata", "tool_choice", "tool_calls", "function_call"})
+_TOOL_INPUT = frozenset({"tool_use", "server_tool_use", "function_call", "mcp_tool_use"})
+_INLINE = frozenset({"input_audio", "audio"})
+"""Keys whose `data` is base64 and no URL."""
+
+
+def remote_media(parsed: dict[str, Any]) -> str | None:
+    """Where the first remote media reference of a request stands (a path of keys, no content), or None.
+
+    Everything but a `data:` URL is remote: other schemes, relative and malformed ones too, for parsers differ about them.
+    Arguments and schemas of tools are text for the model and are not looked at.
+    """
+    for name, value in parsed.items():
+        if name not in _NOT_MEDIA and isinstance(value, list | dict):
+            found = _search(value, name)
+            if found is not None:
+                return found
+    return None
+
+
+def refuse_remote_media(parsed: dict[str, Any], label: Label, policy: Policy) -> None:
+    """Refuse a request that would make an engine dial out although its label restricts where it may go.
+
+    Raises:
+        ApiError: 403 `residency_denied`, with the place of the reference.
+    """
+    everywhere = policy.vocabulary.zone_mask(policy.vocabulary.zones)
+    if label.process == everywhere and label.store == everywhere:
+        return
+    where = remote_media(parsed)
+    if where is not None:
+        message = "Media must be inline (`data:` URLs) under this request's residency label; a remote URL would be fetched."
+        raise ApiError(403, "residency_denied", message, param=where)
+
+
+def _search(value: Any, where: str) -> str | None:
+    stack: list[tuple[Any, str]] = [(value, where)]
+    while stack:
+        item, path = stack.pop()
+        if isinstance(item, list):
+            stack += [(child, path) for child in item if isinstance(child, list | dict)]
+        elif isinstance(item, dict):
+            if item.get("type") in _TOOL_INPUT:
+                continue
+            for key, child in item.items():
+                if _is_remote(item, key, child):
+                    return f"{path}.{key}"
+                if isinstance(child, list | dict) and key not in _NOT_MEDIA:
+                    stack.append((child, f"{path}.{key}" if key.isidentifier() and len(key) <= 40 else path))
+    return None
+
+
+def _is_remote(part: dict[str, Any], key: str, child: Any) -> bool:
+    """Whether `part[key]` is, or holds, a media reference that is not inline."""
+    if key in _MEDIA:
+        if isinstance(child, str):
+            return key not in _INLINE and _dials(child)
+        if isinstance(child, dict):
+            names = _WRAPPED - {"data"} if key in _INLINE else _WRAPPED
+            return any(isinstance(child.get(name), str) and _dials(child[name]) for name in names)
+        return False
+    if key == "source" and isinstance(child, dict):  # Anthropic: {"type": "url", "url": ...}
+        return child.get("type") == "url" or (isinstance(child.get("url"), str) and _dials(child["url"]))
+    # A part that says it is media may have its address under a plain `url`.
+    return key in ("url", "uri") and part.get("type") in _MEDIA and isinstance(child, str) and _dials(child)
+
+
+def _dials(text: str) -> bool:
+    return not text.startswith("data:")

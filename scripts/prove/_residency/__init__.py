@@ -1,0 +1,1 @@
+"""The proofs of residency: laws (Z3), protocol (exhaustive), code (seeded simulation), and mutants that all must catch."""

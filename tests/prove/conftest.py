@@ -1,0 +1,6 @@
+"""The proofs live beside their commands, outside the packages."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))

@@ -1,0 +1,59 @@
+"""Who may share cached prefixes: one tenant under one label, and never by what a client sends."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+
+from router.residency.cache_salt import cache_salt, salt_key, with_cache_salt
+
+KEY = salt_key(b"s" * 32)
+
+
+def test_salts_are_stable_and_separate_tenants_labels_secrets_and_clients():
+    cases = [
+        *itertools.product([KEY, salt_key(b"t" * 32)], ["a", "b", "1:a"], ["eu/eu/", "us/us/", ""], [None, "x", "y"]),
+        (KEY, "ab", "c", None),
+        (KEY, "a", "bc", None),
+        (KEY, "a", "b", "c"),
+        (KEY, "a1:b", "", None),
+    ]
+    salts = [cache_salt(*case) for case in cases]
+    assert len(set(salts)) == len(cases)
+    assert salts == [cache_salt(*case) for case in cases]
+    assert all(len(salt) == 64 and int(salt, 16) >= 0 for salt in salts)
+
+
+@pytest.mark.parametrize("odd", ["", 7, ["x"], {"a": 1}, True])
+def test_what_is_no_salt_of_a_client_counts_as_none(odd):
+    assert cache_salt(KEY, "a", "l", odd) == cache_salt(KEY, "a", "l")
+
+
+def test_a_lone_surrogate_is_a_salt_like_any_other():
+    assert cache_salt(KEY, "a", "l", "\ud800") != cache_salt(KEY, "a", "l")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"m","messages":[]}',
+        b' \n{ "model" : "m" }',
+        b"{}",
+        b"{ }",
+        b'{"cache_salt":"mine","model":"m"}',
+        b'{"a":{"cache_salt":"in"}}',
+    ],
+)
+def test_the_body_gets_the_salt_and_keeps_the_rest(body):
+    parsed = json.loads(body)
+    assert json.loads(with_cache_salt(body, parsed, "ab" * 32)) == {**parsed, "cache_salt": "ab" * 32}
+    if "cache_salt" not in parsed:
+        assert body.split(b"{", 1)[1] in with_cache_salt(body, parsed, "ab" * 32)
+
+
+def test_other_bytes_stay_as_they_were():
+    body = b'{"model":"m","n":1.0,"t":"\\u00e9"}'
+    salted = with_cache_salt(body, json.loads(body), "cd" * 32)
+    assert salted == b'{"cache_salt":"' + b"cd" * 32 + b'",' + body[1:]
