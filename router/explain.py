@@ -7,13 +7,14 @@ from typing import Any
 
 import msgspec
 
+from router.complexity.books import ReadOnlyBooks
 from router.complexity.explain import describe_gain
 from router.complexity.features import read_features
 from router.complexity.peel import peel_request
 from router.decide import decide
 from router.decision import Decision, Facts
 from router.facts import gather_facts, judge_complexity
-from router.handler import classify, identify, must_classify
+from router.handler import classify, identify, must_classify, named_headers
 from router.placement.breaker import hold, state_of
 from router.placement.targets import Endpoint
 from router.placement.trust import FALLBACK
@@ -36,7 +37,8 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
     if state.classifier is not None and must_classify(state, label):
         verdict = await classify(state.classifier, label, parsed)
         label, found = verdict.label, "+".join((*verdict.kinds, *filter(None, (verdict.unknown,))))
-    facts = gather_facts(request_id, grant, Endpoint.CHAT, parsed, label, state.policy)
+    books, named = ReadOnlyBooks(state.complexity), named_headers(headers, state.policy)
+    facts = gather_facts(request_id, grant, Endpoint.CHAT, parsed, label, state.policy, 0.0, books, named)
     now = time.time()
     chains = state.prefixes.chains(facts.endpoint, parsed, resolve_models(facts, state.policy))
     decision = decide(facts, state.policy, state.view_for(facts, chains, now), now)

@@ -20,7 +20,7 @@ from router.placement.targets import Endpoint
 from router.policy import KeyGrant, Policy
 from router.refusal import fail, refuse
 from router.residency.admission import label_request
-from router.residency.classify.rule import Classifier, Verdict, needed
+from router.residency.classify.rule import Classifier, Verdict, distinct_evidence, needed
 from router.residency.conversation import NO_CONVERSATION, read_conversation
 from router.residency.declassify import declassify
 from router.residency.label import Label, translate_label
@@ -165,7 +165,8 @@ class ModelHandler:
         label = labelled.label
         refuse_remote_media(parsed, label, policy)
         timeout_s = timeout_of(headers, grant.timeout_s)
-        facts = gather_facts(opened.request_id, grant, path, parsed, label, state.policy, timeout_s)
+        named = named_headers(headers, policy)
+        facts = gather_facts(opened.request_id, grant, path, parsed, label, policy, timeout_s, state.complexity, named)
         receipt = open_receipt(facts, policy.epoch, state.label_text(label), tags, now)
         receipt.label_sources = labelled.sources
         ticket = state.inflight.enter(grant, tags, label)
@@ -178,8 +179,7 @@ def must_classify(state: RouterState, label: Label) -> bool:
     """Whether what stands in a request could change where it may go."""
     if state.classifier is None:
         return False
-    evidence = (target.evidence for target in state.fleet.membership.targets)
-    return needed(state.classifier.rules, label, evidence, time.time())
+    return needed(state.classifier.rules, label, distinct_evidence(state.fleet.membership), time.time())
 
 
 async def classify(
@@ -197,6 +197,12 @@ async def classify(
     if (verdict.label.process == 0 or verdict.label.store == 0) and not redactable:
         raise ApiError(403, "residency_denied", "No zone may have a request with what was found in this one.")
     return verdict
+
+
+def named_headers(headers: Headers, policy: Policy) -> dict[str, str]:
+    """The headers that complexity rules of this policy look at."""
+    wanted = policy.plan.header_names if policy.plan is not None else ()
+    return {text: value.decode("latin-1") for name, value in headers if wanted and (text := name.decode("latin-1")) in wanted}
 
 
 def identify(state: RouterState, headers: Headers) -> tuple[KeyGrant, Label, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from router.identity.limits import Limits
 from router.identity.stored import Shared
 from router.kv_feeds import KvFeeds
 from router.ledger.log import AuditLog
+from router.ledger.policies import policy_text
 from router.placement.kv_messages import KV_PATH
 from router.placement.targets import Report, Target
 from router.placement.trust import SelfTest
@@ -111,6 +112,8 @@ class RouterProcess:
             return None
         before = state.policy.epoch
         cut = state.adopt(config, policy, time.time())
+        if state.audit is not None:
+            state.audit.policy(policy.epoch, policy_text(config))
         _log.warning("policy %s replaces %s; %d exchanges were cut", policy.epoch, before, cut)
         return loaded
 

@@ -360,7 +360,11 @@ class Serving:
         if self._trail is not None and self._trail.prompt:
             attempt.prompt_tokens = len(self._trail.prompt) + len(self._trail.answer) - self._trail.delivered
             attempt.completion_tokens = self._trail.delivered
-        self._state.fleet.end(self._booking, now, completed=ending is Ending.COMPLETE and exchange.status < 400)
+        answered, receipt = ending is Ending.COMPLETE and exchange.status < 400, self._admitted.receipt
+        if ending is Ending.COMPLETE:
+            read_usage(receipt, exchange.events.usage if exchange.events is not None else exchange.tail)
+        output_tokens = max(0, receipt.completion_tokens) if answered and self._join is None else 0
+        self._state.fleet.end(self._booking, now, completed=answered, output_tokens=output_tokens)
         # A client's short deadline says nothing about the target: it must not take it away from everybody else.
         broken = ending in (Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER) and exchange.failure not in (DEADLINE, POLICY_REVOKED)
         if broken or (ending is Ending.HELD and exchange.status >= 500 and exchange.status != 503):
@@ -371,8 +375,6 @@ class Serving:
         """The client has its answer, or as much of one as it will get."""
         receipt = self._admitted.receipt
         receipt.status = exchange.status if self._join is None else 200
-        if ending is Ending.COMPLETE:
-            read_usage(receipt, exchange.events.usage if exchange.events is not None else exchange.tail)
         if self._trail is not None and (ending is not Ending.COMPLETE or self._join is not None or receipt.prompt_tokens < 0):
             count_usage(receipt, self._trail)
         if ending is Ending.COMPLETE:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from router.complexity.books import ComplexityBooks
 from router.config import Config, ConfigError, home
 from router.decision import Facts
 from router.identity.limits import Limits
@@ -93,6 +94,7 @@ class RouterState:
         self.pool = Pool(config.timeouts.connect_s, tls)
         self.retry_budget = RetryBudget(time.monotonic())
         self.classifier = make_classifier(config.classify, policy.tags, secret)
+        self.complexity = ComplexityBooks(config.complexity.pin_conversations, config.complexity.pin_margin)
         self.draining = False
         self.find_elsewhere: FindReceipt | None = None
         """Asks the other router replicas for a receipt; None where there are none."""

@@ -65,6 +65,20 @@ class ComplexityBooks:
         return judge_request(body, tokens, plan, start_track(plan) if track is None else track, asker)
 
 
+class ReadOnlyBooks(ComplexityBooks):
+    """Looks at a router's books without writing in them: for questions that must change nothing."""
+
+    def __init__(self, books: ComplexityBooks) -> None:
+        self._books = books
+
+    def __repr__(self) -> str:
+        return f"ReadOnlyBooks({self._books!r})"
+
+    def judge(self, body: dict[str, Any], tokens: int, plan: Plan, asker: Asker) -> Judged:
+        """As `look`."""
+        return self._books.look(body, tokens, plan, asker)
+
+
 def with_pin(judged: Judged, plan: Plan, kept: Pinned, why: str) -> Judged:
     """The outcome after the conversation had its say."""
     return Judged(
