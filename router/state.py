@@ -30,7 +30,7 @@ from router.prefixes import Prefixes, PromptChains
 from router.residency.cache_salt import salt_key
 from router.residency.classify.rule import make_classifier
 from router.residency.conversation import lineage_key
-from router.residency.guard import PASS_LIFETIME_S, Pass, derive_target_key, issue_pass
+from router.residency.guard import PASS_LIFETIME_S, ROUTER, Pass, derive_target_key, issue_pass
 from router.residency.inflight import InFlight
 from router.residency.label import Evidence, Label
 from router.residency.lineage import LineageBook
@@ -188,7 +188,7 @@ class RouterState:
         evidence = target.evidence
         label_text = self.label_text(Label(evidence.process, evidence.store, evidence.duties))
         expires = time.time() + PASS_LIFETIME_S
-        permission = Pass(f"own-{secrets.token_hex(6)}", target.incarnation, self.policy.epoch, label_text, expires)
+        permission = Pass(f"own-{secrets.token_hex(6)}", target.incarnation, self.policy.epoch, label_text, expires, ROUTER)
         return issue_pass(self.target_key(target.incarnation), permission, method, path)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:

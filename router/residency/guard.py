@@ -113,6 +113,8 @@ class GuardKey(msgspec.Struct, frozen=True):
 OUTSIDE = "*"
 """Stands for every key that is not in the configuration but in the store: guards have no copy of those. For them a guard decides
 again by tags and models; that the key's own ceiling holds, it has from the router's signature."""
+ROUTER = "!router"
+"""Stands for the router itself, which asks for a self-test with made-up words and for hashes, never with a client's request."""
 REDACTED = "!redacted"
 """Follows a key's name in the pass of a redacted request, which has a ceiling of its own."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from router.config import ANY
 from router.policy import Policy
-from router.residency.guard import OUTSIDE, REDACTED, GuardKey, GuardPolicy
+from router.residency.guard import OUTSIDE, REDACTED, ROUTER, GuardKey, GuardPolicy
 
 
 def copy_for_guards(policy: Policy, issued: float) -> GuardPolicy:
@@ -24,7 +24,7 @@ def copy_for_guards(policy: Policy, issued: float) -> GuardPolicy:
     for grant in policy.keys.values():
         if grant.redacted is not None:
             keys[grant.id + REDACTED] = GuardKey(policy.label_text(grant.redacted))
-    keys[OUTSIDE] = GuardKey(policy.label_text(policy.tags[ANY]))
+    keys[OUTSIDE] = keys[ROUTER] = GuardKey(policy.label_text(policy.tags[ANY]))
     tags = {name: policy.label_text(label) for name, label in policy.tags.items()}
     models = {name: policy.label_text(label) for name, label in policy.model_labels.items()}
     return GuardPolicy(policy.epoch, issued, keys, tags, models)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from deployments.kv_agent import chunk_key_of
@@ -19,6 +20,7 @@ from router.placement.trust import Trust
 from router.policy import compile_policy
 from router.process import RouterProcess
 from router.residency.guard import Place, derive_target_key
+from router.residency.guard_copy import copy_for_guards
 from router.residency.label import Evidence
 from tests.live.plain_stack import free_port
 from tests.router.builders import digest
@@ -65,6 +67,7 @@ class Bench:
 
     def start(self) -> None:
         self.run(self.engine.start())
+        self.engine.take_policy(msgspec.json.encode(copy_for_guards(self.policy, time.time())))
         vocabulary = self.policy.vocabulary
         zones = vocabulary.zone_mask(["local"])
         self.target = Target(
