@@ -201,8 +201,10 @@ async def classify(
 
 def named_headers(headers: Headers, policy: Policy) -> dict[str, str]:
     """The headers that complexity rules of this policy look at."""
-    wanted = policy.plan.header_names if policy.plan is not None else ()
-    return {text: value.decode("latin-1") for name, value in headers if wanted and (text := name.decode("latin-1")) in wanted}
+    if policy.plan is None or not policy.plan.header_names:
+        return {}
+    wanted = policy.plan.header_names
+    return {text: value.decode("latin-1") for name, value in headers if (text := name.decode("latin-1")) in wanted}
 
 
 def identify(state: RouterState, headers: Headers) -> tuple[KeyGrant, Label, tuple[str, ...]]:

@@ -7,6 +7,7 @@ two references and a tuple copy at any number of targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -202,17 +203,17 @@ class Fleet:
         if index is not None:
             load = self._loads[index]
             breaker, booking.probe = breakers.begin(load.breaker, now)
+            fields = {} if work is None else self._enter(index, booking, Entry(work, now, peers=False), now)
             self._loads[index] = replace(
                 load,
                 inflight=load.inflight + 1,
                 unstarted=load.unstarted + 1,
                 unstarted_tokens=load.unstarted_tokens + prompt_tokens,
                 breaker=breaker,
+                **fields,
             )
             before, since = self._peaks.get(target.incarnation, (0, 0))
             self._peaks[target.incarnation] = (before, max(since, load.inflight + 1))
-            if work is not None:
-                self._enter(index, booking, Entry(work, now, peers=False), now)
         if cost_usd:
             self._roll_day(now)
             self._spent_usd += cost_usd
@@ -235,8 +236,9 @@ class Fleet:
             ttft_s=_smooth(load.ttft_s, seconds),
             prefill_tps=_smooth(load.prefill_tps, rate) if rate else load.prefill_tps,
             breaker=self._after_first_byte(index, booking, seconds, now),
+            **self._account_first(index, booking, now),
         )
-        self._account_first(index, booking, now)
+        self._follow_drift(index, booking)
 
     def end(self, booking: Booking, now: float, *, completed: bool, output_tokens: int = 0) -> None:
         """The request left the target, completed or not. Calling it again changes nothing.
@@ -265,8 +267,8 @@ class Fleet:
             failures=0 if completed else load.failures,
             down_until=0.0 if completed else load.down_until,
             breaker=breakers.succeeded(breaker, now, booking.started_at) if completed else breaker,
+            **self._account_end(index, booking, now, completed, output_tokens),
         )
-        self._account_end(index, booking, now, completed, output_tokens)
 
     def noticed(self, notice: Notice, now: float) -> None:
         """A peer's request, booked as if it were ours. Notices out of order, or of targets we do not know, change nothing."""
@@ -281,34 +283,41 @@ class Fleet:
                 inflight=load.inflight + 1,
                 unstarted=load.unstarted + 1,
                 unstarted_tokens=load.unstarted_tokens + work.prompt_tokens,
+                **self._enter(index, booking, Entry(work, now, peers=True), now),
             )
-            self._enter(index, booking, Entry(work, now, peers=True), now)
         elif notice.event == "first" and (known := self._peer_bookings.get(notice.id)) is not None:
             self.first_byte(known, now)
         elif notice.event == "end" and (over := self._peer_bookings.pop(notice.id, None)) is not None:
             self.end(over, now, completed=False)
 
-    def _enter(self, index: int, booking: Booking, entry: Entry, now: float) -> None:
+    def _enter(self, index: int, booking: Booking, entry: Entry, now: float) -> dict[str, Any]:
+        """Enter a request into the target's own books; what of its load changes by that."""
         book = self._books.get(booking.incarnation)
         if book is None:
             book = self._books[booking.incarnation] = TargetBook(self._shared_of(self._membership.targets[index]))
         booking.entry = entry
-        self._loads[index] = replace(self._loads[index], **book.booked(entry, now))
         if entry.work.prefix and self.prefixes is not None:
             self.prefixes.routed(entry.work.prefix, booking.incarnation, now)
+        return book.booked(entry, now)
 
-    def _account_first(self, index: int, booking: Booking, now: float) -> None:
+    def _account_first(self, index: int, booking: Booking, now: float) -> dict[str, Any]:
+        """What of the target's load a first byte changes beyond the counts."""
         entry, book = booking.entry, self._books.get(booking.incarnation)
         if entry is None or book is None:
-            return
+            return {}
         load = self._loads[index]
         fields = book.started(entry, now)
         if not entry.peers:
             fields["slowdown"] = book.learned_first(entry, load, now)
             self.calibration.first(now - entry.started_at, entry.work.ttft_s)
-        self._loads[index] = replace(load, **fields)
+        return fields
+
+    def _follow_drift(self, index: int, booking: Booking) -> None:
+        entry = booking.entry
+        if entry is None or entry.peers or booking.incarnation not in self._books:
+            return
         shared = self._shared_of(self._membership.targets[index])
-        if not entry.peers and shared.has_drifted():
+        if shared.has_drifted():
             self._tell_all(shared)
 
     def _shared_of(self, target: Target) -> Shared:
@@ -321,12 +330,13 @@ class Fleet:
                 book = self._books.get(target.incarnation) or TargetBook(shared)
                 self._loads[index] = replace(self._loads[index], **book.factors())
 
-    def _account_end(self, index: int, booking: Booking, now: float, completed: bool, tokens: int) -> None:
+    def _account_end(self, index: int, booking: Booking, now: float, completed: bool, tokens: int) -> dict[str, Any]:
+        """What of the target's load the end of a request changes beyond the counts."""
         if completed and self._membership.targets[index].kind is Kind.CLOUD:
             self.calibration.answered(True)
         entry, book = booking.entry, self._books.get(booking.incarnation)
         if entry is None or book is None:
-            return
+            return {}
         load = self._loads[index]
         fields = book.ended(entry, now)
         if completed and not entry.peers:
@@ -337,7 +347,7 @@ class Fleet:
                 kept = now - entry.first_at <= self._tpot_s * max(1, tokens - 1) or tokens < 2
                 limit = entry.work.limit_s
                 self.calibration.answered(kept and (not limit or entry.first_at - entry.started_at <= limit))
-        self._loads[index] = replace(load, **fields)
+        return fields
 
     def _learn_output(self, model: str, tokens: int) -> None:
         mean = self._outputs.get(model, 0.0)
