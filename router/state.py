@@ -134,7 +134,7 @@ class RouterState:
         self.config, self.policy, self.tokens = config, policy, tokens
         self.policy_alert = ""
         self._label_texts.clear()
-        cut = self.inflight.adopt(policy, self._evidence_of, now)
+        cut = self.inflight.adopt(policy, self._evidence(), now)
         self.metrics.policy_offered(taken=True)
         self.metrics.revoked(cut)
         return cut
@@ -147,17 +147,15 @@ class RouterState:
 
     def recheck(self, now: float) -> int:
         """Cut what time or changed evidence forbids by now; returns how many exchanges that were."""
-        cut = self.inflight.recheck(self._evidence_of, now)
+        cut = self.inflight.recheck(self._evidence(), now)
         if cut:
             self.metrics.revoked(cut)
         return cut
 
-    def _evidence_of(self, target: Target) -> Evidence | None:
-        """What is known of a target now. A replica that left the membership is finishing: its last evidence counts."""
-        for known in self.fleet.membership.targets:
-            if known.incarnation == target.incarnation:
-                return known.evidence
-        return target.evidence if target.kind is Kind.REPLICA else None
+    def _evidence(self) -> Callable[[Target], Evidence | None]:
+        """What is known of each target now. A replica that left the membership is finishing: its last evidence counts."""
+        known = {target.incarnation: target.evidence for target in self.fleet.membership.targets}
+        return lambda target: known.get(target.incarnation, target.evidence if target.kind is Kind.REPLICA else None)
 
     @property
     def ready(self) -> bool:
