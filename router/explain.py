@@ -19,6 +19,9 @@ from router.placement.breaker import hold, state_of
 from router.placement.targets import Endpoint
 from router.placement.trust import FALLBACK
 from router.policy import Policy
+from router.residency.conversation import read_conversation
+from router.residency.lineage import NOTHING
+from router.residency.resolve import resolve_label
 from router.screen import resolve_models
 from router.state import RouterState
 from router.wire.json_body import parse_object
@@ -33,7 +36,11 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
     """
     grant, label, tags = identify(state, headers)
     parsed = parse_object(body)
-    found = ""
+    found, inherited = "", NOTHING
+    if state.lineage.needs(state.policy, grant.tenant, label):
+        conversation = read_conversation(state.lineage_key, grant.tenant, Endpoint.CHAT, parsed)
+        inherited = state.lineage.inherited(conversation, state.policy)
+        label = resolve_label(grant, tags, state.policy, (inherited.label,), time.time())
     if state.classifier is not None and must_classify(state, label):
         verdict = await classify(state.classifier, label, parsed)
         label, found = verdict.label, "+".join((*verdict.kinds, *filter(None, (verdict.unknown,))))
@@ -43,6 +50,8 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
     chains = state.prefixes.chains(facts.endpoint, parsed, resolve_models(facts, state.policy))
     decision = decide(facts, state.policy, state.view_for(facts, chains, now), now)
     answer = describe_decision(facts, decision, state.policy, tags)
+    if inherited.source:
+        answer["label"]["sources"]["conversation"] = inherited.source
     if found:
         answer["label"]["sources"]["classifier"] = found
     answer["complexity"] = describe_complexity(parsed, facts, state.policy)
