@@ -47,7 +47,7 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
     books, named = ReadOnlyBooks(state.complexity), named_headers(headers, state.policy)
     facts = gather_facts(request_id, grant, Endpoint.CHAT, parsed, label, state.policy, 0.0, books, named)
     now = time.time()
-    chains = state.prefixes.chains(facts.endpoint, parsed, resolve_models(facts, state.policy))
+    chains = state.chains_for(facts, parsed, resolve_models(facts, state.policy))
     decision = decide(facts, state.policy, state.view_for(facts, chains, now), now)
     answer = describe_decision(facts, decision, state.policy, tags)
     if inherited.source:

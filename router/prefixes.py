@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -103,15 +103,20 @@ class Prefixes:
 
     # Requests
 
-    def chains(self, endpoint: str, body: dict[str, Any], models: Sequence[str]) -> PromptChains:
+    def chains(
+        self, endpoint: str, body: dict[str, Any], models: Sequence[str], salt_of: Callable[[str], str] | None = None
+    ) -> PromptChains:
         """Hash a request's prompt for every model that may serve it.
 
         Args:
             endpoint: one of `Endpoint`.
             body: the parsed request; it is not changed, and nothing of it is kept.
             models: the models that may answer.
+            salt_of: the `cache_salt` that the request will have at a model's engines; None: the one in the body, if any.
         """
-        return PromptChains({model: self._chain(endpoint, body, model) for model in models})
+        if salt_of is None:
+            return PromptChains({model: self._chain(endpoint, body, model) for model in models})
+        return PromptChains({model: self._chain(endpoint, {**body, "cache_salt": salt_of(model)}, model) for model in models})
 
     def _chain(self, endpoint: str, body: dict[str, Any], model: str) -> Chain:
         key = self.chunk_key(model)

@@ -105,7 +105,7 @@ class Serving:
         try:
             if admitted.path in FILLS_CACHE:
                 models = resolve_models(self._facts, state.policy)
-                admitted.chains = state.prefixes.chains(admitted.path, admitted.parsed, models)
+                admitted.chains = state.chains_for(self._facts, admitted.parsed, models)
             self._try_next()
         except ApiError as error:
             self._refuse(error)

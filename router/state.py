@@ -27,7 +27,7 @@ from router.placement.targets import Kind, Report, Target, View
 from router.placement.trust import Verdict
 from router.policy import Policy, retargeter
 from router.prefixes import Prefixes, PromptChains
-from router.residency.cache_salt import salt_key
+from router.residency.cache_salt import FIELD, SALTED, cache_salt, salt_key
 from router.residency.classify.rule import make_classifier
 from router.residency.conversation import lineage_key
 from router.residency.guard import PASS_LIFETIME_S, ROUTER, Pass, derive_target_key, issue_pass
@@ -180,6 +180,15 @@ class RouterState:
     def trust_of(self, target: Target, signals_age_s: float | None) -> Verdict:
         """How far a target's word about itself can be believed now."""
         return self.prefixes.trust(target, signals_age_s, time.monotonic())
+
+    def chains_for(self, facts: Facts, body: dict[str, Any], models: Sequence[str]) -> PromptChains:
+        """A request's prompt as hashes, under the salts that its engines will get: what another tenant has warmed is cold."""
+
+        def salt_of(model: str) -> str:
+            label_text = self.label_text(self.policy.label_for(facts.label, model))
+            return cache_salt(self.salt_key, facts.key.tenant, label_text, body.get(FIELD))
+
+        return self.prefixes.chains(facts.endpoint, body, models, salt_of if facts.endpoint in SALTED else None)
 
     def own_pass(self, target: Target, method: str, path: str) -> str:
         """A pass for something the router itself wants of a target: its label admits that target and nothing more."""

@@ -23,7 +23,7 @@ from router.residency.guard import Place, derive_target_key
 from router.residency.guard_copy import copy_for_guards
 from router.residency.label import Evidence
 from tests.live.plain_stack import free_port
-from tests.router.builders import digest
+from tests.router.builders import digest, make_facts
 
 pytestmark = pytest.mark.live
 SECRET = b"s" * 32
@@ -83,7 +83,7 @@ class Bench:
         )
         self.run(self._open())
         # Whatever test comes first: on a busy machine the self-test's two prompts take minutes.
-        self.run(self.until(lambda: self.trust().trust is Trust.EXACT, 240))
+        self.run(self.until(lambda: self.trust().trust is Trust.EXACT, 150))
 
     async def _open(self) -> None:
         self.router = RouterProcess(self.config, self.policy, SECRET, {}, "live")
@@ -140,7 +140,8 @@ class Bench:
     def predicted(self, path: str = "/v1/chat/completions", **body) -> float:
         """Share of a prompt that the events alone say is cached."""
         prefixes = self.state.prefixes
-        chains = prefixes.chains(path, {"model": "smol", **body}, ("smol",))
+        facts = make_facts(self.policy, grant=next(iter(self.policy.keys.values())), endpoint=path, model="smol")
+        chains = self.state.chains_for(facts, {"model": "smol", **body}, ("smol",))
         assert chains.by_model["smol"].rendered
         return prefixes.cached(chains).share(INCARNATION)
 

@@ -41,8 +41,11 @@ async def test_requests_survive_killed_engines():
 
 
 async def test_streams_of_killed_engines_go_on_elsewhere_as_the_unbroken_answer():
-    result = await joins.run(40, 0.5, apart=False, workers=12)
-    assert result.violations == [] and result.kills
+    for _ in range(6):  # whether a kill meets a stream in its middle is chance
+        result = await joins.run(40, 0.4, apart=False, workers=12)
+        assert result.violations == [] and result.kills
+        if result.breaks["continued"]:
+            break
     assert result.breaks["continued"] and result.outcomes["joined once"]
 
 
