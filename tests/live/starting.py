@@ -85,5 +85,9 @@ def install(folder: Path, *requirements: str, python: Path | str | None = None) 
         command = [sys.executable, "-m", "pip", "--python", str(python), "install"]
     else:
         command = [sys.executable, "-m", "pip", "install", "--target", str(folder)]
-    done = subprocess.run([*command, "-q", *requirements], capture_output=True, text=True)
+    # As scripts/quickstart does: pip's settings for a mirror or proxy hold for uv too.
+    environment = {"UV_SYSTEM_CERTS": "true", **os.environ}
+    if environment.get("PIP_CERT"):
+        environment.setdefault("SSL_CERT_FILE", environment["PIP_CERT"])
+    done = subprocess.run([*command, "-q", *requirements], capture_output=True, text=True, env=environment)
     return (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else ""
