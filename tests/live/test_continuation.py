@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,11 @@ from tests.live.plain_stack import begin_engine
 from tests.router.conftest import open_front_door
 from tests.router.test_continuation import CHAT, TEXT, Answer
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif("TIDEGATE_LONG_TESTS" not in os.environ, reason="two more engine starts: set TIDEGATE_LONG_TESTS=1"),
+]
 ARGS = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "4", "--no-enable-prefix-caching")
 QUESTIONS = ("What is the capital of France? 🙂", "Schreibe über Köln: 日本語?", "1 2 3")
 

@@ -25,7 +25,10 @@ from router.residency.label import Evidence
 from tests.live.plain_stack import free_port
 from tests.router.builders import digest, make_facts
 
-pytestmark = pytest.mark.live
+pytestmark = [
+    pytest.mark.live,
+    pytest.mark.skipif("TIDEGATE_LONG_TESTS" not in os.environ, reason="two more engine starts: set TIDEGATE_LONG_TESTS=1"),
+]
 SECRET = b"s" * 32
 KEY = "tg_prefix"
 INCARNATION = "live-prefix-1"
