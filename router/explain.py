@@ -14,13 +14,11 @@ from router.complexity.peel import peel_request
 from router.decide import decide
 from router.decision import Decision, Facts
 from router.facts import gather_facts, judge_complexity
-from router.handler import classify, identify, must_classify, named_headers
+from router.handler import classify, conversation_of, identify, must_classify, named_headers
 from router.placement.breaker import hold, state_of
 from router.placement.targets import Endpoint
 from router.placement.trust import FALLBACK
 from router.policy import Policy
-from router.residency.conversation import read_conversation
-from router.residency.lineage import NOTHING
 from router.residency.resolve import resolve_label
 from router.screen import resolve_models
 from router.state import RouterState
@@ -36,11 +34,10 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
     """
     grant, label, tags = identify(state, headers)
     parsed = parse_object(body)
-    found, inherited = "", NOTHING
-    if state.lineage.needs(state.policy, grant.tenant, label):
-        conversation = read_conversation(state.lineage_key, grant.tenant, Endpoint.CHAT, parsed)
-        inherited = state.lineage.inherited(conversation, state.policy)
-        label = resolve_label(grant, tags, state.policy, (inherited.label,), time.time())
+    found = ""
+    conversation = conversation_of(state, grant, label, Endpoint.CHAT, parsed)
+    inherited = state.lineage.inherited(conversation, state.policy)
+    label = resolve_label(grant, tags, state.policy, (inherited.label,), time.time())
     if state.classifier is not None and must_classify(state, label):
         verdict = await classify(state.classifier, label, parsed)
         label, found = verdict.label, "+".join((*verdict.kinds, *filter(None, (verdict.unknown,))))

@@ -21,7 +21,7 @@ from router.policy import KeyGrant, Policy
 from router.refusal import fail, refuse
 from router.residency.admission import label_request
 from router.residency.classify.rule import Classifier, Verdict, distinct_evidence, needed
-from router.residency.conversation import NO_CONVERSATION, read_conversation
+from router.residency.conversation import NO_CONVERSATION, Conversation, read_conversation
 from router.residency.declassify import declassify
 from router.residency.label import Label, translate_label
 from router.residency.media import refuse_remote_media
@@ -157,9 +157,7 @@ class ModelHandler:
         grant, label, tags = opened.grant, opened.label, opened.tags
         if policy is not opened.policy:
             grant, label, tags = identify(state, headers)
-        conversation = NO_CONVERSATION
-        if state.lineage.needs(policy, grant.tenant, label):
-            conversation = read_conversation(state.lineage_key, grant.tenant, path, parsed)
+        conversation = conversation_of(state, grant, label, path, parsed)
         inherited = state.lineage.inherited(conversation, policy).label if grant.redacted is not None else None
         labelled = label_request(grant, tags, policy, state.lineage, conversation, {}, now)
         label = labelled.label
@@ -197,6 +195,13 @@ async def classify(
     if (verdict.label.process == 0 or verdict.label.store == 0) and not redactable:
         raise ApiError(403, "residency_denied", "No zone may have a request with what was found in this one.")
     return verdict
+
+
+def conversation_of(state: RouterState, grant: KeyGrant, label: Label, path: str, parsed: dict[str, Any]) -> Conversation:
+    """The hashes of a request's history, where what it carried before could narrow its label."""
+    if not state.lineage.needs(state.policy, grant.tenant, label):
+        return NO_CONVERSATION
+    return read_conversation(state.lineage_key, grant.tenant, path, parsed)
 
 
 def named_headers(headers: Headers, policy: Policy) -> dict[str, str]:

@@ -25,7 +25,7 @@ from router.placement.targets import Endpoint, Kind
 from router.prefixes import FILLS_CACHE
 from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
 from router.residency.admission import permission_for
-from router.residency.cache_salt import FIELD, SALTED, cache_salt, with_cache_salt
+from router.residency.cache_salt import SALTED, with_cache_salt
 from router.residency.guard import issue_pass
 from router.residency.inflight import POLICY_REVOKED
 from router.residency.restored_answer import RestoredBody, RestoredEvents
@@ -284,7 +284,8 @@ class Serving:
         """The intent to send something outside is on the medium, or it is not, and then nothing is sent."""
         state = self._state
         try:
-            if self._client.gone or error is not None:
+            changed = self._policy is not state.policy  # while the intent was written: decide again
+            if self._client.gone or error is not None or changed:
                 now = time.time()
                 self._attempt.ended, self._attempt.ending = now, "not_sent"
                 state.fleet.end(self._booking, now, completed=False)
@@ -295,10 +296,7 @@ class Serving:
                 self._attempt.failure = str(error)
                 self._prepare_retry()
                 self._try_next()
-            elif self._policy is not state.policy:  # it changed while the intent was written: decide again
-                now = time.time()
-                self._attempt.ended, self._attempt.ending = now, "not_sent"
-                state.fleet.end(self._booking, now, completed=False)
+            elif changed:
                 self._try_next()
             else:
                 state.metrics.spilled(self._choice.target.id)
@@ -336,7 +334,7 @@ class Serving:
         ticket, epoch = admitted.ticket, state.policy.epoch
         label_text = state.label_text(state.policy.label_for(ticket.label, choice.model))
         if target.kind is Kind.REPLICA and path in SALTED:
-            salt = cache_salt(state.salt_key, self._facts.key.tenant, label_text, admitted.parsed.get(FIELD))
+            salt = state.salt_for(self._facts.key.tenant, ticket.label, choice.model, admitted.parsed)
             # What carries a stream on is a body of ours; only a client's own may have a salt in it already.
             body = with_cache_salt(body, admitted.parsed if path == admitted.path else json.loads(body), salt)
         if target.kind is not Kind.SERVER:

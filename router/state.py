@@ -185,10 +185,14 @@ class RouterState:
         """A request's prompt as hashes, under the salts that its engines will get: what another tenant has warmed is cold."""
 
         def salt_of(model: str) -> str:
-            label_text = self.label_text(self.policy.label_for(facts.label, model))
-            return cache_salt(self.salt_key, facts.key.tenant, label_text, body.get(FIELD))
+            return self.salt_for(facts.key.tenant, facts.label, model, body)
 
         return self.prefixes.chains(facts.endpoint, body, models, salt_of if facts.endpoint in SALTED else None)
+
+    def salt_for(self, tenant: str, label: Label, model: str, body: dict[str, Any]) -> str:
+        """The `cache_salt` of a tenant's request under a label at a model's engines, with the client's own folded in."""
+        label_text = self.label_text(self.policy.label_for(label, model))
+        return cache_salt(self.salt_key, tenant, label_text, body.get(FIELD))
 
     def own_pass(self, target: Target, method: str, path: str) -> str:
         """A pass for something the router itself wants of a target: its label admits that target and nothing more."""

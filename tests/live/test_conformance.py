@@ -20,6 +20,7 @@ from tests.deployments.processes import marked, wait_until
 from tests.live.answers import folded, normalise
 from tests.live.conformance_cases import ENGINE_MODEL, FAMILIES, Case, cases
 from tests.live.conftest import Ahead
+from tests.live.long import LONG
 from tests.live.plain_stack import KEY, Stack, open_router
 from tests.live.starting import install
 
@@ -31,7 +32,6 @@ ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "temp
 # The helpers that collect a stream refuse one that ended for length, so this one ends by itself.
 FINISHED: dict[str, Any] = {**ASK, "max_tokens": 16, "extra_body": {"structured_outputs": {"choice": ["Paris"]}}}
 FRAMEWORKS = ("langchain-tests", "langchain-openai", "llama-index-llms-openai-like", "pytest-asyncio")
-LONG = pytest.mark.skipif(os.environ.get("TIDEGATE_LONG_TESTS") != "1", reason="TIDEGATE_LONG_TESTS=1 runs it (minutes)")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 
 from tests.live.conformance_cases import ENGINE_MODEL
 from tests.live.cut_model import cut_model
+from tests.live.long import LONG
 from tests.live.plain_stack import begin_engine
 from tests.router.conftest import open_front_door
 from tests.router.test_continuation import CHAT, TEXT, Answer
@@ -25,7 +25,7 @@ from tests.router.test_continuation import CHAT, TEXT, Answer
 pytestmark = [
     pytest.mark.live,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif("TIDEGATE_LONG_TESTS" not in os.environ, reason="two more engine starts: set TIDEGATE_LONG_TESTS=1"),
+    LONG,
 ]
 ARGS = ("--enforce-eager", "--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "4", "--no-enable-prefix-caching")
 QUESTIONS = ("What is the capital of France? 🙂", "Schreibe über Köln: 日本語?", "1 2 3")

@@ -22,12 +22,13 @@ from router.process import RouterProcess
 from router.residency.guard import Place, derive_target_key
 from router.residency.guard_copy import copy_for_guards
 from router.residency.label import Evidence
+from tests.live.long import LONG
 from tests.live.plain_stack import free_port
 from tests.router.builders import digest, make_facts
 
 pytestmark = [
     pytest.mark.live,
-    pytest.mark.skipif("TIDEGATE_LONG_TESTS" not in os.environ, reason="two more engine starts: set TIDEGATE_LONG_TESTS=1"),
+    LONG,
 ]
 SECRET = b"s" * 32
 KEY = "tg_prefix"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,3 +64,13 @@ def engine_processes(count: int, folder: Path, module: str = "_dataplane.numbere
     finally:
         for engine in engines:
             engine.stop()
+
+
+async def keep_killing(engines: list[EngineProcess], period_s: float, rng: random.Random) -> None:
+    """Kill one of them every `period_s` seconds, and start it again a moment later; until cancelled."""
+    while True:
+        await asyncio.sleep(period_s)
+        engine = rng.choice(engines)
+        engine.kill()
+        await asyncio.sleep(min(0.5, period_s / 4))
+        engine.restart()

@@ -19,7 +19,7 @@ from typing import Any
 from _dataplane import routers
 from _dataplane.client import Connection, request
 from _dataplane.decoder import Decoded
-from _dataplane.engines import EngineProcess, engine_processes
+from _dataplane.engines import engine_processes, keep_killing
 from _dataplane.little_model import CONTEXT, generate, prompt_of
 
 WORKERS = 16
@@ -95,15 +95,6 @@ async def _worker(port: int, numbers: list[int], joins: Joins) -> None:
     connection.close()
 
 
-async def _killer(engines: list[EngineProcess], period_s: float, rng: random.Random) -> None:
-    while True:
-        await asyncio.sleep(period_s)
-        engine = rng.choice(engines)
-        engine.kill()
-        await asyncio.sleep(min(0.5, period_s / 4))
-        engine.restart()
-
-
 async def run(streams: int, period_s: float, seed: int = 1, *, apart: bool = True, workers: int = WORKERS) -> Joins:
     """Send the streams while engines die."""
     joins, rng = Joins(), random.Random(seed)
@@ -116,7 +107,7 @@ async def run(streams: int, period_s: float, seed: int = 1, *, apart: bool = Tru
         for target in config["targets"]:
             target |= {"token_ids": True, "context_tokens": CONTEXT}
         async with open_router(config) as router:
-            killer = asyncio.create_task(_killer(engines, period_s, rng))
+            killer = asyncio.create_task(keep_killing(engines, period_s, rng))
             started = time.monotonic()
             numbers = list(range(streams))
             await asyncio.gather(*(_worker(router.port, numbers, joins) for _ in range(workers)))

@@ -15,7 +15,7 @@ from pathlib import Path
 from _dataplane import routers
 from _dataplane.client import Connection, request
 from _dataplane.decoder import Decoded
-from _dataplane.engines import EngineProcess, engine_processes
+from _dataplane.engines import engine_processes, keep_killing
 from _dataplane.numbered import token
 
 WORKERS = 48
@@ -101,15 +101,6 @@ async def _worker(port: int, numbers: list[int], rng: random.Random, count: Coun
     connection.close()
 
 
-async def _killer(engines: list[EngineProcess], period_s: float, rng: random.Random) -> None:
-    while True:
-        await asyncio.sleep(period_s)
-        engine = rng.choice(engines)
-        engine.kill()
-        await asyncio.sleep(min(0.5, period_s / 4))
-        engine.restart()
-
-
 async def run(requests: int, period_s: float, seed: int = 1, *, apart: bool = True, workers: int = WORKERS) -> Count:
     """Send the requests while engines die."""
     count, rng = Count(), random.Random(seed)
@@ -117,7 +108,7 @@ async def run(requests: int, period_s: float, seed: int = 1, *, apart: bool = Tr
     with tempfile.TemporaryDirectory(prefix="tidegate-prove-") as folder, engine_processes(4, Path(folder)) as engines:
         config = routers.make_config({f"e{i}": (engine.port, "m") for i, engine in enumerate(engines)})
         async with open_router(config) as router:
-            killer = asyncio.create_task(_killer(engines, period_s, rng))
+            killer = asyncio.create_task(keep_killing(engines, period_s, rng))
             started = time.monotonic()
             numbers = list(range(requests))
             await asyncio.gather(*(_worker(router.port, numbers, rng, count) for _ in range(workers)))
