@@ -9,6 +9,7 @@ the tags, the conversation, the classification and the model still take the meet
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 
@@ -30,14 +31,15 @@ def read_tags(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, ...]:
     tags: list[str] = []
     for name, value in headers:
         if name == HEADER:
-            tags += [_read_tag(part) for part in value.split(b",")]
+            tags += [_read_tag(part.strip()) for part in value.split(b",")]
     if len(tags) > _MAX_TAGS:
         raise invalid_request(f"At most {_MAX_TAGS} residency tags.", param="x-tidegate-residency")
     return tuple(tags)
 
 
+@functools.lru_cache(maxsize=1024)
 def _read_tag(part: bytes) -> str:
-    text = part.strip().decode("latin-1")
+    text = part.decode("latin-1")
     if not _TAG.match(text):
         raise invalid_request("The residency header cannot be read: give tags as `TAG[,TAG]`.", param="x-tidegate-residency")
     return text

@@ -82,11 +82,17 @@ def test_no_change_to_a_pass_survives(position, character):
             enter(changed)
 
 
-@pytest.mark.parametrize("field", ["request_id", "incarnation", "epoch", "label_text"])
+@pytest.mark.parametrize("field", ["request_id", "incarnation", "epoch", "label_text", "key", "tags", "model"])
 @pytest.mark.parametrize("bad", ["a|b", "a\nb", "a\rb"])
 def test_fields_cannot_smuggle_a_separator(field, bad):
     with pytest.raises(ValueError, match="separator"):
         issued(**{field: bad})
+
+
+@pytest.mark.parametrize("mac", ["", "é" * 64, "\ud800", "0" * 64])
+def test_a_signature_of_another_alphabet_is_refused_and_nothing_worse(mac):
+    with pytest.raises(PassRefused):
+        enter(f"{issued().rpartition('|')[0]}|{mac}")
 
 
 def test_places_survive_the_way_through_text():
