@@ -321,7 +321,11 @@ class Fleet:
             self._tell_all(shared)
 
     def _shared_of(self, target: Target) -> Shared:
-        return self._shared.setdefault(min(target.models, default=""), Shared())
+        model = min(target.models, default="")
+        shared = self._shared.get(model)
+        if shared is None:
+            shared = self._shared[model] = Shared()
+        return shared
 
     def _tell_all(self, shared: Shared) -> None:
         """Books of replicas that were not asked lately follow what the others of their model have shown."""

@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 from router.placement.targets import Endpoint
+from router.residency.keyed_hash import keyed_hash
 
 FIELD = "cache_salt"
 SALTED = frozenset(
@@ -44,8 +45,8 @@ def cache_salt(key: bytes, tenant: str, label_text: str, client_salt: object = N
     """
     own = client_salt.encode("utf-8", "surrogatepass") if isinstance(client_salt, str) else b""
     # Each part with its length: no tenant, label or client can spell the border of another.
-    parts = (tenant.encode(), label_text.encode(), own)
-    return hmac.digest(key, b"".join(b"%d:%b" % (len(part), part) for part in parts), "sha256").hex()
+    of, under = tenant.encode(), label_text.encode()
+    return keyed_hash(key).hexdigest(b"%d:%b%d:%b%d:%b" % (len(of), of, len(under), under, len(own), own))
 
 
 def with_cache_salt(body: bytes, parsed: dict[str, Any], salt: str) -> bytes:

@@ -22,6 +22,8 @@ from typing import Any
 
 import msgspec
 
+from router.residency.keyed_hash import keyed_hash
+
 PASS_HEADER = "x-tidegate-pass"  # noqa: S105 - the name of a header
 PASS_LIFETIME_S = 60.0
 ENV_KEY = "TIDEGATE_GUARD_KEY"
@@ -211,16 +213,8 @@ def _serialise(permission: Pass) -> str:
     return body
 
 
-@functools.lru_cache(maxsize=4096)
-def _keyed(key: bytes) -> hmac.HMAC:
-    """HMAC-SHA256 with the key taken in already: copying that state costs two thirds of starting anew."""
-    return hmac.new(key, digestmod="sha256")
-
-
 def _mac(key: bytes, body: str, method: str, path: str) -> str:
-    mac = _keyed(key).copy()
-    mac.update(f"{body}\n{method} {path}".encode("utf-8", "surrogateescape"))
-    return mac.hexdigest()
+    return keyed_hash(key).hexdigest(f"{body}\n{method} {path}".encode("utf-8", "surrogateescape"))
 
 
 class PolicyCopy:
