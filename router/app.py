@@ -51,6 +51,11 @@ def _json(data: Any, status: int = 200, headers: dict[str, str] | None = None) -
     return Response(msgspec.json.encode(data), status, headers, "application/json")
 
 
+def _peer(request: Request) -> str | None:
+    """The address of the connection's other end."""
+    return None if request.client is None else request.client.host
+
+
 def _new_fastapi(title: str) -> FastAPI:
     app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -105,7 +110,8 @@ def _add_explain(app: FastAPI, state: RouterState) -> None:
             return Response(status_code=499)
         request_id = request_id_of(request.scope["headers"])
         return _json(
-            await explain_request(state, request.scope["headers"], body, request_id), headers={"x-request-id": request_id}
+            await explain_request(state, request.scope["headers"], body, request_id, _peer(request)),
+            headers={"x-request-id": request_id},
         )
 
 
@@ -127,25 +133,25 @@ def public_app(state: RouterState) -> FastAPI:
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        grant, _, _ = identify(state, request.scope["headers"])
+        grant, _, _ = identify(state, request.scope["headers"], _peer(request))
         data = [_model_card(name, started) for name in visible_models(state.policy, grant)]
         return _json({"object": "list", "data": data})
 
     @app.get("/v1/models/{model:path}")
     async def model(request: Request, model: str) -> Response:
-        grant, _, _ = identify(state, request.scope["headers"])
+        grant, _, _ = identify(state, request.scope["headers"], _peer(request))
         if model not in visible_models(state.policy, grant):
             raise ApiError(404, "model_not_found", "This model does not exist or this key may not use it.")
         return _json(_model_card(model, started))
 
     @app.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"])
     async def stored_response(request: Request, rest: str) -> Response:
-        identify(state, request.scope["headers"])
+        identify(state, request.scope["headers"], _peer(request))
         raise ApiError(404, "invalid_request", "Responses are not stored here: none can be read, cancelled or deleted.")
 
     @app.get("/tidegate/v1/receipts/{request_id}")
     async def receipt(request: Request, request_id: str) -> Response:
-        grant, _, _ = identify(state, request.scope["headers"])
+        grant, _, _ = identify(state, request.scope["headers"], _peer(request))
         found = await _receipt(state, request_id)
         if found["key"] != grant.id:
             raise ApiError(404, "invalid_request", "There is no receipt with this request id (any more).")

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from router.identity.priority import NORMAL
 from router.placement.targets import Target, Work
 from router.policy import KeyGrant
 from router.residency.label import Label
@@ -55,6 +56,8 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     """Keyed hashes of the prompt's chunks, each over everything up to its end; empty when nothing is known of caches."""
     waited_s: float = 0.0
     """Seconds the request has been held already; they count against its limit."""
+    priority: int = NORMAL
+    """Its class where requests wait; 0 goes first (`router.identity.priority`)."""
 
 
 class Candidate(msgspec.Struct, frozen=True, gc=False):

@@ -23,16 +23,23 @@ from router.residency.resolve import resolve_label
 from router.screen import resolve_models
 from router.state import RouterState
 from router.wire.json_body import parse_object
-from router.wire.request import Headers
+from router.wire.request import Headers, priority_of
 
 
-async def explain_request(state: RouterState, headers: Headers, body: bytes, request_id: str) -> dict[str, Any]:
+async def explain_request(state: RouterState, headers: Headers, body: bytes, request_id: str, peer: str | None) -> dict[str, Any]:
     """Decide a chat request without running it: the live code path up to the decision, and nothing after it.
+
+    Args:
+        state: the router.
+        headers: of the request, names in lower case.
+        body: the chat request.
+        request_id: names it in the answer.
+        peer: the address of the connection's other end.
 
     Raises:
         ApiError: as the request itself would.
     """
-    grant, label, tags = identify(state, headers)
+    grant, label, tags = identify(state, headers, peer)
     parsed = parse_object(body)
     found = ""
     conversation = conversation_of(state, grant, label, Endpoint.CHAT, parsed)
@@ -42,7 +49,8 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
         verdict = await classify(state.classifier, label, parsed)
         label, found = verdict.label, "+".join((*verdict.kinds, *filter(None, (verdict.unknown,))))
     books, named = ReadOnlyBooks(state.complexity), named_headers(headers, state.policy)
-    facts = gather_facts(request_id, grant, Endpoint.CHAT, parsed, label, state.policy, 0.0, books, named)
+    priority = priority_of(headers, grant.priority)
+    facts = gather_facts(request_id, grant, Endpoint.CHAT, parsed, label, state.policy, 0.0, books, named, priority)
     now = time.time()
     chains = state.chains_for(facts, parsed, resolve_models(facts, state.policy))
     decision = decide(facts, state.policy, state.view_for(facts, chains, now), now)

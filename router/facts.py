@@ -12,6 +12,7 @@ from router.complexity.choose import Asker
 from router.complexity.rule import judge
 from router.config import AUTO
 from router.decision import Complexity, Facts
+from router.identity.priority import NORMAL
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant, Policy
 from router.prompt_size import BYTES_PER_TOKEN, prompt_bytes
@@ -33,6 +34,7 @@ def gather_facts(
     timeout_s: float = 0.0,
     books: ComplexityBooks | None = None,
     headers: Mapping[str, str] = NO_HEADERS,
+    priority: int = NORMAL,
 ) -> Facts:
     """Facts of one request.
 
@@ -46,6 +48,7 @@ def gather_facts(
         timeout_s: seconds the whole request may take, 0 for no limit.
         books: what is remembered for the choice of tiers; without it every request is judged as the first.
         headers: the request's headers that complexity rules name, in lower case.
+        priority: its class; 0 goes first.
 
     Raises:
         ApiError: 400 when `model` is missing, `model` or `stream` is of the wrong type, or a stored response is asked for; 404
@@ -74,6 +77,7 @@ def gather_facts(
         prompt_tokens=prompt_tokens,
         max_tokens=_max_tokens(body),
         timeout_s=timeout_s,
+        priority=priority,
     )
 
 

@@ -13,7 +13,7 @@ import msgspec
 from router.admitted import AdmittedRequest
 from router.decide import decide
 from router.facts import gather_facts
-from router.identity.keys import authenticate
+from router.identity.keys import WrongSource, authenticate, check_source
 from router.identity.limits import UNBOUNDED_ANSWER_TOKENS
 from router.ledger.receipts import open_receipt
 from router.placement.targets import Endpoint
@@ -32,7 +32,16 @@ from router.wire.direct import DirectRequest
 from router.wire.errors import ApiError
 from router.wire.json_body import parse_object
 from router.wire.multipart import parse_form
-from router.wire.request import Headers, check_announced, fresh_request_id, header, request_id_of, timeout_of, too_large
+from router.wire.request import (
+    Headers,
+    check_announced,
+    fresh_request_id,
+    header,
+    priority_of,
+    request_id_of,
+    timeout_of,
+    too_large,
+)
 
 
 class _Opened(msgspec.Struct, frozen=True, gc=False):
@@ -66,12 +75,12 @@ class ModelHandler:
         try:
             if request.method != "POST":
                 raise ApiError(405, "invalid_request", f"Use POST for {request.path}.")
-            grant, label, tags = identify(state, request.headers)
+            grant, label, tags = identify(state, request.headers, request.peer)
             check_announced(request.headers, self.max_body_bytes)
             request.context = _Opened(request_id, grant, label, tags, state.policy)
         except ApiError as error:
             if state.audit is not None:
-                state.audit.turned_away(error.code)
+                state.audit.turned_away(f"{error.code} {error.key}" if isinstance(error, WrongSource) else error.code)
             refuse(state, request, error, request_id)
         except Exception as error:
             fail(state, request, error, request_id)
@@ -156,7 +165,7 @@ class ModelHandler:
         policy, now = state.policy, time.time()
         grant, label, tags = opened.grant, opened.label, opened.tags
         if policy is not opened.policy:
-            grant, label, tags = identify(state, headers)
+            grant, label, tags = identify(state, headers, request.peer)
         conversation = conversation_of(state, grant, label, path, parsed)
         inherited = state.lineage.inherited(conversation, policy).label if grant.redacted is not None else None
         labelled = label_request(grant, tags, policy, state.lineage, conversation, {}, now)
@@ -164,7 +173,8 @@ class ModelHandler:
         refuse_remote_media(parsed, label, policy)
         timeout_s = timeout_of(headers, grant.timeout_s)
         named = named_headers(headers, policy)
-        facts = gather_facts(opened.request_id, grant, path, parsed, label, policy, timeout_s, state.complexity, named)
+        priority = priority_of(headers, grant.priority)
+        facts = gather_facts(opened.request_id, grant, path, parsed, label, policy, timeout_s, state.complexity, named, priority)
         receipt = open_receipt(facts, policy.epoch, state.label_text(label), tags, now)
         receipt.label_sources = labelled.sources
         ticket = state.inflight.enter(grant, tags, label)
@@ -212,12 +222,14 @@ def named_headers(headers: Headers, policy: Policy) -> dict[str, str]:
     return {text: value.decode("latin-1") for name, value in headers if (text := name.decode("latin-1")) in wanted}
 
 
-def identify(state: RouterState, headers: Headers) -> tuple[KeyGrant, Label, tuple[str, ...]]:
-    """Whose request it is and what its label is, from the headers alone.
+def identify(state: RouterState, headers: Headers, peer: str | None) -> tuple[KeyGrant, Label, tuple[str, ...]]:
+    """Whose request it is and what its label is, from the headers and the address of the connection's other end.
 
     Raises:
-        ApiError: 401 without a known key, 400 for tags nobody knows, 403 when no zone is left.
+        ApiError: 401 without a known key or at the wrong place, 400 for tags nobody knows, 403 when no zone is left.
     """
     grant = authenticate(headers, state.policy.keys, state.stored_keys, state.tokens)
+    if grant.networks is not None:
+        check_source(grant, grant.networks, peer, headers, state.proxies)
     tags = read_tags(headers)
     return grant, resolve_label(grant, tags, state.policy, now=time.time()), tags

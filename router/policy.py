@@ -15,9 +15,25 @@ from msgspec.structs import replace
 
 from router.complexity.choose import Plan
 from router.complexity.compile import compile_plan
-from router.config import ANY, AUTO, LOCAL, Allowance, Config, ConfigError, ExternalTarget, Key, Tls, epoch_of, zones_in
+from router.config import (
+    ANY,
+    AUTO,
+    LOCAL,
+    Allowance,
+    Config,
+    ConfigError,
+    ExternalTarget,
+    Key,
+    Tls,
+    epoch_of,
+    moment_of,
+    zones_in,
+)
 from router.identity.limit import MICRO_USD, Limit, Period
 from router.identity.limit import Kind as LimitKind
+from router.identity.narrowing import Narrowing
+from router.identity.networks import Networks, compile_networks
+from router.identity.priority import CLASSES, NORMAL
 from router.placement.targets import OFFERED, Address, Endpoint, Kind, Price, Target, TlsFiles
 from router.residency.break_glass import Relaxation
 from router.residency.guard import OUTSIDE, Place
@@ -51,6 +67,14 @@ class KeyGrant(msgspec.Struct, frozen=True):
     guard_id: str = ""
     """The name under which guards know the key: its own, or `OUTSIDE` for one that does not stand in the configuration."""
     relaxed: tuple[Relaxed, ...] = ()
+    networks: Networks | None = None
+    """The addresses it may be used from; None: from anywhere."""
+    expires: float = math.inf
+    """UNIX seconds; from then on it is worth nothing."""
+    priority: int = NORMAL
+    """Its class, the place in `router.identity.priority.CLASSES`; 0 goes first."""
+    narrowing: Narrowing | None = None
+    """What a token takes away from the key whose scopes it bears; already taken away in the other fields."""
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -97,6 +121,9 @@ class Policy(msgspec.Struct, frozen=True):
     """The meet of all tags that require lineage: what a conversation of unknown past is held to. None: no tag asks."""
     widest: dict[str, Label] = {}
     """Per tenant the join of its keys' ceilings: a label at least that wide narrows no follow-up."""
+    tenant_labels: dict[str, Label] = {}
+    """What a tenant's tags demand of each of its keys and tokens."""
+    tenant_limits: dict[str, tuple[Limit, ...]] = {}
 
     def label_for(self, label: Label, model: str) -> Label:
         """The label of a request once `model` answers it."""
@@ -181,6 +208,8 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
         model_labels={name: _meet_of(named, tags) for name, named in config.residency.models.items() if named},
         lineage_label=_lineage_label(config, tags),
         widest=_widest(keys.values()),
+        tenant_labels={name: _meet_of(named, tags) for name, named in config.residency.tenants.items() if named},
+        tenant_limits={name: limits_of(f"tenant:{name}", allowance) for name, allowance in config.tenants.items()},
     )
     check_satisfiable(config, policy)
     return policy
@@ -327,6 +356,9 @@ def grant_of_key(
         guard_id=key.id if digest else OUTSIDE,
         relaxed=relaxed,
         redacted=None if key.redact is None else tags[key.redact.then],
+        networks=None if key.cidr is None else compile_networks(key.cidr),
+        expires=math.inf if key.expires is None else moment_of(key.expires),
+        priority=CLASSES.index(key.priority),
     )
 
 

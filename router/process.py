@@ -87,7 +87,12 @@ class RouterProcess:
         except OSError:
             sockets[0].close()
             raise
-        public = make_server(Discreet(public_app(self.state)), direct=model_operations(self.state), grace_s=self._grace_s)
+        public = make_server(
+            Discreet(public_app(self.state)),
+            direct=model_operations(self.state),
+            grace_s=self._grace_s,
+            balancers=self.state.proxies if config.listen.proxy_protocol else None,
+        )
         admin = make_server(Discreet(admin_app(self.state)), grace_s=self._grace_s)
         for server, listener in zip((public, admin), sockets, strict=True):
             self._servers.append(server)

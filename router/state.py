@@ -15,6 +15,7 @@ from router.complexity.books import ComplexityBooks
 from router.config import Config, ConfigError, home
 from router.decision import Facts
 from router.identity.limits import Limits
+from router.identity.networks import compile_networks
 from router.identity.stored import StoredKeys
 from router.identity.tokens import TokenVerifier
 from router.ledger.cost import PriceList
@@ -82,6 +83,8 @@ class RouterState:
         self.limits = Limits()
         self.stored_keys: StoredKeys | None = None
         """Keys that are not in the configuration; None without a store."""
+        self.proxies = compile_networks(config.listen.trusted_proxies)
+        """Whose word for a client's address counts."""
         self.tokens = None if config.jwt is None else TokenVerifier(config.jwt, policy, home())
         self.prices = PriceList(config)
         self.receipts = ReceiptBook()

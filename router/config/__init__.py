@@ -5,6 +5,7 @@ hot path uses. `load_file` reads either a Ray Serve config (`applications[].args
 bare mapping those `args` hold.
 """
 
+from router.config.access import Listen, PublicListen, moment_of
 from router.config.check import ANY, AUTO, LOCAL, zones_in
 from router.config.read import epoch_of, home, load_file, parse_config, parse_yaml, read_args
 from router.config.schema import (
@@ -15,7 +16,6 @@ from router.config.schema import (
     ExternalTarget,
     Jwt,
     Key,
-    Listen,
     Model,
     Replicas,
     Secret,
@@ -35,12 +35,14 @@ __all__ = [
     "Key",
     "Listen",
     "Model",
+    "PublicListen",
     "Replicas",
     "Secret",
     "Tls",
     "epoch_of",
     "home",
     "load_file",
+    "moment_of",
     "parse_config",
     "parse_yaml",
     "read_args",

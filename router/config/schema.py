@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from router.config.access import Access, Listen, PublicListen
 from router.config.check import CATEGORIES, KINDS, LOCAL, check_references, nearest
 from router.config.complexity import Complexity
 from router.config.providers import check_provider
@@ -41,13 +42,6 @@ def _check_model(value: str) -> str:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=64)]
-
-
-class Listen(_Strict):
-    """An address the router opens."""
-
-    host: str = "0.0.0.0"  # noqa: S104 - the public port is public; the admin port's default is not
-    port: int = Field(default=8000, ge=1, le=65535)
 
 
 class RouterOptions(_Strict):
@@ -319,7 +313,7 @@ class Allowance(_Strict):
     monthly_usd: float = Field(default=0.0, ge=0)
 
 
-class Key(Allowance):
+class Key(Allowance, Access):
     """A client's key. Only its SHA-256 is written here (`tidegate keys create` prints one)."""
 
     id: Name
@@ -453,6 +447,9 @@ class Jwt(_Strict):
     """The configured key whose scopes and limits every bearer has."""
     tenant_claim: str | None = None
     """The claim that names the tenant. Default: the key's tenant."""
+    scopes_claim: str | None = None
+    """The claim that narrows the key's scopes: an object with any of `models`, `residency`, `spill`, `cidr`, `priority`. A token
+    whose claim cannot be read opens nothing; one without it has the key's scopes."""
     leeway_s: int = Field(default=0, ge=0, le=300)
     """How far the clocks of issuer and router may differ."""
 
@@ -503,8 +500,8 @@ class Audit(_Strict):
 class Config(_Strict):
     """The whole configuration; see the README for a commented example."""
 
-    listen: Listen = Listen()
-    admin: Listen = Listen(host="127.0.0.1", port=8001)
+    listen: PublicListen = PublicListen()
+    admin: Listen = Listen()
     router: RouterOptions = RouterOptions()
     zones: dict[Name, Zone] = Field(min_length=1)
     duties: list[Name] = []

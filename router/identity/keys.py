@@ -7,13 +7,17 @@ timing of the key itself.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterable, Mapping
 
+from router.identity.networks import Networks
 from router.identity.stored import StoredKeys
 from router.identity.tokens import TokenVerifier
 from router.policy import KeyGrant
+from router.wire.client_address import client_address
 from router.wire.errors import ApiError, invalid_request
+from router.wire.request import Headers
 
 _MAX_KEY_BYTES = 512
 _MAX_TOKEN_BYTES = 8192
@@ -59,4 +63,34 @@ def authenticate(
         grant = stored.find(found, time.time())
     if grant is None:
         raise ApiError(401, "invalid_api_key", "This API key is not known here.")
+    if grant.expires != math.inf and grant.expires <= time.time():
+        raise ApiError(401, "invalid_api_key", "This API key has expired.")
     return grant
+
+
+class WrongSource(ApiError):
+    """401: a valid key was used from an address that it is not for. `key` names it, for the audit log."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(401, "ip_not_authorized", message)
+        self.key = key
+
+
+def check_source(grant: KeyGrant, networks: Networks, peer: str | None, headers: Headers, proxies: Networks) -> None:
+    """Refuse a key outside the networks it is for.
+
+    Args:
+        grant: the key's grant.
+        networks: the addresses it may be used from.
+        peer: the other end of the connection; None when it has no IP address.
+        headers: request headers, names in lower case.
+        proxies: addresses of trusted proxies.
+
+    Raises:
+        WrongSource: 401; OpenAI's code for the same.
+    """
+    address = client_address(peer, headers, proxies)
+    if address is None:
+        raise WrongSource(grant.id, "This API key is bound to networks, and the address that the request came from is not known.")
+    if not networks.holds(address):
+        raise WrongSource(grant.id, "This API key may not be used from this address.")

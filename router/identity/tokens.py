@@ -1,6 +1,7 @@
 """JWT bearers as an alternative to keys: signed by an issuer whose keys lie in a file, for this audience, and not expired.
 
-Who bears one gets the scopes of a configured key. What a token grants is remembered by the SHA-256 of the whole token.
+Who bears one gets the scopes of a configured key, less what the token's own claim and its tenant take away from them. What a
+token grants is remembered by the SHA-256 of the whole token.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from pathlib import Path
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
-from msgspec.structs import replace
 
 from router.config import ConfigError, Jwt
+from router.identity.narrowing import read_narrowing
+from router.identity.scopes import bearer_grant
 from router.policy import KeyGrant, Policy
 
 _log = logging.getLogger("tidegate.keys")
@@ -45,6 +47,7 @@ class TokenVerifier:
         if grant is None:
             raise ConfigError(f"jwt.key: there is no key `{options.key}`")
         self._grant = grant
+        self._policy = policy
         self._claims = jwt.JWTClaimsRegistry(
             leeway=options.leeway_s,
             iss={"essential": True, "value": options.issuer},
@@ -91,7 +94,12 @@ class TokenVerifier:
             return None
         # Receipts and the audit log get a name that says who it was only to those who know the subject.
         name = hashlib.sha256(f"{self._options.issuer}\0{subject}".encode()).hexdigest()[:16]
-        return replace(self._grant, id=f"jwt-{name}", tenant=tenant), expires + self._options.leeway_s
+        claim = None if self._options.scopes_claim is None else token.claims.get(self._options.scopes_claim)
+        try:
+            grant = bearer_grant(self._grant, f"jwt-{name}", tenant, read_narrowing(claim), self._policy)
+        except ValueError:
+            return None
+        return grant, min(expires + self._options.leeway_s, grant.expires)
 
     def _look_for_new_keys(self) -> None:
         moment = time.monotonic()

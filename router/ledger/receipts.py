@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from router.decision import Decision, Facts
+from router.identity.priority import CLASSES, NORMAL
 
 _FIELDS = {
     b"prompt_tokens": "prompt_tokens",
@@ -66,6 +67,7 @@ class Receipt(msgspec.Struct, gc=False):
     completion_tokens: int = -1
     cached_tokens: int = -1
     reasoning_tokens: int = -1
+    priority: str = CLASSES[NORMAL]
 
 
 def open_receipt(facts: Facts, epoch: str, label_text: str, tags: tuple[str, ...], now: float) -> Receipt:
@@ -86,6 +88,7 @@ def open_receipt(facts: Facts, epoch: str, label_text: str, tags: tuple[str, ...
         complexity_tier=facts.complexity.tier,
         complexity_score=facts.complexity.score,
         prompt_tokens_estimate=facts.prompt_tokens,
+        priority=CLASSES[facts.priority],
     )
 
 

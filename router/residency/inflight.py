@@ -14,6 +14,7 @@ from weakref import WeakSet
 from msgspec.structs import replace
 
 from router.decision import Facts
+from router.identity.scopes import bearer_grant
 from router.placement.targets import Kind, Target
 from router.policy import KeyGrant, Policy
 from router.residency.label import Evidence, Label, admits, translate_evidence, translate_label
@@ -151,11 +152,15 @@ class InFlight:
     def _narrow(self, ticket: Ticket, now: float) -> None:
         held = ticket.grant
         grant = self._policy.keys.get(held.digest) if held.digest else self.find_outside(held)
-        if grant is None or (ticket.declassified and grant.redacted is None):
+        if grant is None or grant.expires <= now or (ticket.declassified and grant.redacted is None):
             ticket.revoked = "the key is no longer valid"
             return
         if grant.id != held.id:  # a token that bears the scopes of a configured key
-            grant = replace(grant, id=held.id, tenant=held.tenant)
+            try:
+                grant = bearer_grant(grant, held.id, held.tenant, held.narrowing, self._policy)
+            except ValueError:  # it names a tag that is gone
+                ticket.revoked = "the token is no longer valid"
+                return
         if grant != held:
             ticket.grant = grant
         ceiling = replace(grant, ceiling=grant.redacted) if ticket.declassified and grant.redacted is not None else grant

@@ -156,6 +156,12 @@ class DirectRequest:
         body, self._body = self._body, b""
         return bytes(body)
 
+    @property
+    def peer(self) -> str | None:
+        """The address of the connection's other end, or of the client that a PROXY header named; None where there is none."""
+        client = self._protocol.client
+        return None if client is None else client[0]
+
     # -- the way back
 
     @property

@@ -21,10 +21,12 @@ import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from router.identity.networks import Networks, packed
 from router.wire.client_head import MAX_HEADER_BYTES, BadHead, HeadCollector, framing_problem
 from router.wire.direct import ClientListener, DirectHandler, DirectRequest
 from router.wire.errors import ApiError
 from router.wire.patience import Patience, Verdict
+from router.wire.proxy_header import BadProxyHeader, read_proxy_header
 
 _WRITE_HIGH_WATER = 32 * 1024
 
@@ -32,9 +34,14 @@ _WRITE_HIGH_WATER = 32 * 1024
 class RelayProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol with the relay seam, and stricter about what a client sends and how slowly."""
 
-    def __init__(self, *args: Any, direct: Mapping[bytes, DirectHandler], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, direct: Mapping[bytes, DirectHandler], balancers: Networks | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._direct = direct
+        self._balancers = balancers
+        self._preface: bytes | None = None
+        """What has come of the PROXY header that must come first; None where none is expected any more."""
         self.listener: ClientListener | None = None
         self._collector = HeadCollector()
         self._in_body = False
@@ -49,6 +56,10 @@ class RelayProtocol(HttpToolsProtocol):
         """Bound the write buffer, then as uvicorn does."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
+        if self._balancers is not None and self.client is not None:
+            peer = packed(self.client[0])
+            if peer is not None and self._balancers.holds(peer):
+                self._preface = b""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn does, and tell the listener at once."""
@@ -73,6 +84,10 @@ class RelayProtocol(HttpToolsProtocol):
         """Feed the parser with whole header blocks, and with bodies that make progress."""
         if self._refused:
             return
+        if self._preface is not None:
+            data = self._take_preface(data)
+            if not data:
+                return
         if self._in_body or self._parser_in_head:  # the latter: a pipelined block that came with the body before it
             if self._unproductive > MAX_HEADER_BYTES:
                 self.send_400_response("The header block, or the framing of the body, is too large.")
@@ -89,6 +104,21 @@ class RelayProtocol(HttpToolsProtocol):
                 return
             data = whole
         super().data_received(data)
+
+    def _take_preface(self, data: bytes) -> bytes:
+        """Read the PROXY header, and return what follows it."""
+        data = (self._preface or b"") + data
+        self._patience.expect_head(self.loop.time())
+        try:
+            found = read_proxy_header(data)
+        except BadProxyHeader:
+            self.send_400_response("A connection from this proxy begins with a PROXY header.")
+            return b""
+        if found is None:
+            self._preface = data
+            return b""
+        self._preface, self.client = None, found.client
+        return data[found.length :]
 
     def on_message_begin(self) -> None:
         """A request begins. What uvicorn prepares here is prepared once the path is known."""
@@ -298,17 +328,24 @@ class _QuietServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def make_server(app: Any, *, direct: Mapping[bytes, DirectHandler] | None = None, grace_s: float = 30.0) -> uvicorn.Server:
+def make_server(
+    app: Any,
+    *,
+    direct: Mapping[bytes, DirectHandler] | None = None,
+    grace_s: float = 30.0,
+    balancers: Networks | None = None,
+) -> uvicorn.Server:
     """A uvicorn server over `app` with the relay protocol; run it with `await server.serve(sockets=[...])`.
 
     Args:
         app: the ASGI application.
         direct: handlers by path for requests that do not go through it.
         grace_s: how long running responses may go on after `server.should_exit` is set.
+        balancers: addresses whose connections begin with a PROXY header; None: nobody's do.
     """
     config = uvicorn.Config(
         app,
-        http=cast(Any, functools.partial(RelayProtocol, direct=direct or {})),
+        http=cast(Any, functools.partial(RelayProtocol, direct=direct or {}, balancers=balancers)),
         loop="none",
         ws="none",
         lifespan="off",

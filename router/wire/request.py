@@ -7,6 +7,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
+from router.identity.priority import CLASSES
 from router.wire.errors import ApiError, invalid_request
 
 Scope = MutableMapping[str, Any]
@@ -51,6 +52,21 @@ def timeout_of(headers: Headers, default_s: float) -> float:
     if not value.isdigit() or len(value) > 8 or not 1 <= int(value) <= 86_400_000:
         raise invalid_request("`x-request-timeout-ms` is a whole number of milliseconds.", param="x-request-timeout-ms")
     return int(value) / 1e3
+
+
+def priority_of(headers: Headers, own: int) -> int:
+    """The class of a request: its key's (`own`), or the lower one that `x-tidegate-priority` asks for.
+
+    Raises:
+        ApiError: 400 for a header that names no class.
+    """
+    value = header(headers, b"x-tidegate-priority")
+    if value is None:
+        return own
+    name = value.strip().decode("latin-1")
+    if name not in CLASSES:
+        raise invalid_request(f"`x-tidegate-priority` is one of {', '.join(CLASSES)}.", param="x-tidegate-priority")
+    return max(own, CLASSES.index(name))
 
 
 def fresh_request_id() -> str:

@@ -29,6 +29,8 @@ def create_key(
     residency: Annotated[list[str] | None, typer.Option(help="The ceiling: a residency tag; several must all hold.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model or tier it may use. Default: all.")] = None,
     spill: Annotated[bool, typer.Option("--spill", help="Its requests may leave for a cloud target.")] = False,
+    cidr: Annotated[list[str] | None, typer.Option(help="Addresses it may be used from, such as 10.20.0.0/16.")] = None,
+    priority: Annotated[str, typer.Option(help="Where requests wait: high, normal or low.")] = "normal",
     expires: Annotated[str, typer.Option(help="It ends at this date or time (UTC).")] = "",
     requests_per_minute: Annotated[int, typer.Option(min=0)] = 0,
     tokens_per_minute: Annotated[int, typer.Option(min=0)] = 0,
@@ -44,6 +46,8 @@ def create_key(
         "residency": residency,
         "models": model,
         "spill": spill,
+        "cidr": cidr,
+        "priority": priority,
         "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute,
         "concurrent_requests": concurrent_requests,
@@ -56,7 +60,8 @@ def create_key(
         if stored:
             console.print(_store(config).create(name, scopes, expires))
             return
-        if expires or any(value for key, value in scopes.items() if key != "tenant") or tenant != "default":
+        usual = {"tenant": "default", "priority": "normal"}
+        if expires or any(value and value != usual.get(key) for key, value in scopes.items()):
             _fail("scopes are set in the configuration for this kind of key; with --stored they are set here")
         render.print_new_key(Console(), keys.create_key(find_home(), name))
     except keys.KeyFileError as error:

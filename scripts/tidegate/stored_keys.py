@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from router.config import Config, ConfigError, Key, load_file
+from router.config import Config, ConfigError, Key, load_file, moment_of
 from router.identity.stored import PEPPER_FILE, compile_stored
 from router.ledger import records
 from router.ledger.checkpoint import CheckpointError, load_signer
@@ -66,10 +66,11 @@ class KeyStore:
             key = Key.model_validate({"id": name, "sha256": "0" * 64, **wanted})
             if any(configured.id == name for configured in self._config.keys):
                 raise KeyFileError(f"the configuration has a key `{name}` already")
-            stored = self._new(plain, name, key.tenant, key.model_dump_json(exclude_defaults=True).encode(), _moment(expires))
+            text, until = key.model_dump_json(exclude_defaults=True), moment_of(expires) if expires else None
+            stored = self._new(plain, name, key.tenant, text.encode(), until)
             compile_stored(stored, self._config, compile_without_keys(self._config))
             self._table.add(stored)
-        self._record("key.create", name, {"tenant": key.tenant, "scopes": key.model_dump_json(exclude_defaults=True)})
+        self._record("key.create", name, {"tenant": key.tenant, "scopes": text})
         return plain
 
     def rotate(self, name: str, overlap_s: float) -> str:
@@ -144,13 +145,3 @@ def _plain_errors() -> Iterator[None]:
     except (StoreError, ConfigError, ValueError) as error:
         text = str(error).splitlines()
         raise KeyFileError(text[0] if isinstance(error, StoreError | ConfigError) else "; ".join(text[:3])) from None
-
-
-def _moment(text: str) -> float | None:
-    if not text:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise KeyFileError(f"`{text}` is no date: give 2027-05-01 or 2027-05-01T12:00") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

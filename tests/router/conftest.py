@@ -56,8 +56,9 @@ async def open_front_door(zones: dict[str, str], /, **changes: Any) -> AsyncIter
     for engine in engines.values():
         await engine.start()
     port, admin = free_port(), free_port()
+    listen = {"host": "127.0.0.1", "port": port, **changes.pop("listen", {})}
     data = {
-        "listen": {"host": "127.0.0.1", "port": port},
+        "listen": listen,
         "admin": {"port": admin},
         "zones": {zone: {} for zone in {*zones.values(), "elsewhere"}},
         "targets": [

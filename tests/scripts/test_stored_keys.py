@@ -49,6 +49,14 @@ def test_a_stored_key_is_shown_once_and_nowhere_kept(home, configured):
     assert (home.keys / "pepper").stat().st_mode & 0o777 == 0o600
 
 
+def test_every_scope_of_a_stored_key_is_kept(home, configured):
+    scopes = ("--cidr", "10.0.0.0/8", "--cidr", "2001:db8::/32", "--priority", "low", "--residency", "any", "--spill")
+    created("app", *scopes, "--model", "small", "--expires", "2999-01-01T12:00+02:00")
+    row = json.loads(run("list")[1])
+    assert (row["cidr"], row["priority"], row["spill"]) == (["10.0.0.0/8", "2001:db8::/32"], "low", True)
+    assert (row["models"], row["residency"], row["expires"]) == (["small"], ["any"], "2999-01-01T10:00:00+00:00")
+
+
 def test_routers_take_and_refuse_keys_within_a_second(home, configured):
     config = load_file(configured)
     policy = compile_policy(config, home.root)
@@ -111,7 +119,11 @@ def test_a_rotation_without_overlap_ends_the_old_key_and_an_expiry_ends_any(home
         (("create", "x", "--stored", "--residency", "nowhere"), "unknown tag `nowhere`"),
         (("create", "quickstart", "--stored"), "the configuration has a key"),
         (("create", "x", "--stored", "--expires", "soon"), "is no date"),
+        (("create", "x", "--stored", "--cidr", "10.0.0.1/8"), "did you mean `10.0.0.0/8`"),
+        (("create", "x", "--stored", "--priority", "urgent"), "'high', 'normal' or 'low'"),
         (("create", "x", "--spill"), "with --stored"),
+        (("create", "x", "--cidr", "10.0.0.0/8"), "with --stored"),
+        (("create", "x", "--priority", "low"), "with --stored"),
         (("rotate", "missing"), "no valid key `missing`"),
         (("revoke", "missing"), "no valid key `missing`"),
     ],

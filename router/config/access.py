@@ -1,0 +1,88 @@
+"""What a key's holder must keep to besides limits: from where, until when, and how urgent; and who may speak for a client."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from router.identity.networks import compile_networks
+
+
+class Access(BaseModel):
+    """Scopes of a key that no residency label knows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cidr: list[str] | None = Field(default=None, min_length=1)
+    """Blocks of addresses, IPv4 or IPv6, that the key may be used from. Default: from anywhere."""
+    expires: str | None = None
+    """An ISO date or time, in UTC unless it says otherwise, from which on the key is worth nothing."""
+    priority: Literal["high", "normal", "low"] = "normal"
+    """Who goes first where requests wait. `x-tidegate-priority` on a request may only lower it."""
+
+    @field_validator("cidr")
+    @classmethod
+    def _blocks(cls, value: list[str] | None) -> list[str] | None:
+        compile_networks(value or ())
+        return value
+
+    @field_validator("expires", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        # YAML reads a date that is not in quotes as one.
+        return value.isoformat() if isinstance(value, date) else value
+
+    @field_validator("expires")
+    @classmethod
+    def _moment(cls, value: str | None) -> str | None:
+        if value is not None:
+            moment_of(value)
+        return value
+
+
+class Listen(BaseModel):
+    """An address the router opens; by default nobody but this machine reaches it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8001, ge=1, le=65535)
+
+
+class PublicListen(Listen):
+    """The address that clients call, and the proxies in front of it whose word for a client's address counts."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - the public port is public; the admin port's default is not
+    port: int = Field(default=8000, ge=1, le=65535)
+    trusted_proxies: list[str] = []
+    """Blocks of addresses of proxies of ours. Only from these is `X-Forwarded-For` believed, and only as far as it was written
+    by one of them; a client whose address such a proxy does not tell has none."""
+    proxy_protocol: bool = False
+    """Connections of trusted proxies begin with a PROXY header, version 1 or 2, that tells the client's address."""
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _blocks(cls, value: list[str]) -> list[str]:
+        compile_networks(value)
+        return value
+
+    @model_validator(mode="after")
+    def _of_somebody(self) -> PublicListen:
+        if self.proxy_protocol and not self.trusted_proxies:
+            raise ValueError("`proxy_protocol` needs `trusted_proxies`: whose header is to be believed?")
+        return self
+
+
+def moment_of(text: str) -> float:
+    """An ISO date or time as UNIX seconds; UTC where it names no zone.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"`{text}` is no date: give 2027-05-01 or 2027-05-01T12:00") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
