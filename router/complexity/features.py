@@ -7,19 +7,15 @@ leaves this module is numbers only: no word of the text can be read back from a 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from zlib import crc32
+from array import array
 
 import msgspec
 
 from router.complexity import lexicon
+from router.complexity.words import Words, read_words
 
 HEAD_CHARS = 2500
 TAIL_CHARS = 1500
-BUCKETS = 1 << 15
-"""Places in the hashed tables. 2**15 holds a language's common words and pairs with few collisions (1 in 10 at 3,500)."""
-MAX_WORD = 24
-"""Bytes of a word that count: a million letters without a space are one word, and cost as one."""
 
 # Lower case; digits and the underscore (blanks to fill in) stay, all other ASCII is a space; bytes from 0x80 on stay.
 _CUT = bytes(
@@ -43,11 +39,11 @@ _KIND = bytes(
     for byte in range(256)
 )
 """Kind of a byte: U upper case, 0 digit, = maths, . punctuation, 128 outside ASCII, a the rest."""
+_PLAIN = bytes(byte for byte in range(256) if _KIND[byte] == 97)
+_UNMARKED = bytes(byte for byte in range(256) if byte >= 128 or byte in b" _" or bytes((byte,)).isalnum())
+"""What no mark of `_COUNTED` is: thrown away first, the rest of a text is short to count in."""
 _DIGITS = b"0123456789"
 _OPTION_MARKS = (b". ", b") ", b": ")
-_LEXICON = lexicon.packed()
-_FIELD = (1 << lexicon.BITS) - 1
-_SHIFTS = tuple(lexicon.BITS * place for place in range(len(lexicon.NAMES)))
 _LOG = tuple(math.log1p(count) for count in range(4096))
 """log(1 + n) for every count a capped text can have."""
 _COUNTED = (
@@ -71,6 +67,8 @@ _COUNTED = (
     ("hyphens", b"-"),
     ("apostrophes", b"'"),
 )
+_PLACES = {name: place for place, (name, _) in enumerate(_COUNTED)}
+_STOPS, _ASKED, _LINES = _PLACES["full_stops"], _PLACES["question_marks"], _PLACES["lines"]
 _SHAPE = (
     "chars",
     "words",
@@ -107,10 +105,10 @@ NAMES: tuple[str, ...] = (*_SHAPE, *(name for name, _ in _COUNTED), *(f"words_{n
 
 
 class Features(msgspec.Struct, frozen=True, gc=False):
-    """`values` in the order of `NAMES`; `buckets` are the distinct hashed words and pairs."""
+    """`values` in the order of `NAMES`; `buckets` are the distinct places of the hashed words and pairs."""
 
     values: list[float]
-    buckets: set[int]
+    buckets: array[int]
 
 
 def read_features(text: str) -> Features:
@@ -123,70 +121,63 @@ def read_features(text: str) -> Features:
     if chars > HEAD_CHARS + TAIL_CHARS:
         text = text[:HEAD_CHARS] + "\n" + text[-TAIL_CHARS:]
     raw = text.encode("utf-8", "surrogatepass")
-    words = raw.translate(_CUT).split()
-    values = _shape(raw, words, chars)
-    count = raw.count
-    values += [_LOG[count(mark)] for _, mark in _COUNTED]
-    hits = [_LEXICON[word] for word in words if word in _LEXICON]
-    total = sum(hits)
-    values += [_LOG[(total >> shift) & _FIELD] for shift in _SHIFTS]
-    return Features(values, hash_words(words))
+    words = read_words(raw.translate(_CUT))
+    marks = raw.translate(None, _UNMARKED)
+    counts = [(marks if len(mark) == 1 else raw).count(mark) for _, mark in _COUNTED]
+    values = _shape(raw, words, chars, counts)
+    values += map(_LOG.__getitem__, counts)
+    values += map(_LOG.__getitem__, words.lists)
+    return Features(values, words.buckets)
 
 
-def hash_words(words: list[bytes]) -> set[int]:
-    """Buckets of words and of pairs that follow each other (CRC-32, so the same in every process)."""
-    if max(map(len, words), default=0) > MAX_WORD:
-        words = [word[:MAX_WORD] for word in words]
-    mask = BUCKETS - 1
-    hashes = list(map(crc32, words))
-    buckets = {value & mask for value in hashes}
-    # The CRC of a word continued over the next word: both steps run in C.
-    buckets.update([value >> 7 & mask for value in map(crc32, words[1:], hashes)])
-    return buckets
-
-
-def _shape(raw: bytes, words: list[bytes], chars: int) -> list[float]:
-    size, count = len(raw) or 1, len(words)
+def _shape(raw: bytes, words: Words, chars: int, counts: list[int]) -> list[float]:
+    """The readable counts, in the order of `_SHAPE`; `counts` are those of `_COUNTED`."""
+    size, count = len(raw) or 1, words.count
     share, per_word = 1.0 / size, 1.0 / (count or 1)
-    lengths = sorted(map(len, words))
-    numbers = [word for word in words if word < b":"]  # of the bytes a word can begin with, only digits come before the colon
+    kind, log = raw.translate(_KIND, _PLAIN).count, _LOG
+    digits = kind(b"0")
     options = _options(raw)
     option_words = [len(option.split()) for option in options]
+    most, fewest = max(option_words, default=0), min(option_words, default=0)
     stem_words = max(0, count - sum(option_words))
     kinds = len(options) or 1
     stem = (raw.partition(b"\nA")[0] if options else raw).rstrip()
-    kind, log = raw.translate(_KIND).count, _LOG
     return [
         math.log1p(chars),
         log[count],
-        sum(lengths) * per_word,
-        1.0 - bisect_left(lengths, 8) * per_word,
-        1.0 - bisect_left(lengths, 12) * per_word,
-        len(set(words)) * per_word,
+        words.letters * per_word,
+        1.0 - (count - words.long) * per_word,
+        1.0 - (count - words.very_long) * per_word,
+        words.distinct * per_word,
         kind(b"U") * share,
-        kind(b"0") * share,
+        digits * share,
         kind(b"=") * share,
         kind(b".") * share,
         kind(b"\x80") * share,
-        log[len(numbers)],
-        log[len(set(numbers))],
-        float(len(max(numbers, key=len, default=b""))),
+        log[words.numbers],
+        log[words.distinct_numbers],
+        float(words.longest_number),
         float(len(options)),
         math.log1p(sum(map(len, options)) / kinds),
-        log[max(option_words, default=0)],
+        log[most],
         sum(1 for option in options if option.translate(None, _DIGITS) != option) / kinds,
         log[stem_words],
         stem_words * per_word,
-        log[min(option_words, default=0)],
-        log[max(option_words, default=0)] - log[min(option_words, default=0)],
+        log[fewest],
+        log[most] - log[fewest],
         sum(1 for option in options if option.translate(None, _MATHS) != option) / kinds,
-        log[sum(1 for word in numbers if len(word) == 4 and word[:1] in b"12")],
-        log[bisect_left(lengths, 2)],
+        log[words.years],
+        log[words.single],
         1.0 if stem.endswith(b"?") else 0.0,
         1.0 if stem[-1:].isalpha() else 0.0,
-        count / (raw.count(b". ") + raw.count(b"? ") + raw.count(b"\n") + 1),
-        log[raw.count(b"tatement 1") + raw.count(b"cenario 1") + raw.count(b"\nI")],
+        count / (counts[_STOPS] + (raw.count(b"? ") if counts[_ASKED] else 0) + counts[_LINES] + 1),
+        log[_statements(raw, digits) + (raw.count(b"\nI") if counts[_LINES] else 0)],
     ]
+
+
+def _statements(raw: bytes, digits: int) -> int:
+    """Marks of numbered statements and scenarios."""
+    return raw.count(b"tatement 1") + raw.count(b"cenario 1") if digits else 0
 
 
 def _options(raw: bytes) -> list[bytes]:

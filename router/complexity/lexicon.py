@@ -112,15 +112,19 @@ LISTS: dict[str, str] = {
     "roman": "ii iii iv",
 }
 NAMES: tuple[str, ...] = tuple(LISTS)
-BITS = 12
-"""A capped text has fewer than 2**BITS words, so no count runs over into its neighbour."""
+BITS = 16
+"""A capped text has fewer than 2**BITS words, so no count runs over into its neighbour; struct's `H` reads a field."""
 
 
-def packed() -> dict[bytes, int]:
-    """Every word with a one in the field of each of its lists: the sum over a text is all counts at once."""
-    table: dict[bytes, int] = {}
+def classes() -> tuple[dict[bytes, int], tuple[int, ...]]:
+    """Every word's class, from 1 on (words on the same lists are of one class, so that it fits a byte), and by class a one in the
+    field of each list: these times the words of the class, summed up, are all counts at once.
+    """
+    lists: dict[bytes, int] = {}
     for place, words in enumerate(LISTS.values()):
         for word in set(words.split()):
             key = word.encode()
-            table[key] = table.get(key, 0) + (1 << (BITS * place))
-    return table
+            lists[key] = lists.get(key, 0) + (1 << (BITS * place))
+    combined = (0, *sorted(set(lists.values())))
+    numbers = {fields: number for number, fields in enumerate(combined)}
+    return {word: numbers[fields] for word, fields in lists.items()}, combined

@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable
+from operator import mul
 from typing import Any
 
 import msgspec
 
+from router.complexity.buckets import Tables, compile_tables, sum_heads
 from router.complexity.features import NAMES, Features
 from router.complexity.weights import Stored, StoredGain, Trees, signed
 
 Scorer = Callable[[list[float]], float]
-_FIELD_BITS = 20
-"""A field of a packed bucket: a capped text has at most 4,001 buckets, and 4,001 times 255 stays below 2**20."""
-_MASK = (1 << _FIELD_BITS) - 1
 _OFFSET = 128
 _WIDE_BITS = 40
 """A field of a packed feature weight: values up to 2**20 steps in a hundred features, times 255, stay below 2**40."""
@@ -30,7 +29,7 @@ _STEPS = 256
 
 
 class GainHead(msgspec.Struct, frozen=True):
-    """One tier pair. `field` is the place of its table in the packed buckets."""
+    """One tier pair. `field` is the place of its table among all heads' tables."""
 
     name: str
     small: str
@@ -49,7 +48,7 @@ class GainHead(msgspec.Struct, frozen=True):
 class DomainHead(msgspec.Struct, frozen=True):
     """Domains with their weights; the first one's field follows those of the gains.
 
-    `hand[i]` has the int8 weights of feature `features[i]` for all domains in one number, like the packed buckets.
+    `hand[i]` has the int8 weights of feature `features[i]` for all domains in one number.
     """
 
     names: tuple[str, ...]
@@ -62,9 +61,9 @@ class DomainHead(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """Compiled weights. `packed[bucket]` holds every head's int8 weight in a field of its own: one sum serves all heads."""
+    """Compiled weights. `tables` are those of all heads, gains first: one sum serves all."""
 
-    packed: list[int]
+    tables: Tables
     gains: tuple[GainHead, ...]
     domains: DomainHead
     means: tuple[float, ...]
@@ -90,14 +89,8 @@ def compile_model(stored: Stored) -> Model:
     tables = [signed(gain.table) for gain in stored.gains]
     size = len(stored.domains.tables) // max(1, len(stored.domains.names))
     tables += [signed(stored.domains.tables[i * size : (i + 1) * size]) for i in range(len(stored.domains.names))]
-    packed = [0] * (len(tables[0]) if tables else 0)
-    for place, table in enumerate(tables):
-        shift = place * _FIELD_BITS
-        packed = [number | (weight + _OFFSET) << shift for number, weight in zip(packed, table, strict=True)]
-    shared: dict[int, int] = {}
-    packed = [shared.setdefault(number, number) for number in packed]  # most buckets are empty: keep one number for them
     return Model(
-        packed,
+        compile_tables(tables),
         tuple(_compile_gain(gain, stored, place, tables[place]) for place, gain in enumerate(stored.gains)),
         _compile_domains(stored),
         tuple(stored.means),
@@ -148,7 +141,9 @@ def compile_trees(trees: Trees) -> Scorer:
 
     The source is made of numbers only (`repr` of checked ints and floats), never of text from the file.
     """
-    lines = ["def score(v):", " return ("]
+    used = sorted({feature for feature in trees.feature if feature >= 0})
+    taken = "".join(f"v{int(feature)}=v[{int(feature)}];" for feature in used)  # a local name is read faster than a place
+    lines = ["def score(v):", f" {taken}", " return ("]
     lines += [f"  {'+' if i else ''}{_expression(trees, root)}" for i, root in enumerate(trees.roots)] or ["  0.0"]
     scope: dict[str, Any] = {}
     exec("\n".join([*lines, " )"]), {"__builtins__": {}}, scope)
@@ -160,46 +155,39 @@ def _expression(trees: Trees, node: int) -> str:
     if trees.feature[node] < 0:
         return f"({float(trees.value[node])!r})"
     left, right = _expression(trees, trees.left[node]), _expression(trees, trees.right[node])
-    return f"({left} if v[{int(trees.feature[node])}]<={float(trees.threshold[node])!r} else {right})"
+    return f"({left} if v{int(trees.feature[node])}<={float(trees.threshold[node])!r} else {right})"
 
 
 def read_gains(model: Model, features: Features, only: int | None = None) -> Reading:
     """Every head's answer for one text, or with `only` that one gain (and the domains)."""
-    buckets, values = features.buckets, features.values
-    total = sum(map(model.packed.__getitem__, buckets))
-    count = len(buckets)
+    values = features.values
+    sums = sum_heads(model.tables, features.buckets)
+    count = len(features.buckets)
     norm = 1.0 / math.sqrt(count) if count else 0.0
-    bias = _OFFSET * count
     gains = []
     for head in model.gains if only is None else (model.gains[only],):
-        words = ((total >> head.field * _FIELD_BITS) & _MASK) - bias
         linear = head.offset
         for i, weight in head.hand:
             linear += weight * values[i]
-        gains.append(head.base + linear + head.score_trees(values) + head.scale * norm * words)
-    return Reading(tuple(gains), _read_domains(model.domains, total, bias, norm, values))
+        gains.append(head.base + linear + head.score_trees(values) + head.scale * norm * sums[head.field])
+    return Reading(tuple(gains), _read_domains(model.domains, sums, norm, values))
 
 
-def _read_domains(head: DomainHead, total: int, bias: int, norm: float, values: list[float]) -> tuple[float, ...]:
+def _read_domains(head: DomainHead, sums: list[int], norm: float, values: list[float]) -> tuple[float, ...]:
     """Softmax over the domains. Features count in whole steps, so that one sum of whole numbers serves all domains."""
     if not head.names:
         return ()
-    hand = steps = 0
-    for i, weights in zip(head.features, head.hand, strict=True):
-        if value := int(values[i] * _STEPS):
-            hand += weights * value
-            steps += value
-    steps *= _OFFSET
-    fields = total >> head.field * _FIELD_BITS
+    steps = [int(values[i] * _STEPS) for i in head.features]
+    hand = sum(map(mul, head.hand, steps))
+    offset = sum(steps) * _OFFSET
     logits = []
-    for scale, constant in zip(head.scales, head.biases, strict=True):
-        logits.append(constant + scale * norm * ((fields & _MASK) - bias) + head.hand_scale * ((hand & _WIDE_MASK) - steps))
-        fields >>= _FIELD_BITS
+    for scale, constant, words in zip(head.scales, head.biases, sums[head.field :], strict=True):
+        logits.append(constant + scale * norm * words + head.hand_scale * ((hand & _WIDE_MASK) - offset))
         hand >>= _WIDE_BITS
     highest = max(logits)
     shares = [math.exp(logit - highest) for logit in logits]
     whole = sum(shares)
-    return tuple(share / whole for share in shares)
+    return tuple([share / whole for share in shares])
 
 
 def explain_gain(model: Model, features: Features, head: GainHead) -> tuple[Contribution, ...]:

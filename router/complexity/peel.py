@@ -63,17 +63,10 @@ _OPEN = re.compile(r"<([A-Za-z][A-Za-z0-9_-]{1,40})(?:\s[^<>]{0,200})?>")
 _ASKED = re.compile(
     r"<(user_query|user_request|user_message|task|query|question|request|userRequest)>\s*(.{1,8000}?)\s*</\1>", re.S
 )
-_LABELS = (
-    "### Question:",
-    "## Question",
-    "Question:",
-    "User question:",
-    "User request:",
-    "My request:",
-    "Query:",
-    "Task:",
-    "<query>",
+_LABEL = re.compile(
+    r".*\n(?:### Question:|## Question|Question:|User question:|User request:|My request:|Query:|Task:|<query>)", re.S
 )
+"""The last label of a text; none is the beginning of another."""
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -143,12 +136,8 @@ def _drop_blocks(text: str) -> str:
 
 def _after_label(text: str) -> str:
     """Of a retrieval template (`Context: ... Question: ...`) the question, where it stands at the end."""
-    best = -1
-    for label in _LABELS:
-        at = text.rfind("\n" + label, -_LABEL_CHARS)
-        if at >= 0:
-            best = max(best, at + 1 + len(label))
-    tail = text[best:].strip() if best >= 0 else ""
+    found = _LABEL.match(text, max(0, len(text) - _LABEL_CHARS))
+    tail = text[found.end() :].strip() if found is not None else ""
     return tail if len(tail) >= 8 else text
 
 

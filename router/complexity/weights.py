@@ -14,7 +14,8 @@ from pathlib import Path
 
 import msgspec
 
-from router.complexity.features import BUCKETS, NAMES
+from router.complexity.features import NAMES
+from router.complexity.words import BUCKETS
 
 MAGIC = b"TGCW"
 FORMAT = 1

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.complexity.compile import load_model
-from router.complexity.features import BUCKETS, NAMES, read_features
+from router.complexity.features import NAMES, read_features
 from router.complexity.model import compile_model, explain_gain, read_gains
 from router.complexity.weights import DEFAULT, Trees, WeightsError, pack_weights, read_weights
+from router.complexity.words import BUCKETS
 
 MODEL = load_model(DEFAULT)
 EXTREMES = [
@@ -131,7 +132,7 @@ def test_the_packed_tables_are_the_tables():
     for place, gain in enumerate(stored.gains):
         raw = sum(b - 256 if b > 127 else b for b in (gain.table[bucket] for bucket in features.buckets))
         assert raw == sum(model.gains[place].table[bucket] for bucket in features.buckets)
-    assert head.field == 0 and len(model.packed) == BUCKETS
+    assert head.field == 0 and len(model.tables.packed) == BUCKETS
 
 
 def read_weights_of(folder, data):

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from router.complexity.features import BUCKETS, NAMES, read_features
+from router.complexity.features import NAMES, read_features
 from router.complexity.peel import peel_text
+from router.complexity.words import BUCKETS
 
 DEFAULT_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 FOLDS = 5

@@ -1,0 +1,177 @@
+"""The feature pass and the scores, against the same pass written plainly: what is fast must give the very same numbers."""
+
+from __future__ import annotations
+
+import math
+import random
+from zlib import crc32
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.complexity import lexicon
+from router.complexity.compile import load_model
+from router.complexity.features import _COUNTED, HEAD_CHARS, NAMES, TAIL_CHARS, read_features
+from router.complexity.model import read_gains
+from router.complexity.peel import _LABEL_CHARS, peel_text
+from router.complexity.weights import DEFAULT, Trees, read_weights
+from router.complexity.words import BUCKETS, MAX_WORD
+
+MODEL = load_model(DEFAULT)
+STORED = read_weights(DEFAULT)
+LISTS = {name: set(words.encode().split()) for name, words in lexicon.LISTS.items()}
+LABELS = (
+    "### Question:",
+    "## Question",
+    "Question:",
+    "User question:",
+    "User request:",
+    "My request:",
+    "Query:",
+    "Task:",
+    "<query>",
+)
+PIECES = [
+    " ",
+    "\n",
+    ". ",
+    "? ",
+    "?",
+    ":",
+    "__",
+    "=",
+    "\\",
+    "(",
+    '"',
+    "1987",
+    "3",
+    "2,5",
+    "a",
+    "I",
+    "not",
+    "plaintiff",
+    "Statement 1",
+]
+PIECES += ["\nA. ", "\nB) 12 = x", "\nQuestion: ", "ß", "漢字", "\U0001f600", "\x0b", "\u00a0", "PATIENT", "calculate", "x" * 40]
+
+
+def plain_words(text):
+    """Words as the pass cuts them: lower case, digits and underscores stay, everything outside ASCII stays."""
+    raw = text.encode("utf-8", "surrogatepass")
+    stays = b"abcdefghijklmnopqrstuvwxyz0123456789_"
+    return bytes(byte if byte in stays or byte >= 128 else 32 for byte in raw.lower()).split()
+
+
+def plain_values(text):
+    """Every value by its name, counted one thing after the other."""
+    chars = len(text)
+    if chars > HEAD_CHARS + TAIL_CHARS:
+        text = text[:HEAD_CHARS] + "\n" + text[-TAIL_CHARS:]
+    raw, words = text.encode("utf-8", "surrogatepass"), plain_words(text)
+    size, count = len(raw) or 1, len(words) or 1
+    numbers = [word for word in words if word[:1].isdigit()]
+    marks = (b". ", b") ", b": ")
+    options = [line[3:] for line in raw.split(b"\n") if line[1:3] in marks and line[:1].isalpha()]
+    options = options if any(b"\nB" + mark in raw for mark in marks) else []
+    lengths = [len(option.split()) for option in options]
+    stem = (raw.partition(b"\nA")[0] if options else raw).rstrip()
+    stem_words = max(0, len(words) - sum(lengths))
+    share = {
+        "upper": sum(65 <= byte <= 90 for byte in raw),
+        "digits": sum(48 <= byte <= 57 for byte in raw),
+        "maths_signs": sum(byte in b"=+*/^<>|\\{}" for byte in raw),
+        "punctuation": sum(byte in b".,;:!?()[]'\"-" for byte in raw),
+        "foreign_bytes": sum(byte >= 128 for byte in raw),
+    }
+    found = {name: number / size for name, number in share.items()} | {
+        "chars": math.log1p(chars),
+        "words": math.log1p(len(words)),
+        "mean_word": sum(map(len, words)) / count,
+        "long_words": 1.0 - sum(len(word) < 8 for word in words) / count,
+        "very_long_words": 1.0 - sum(len(word) < 12 for word in words) / count,
+        "distinct_words": len(set(words)) / count,
+        "numbers": math.log1p(len(numbers)),
+        "distinct_numbers": math.log1p(len(set(numbers))),
+        "longest_number": max(map(len, numbers), default=0),
+        "options": len(options),
+        "option_chars": math.log1p(sum(map(len, options)) / (len(options) or 1)),
+        "option_words_max": math.log1p(max(lengths, default=0)),
+        "option_numbers": sum(any(48 <= byte <= 57 for byte in option) for option in options) / (len(options) or 1),
+        "stem_words": math.log1p(stem_words),
+        "stem_share": stem_words / count,
+        "option_words_min": math.log1p(min(lengths, default=0)),
+        "option_spread": math.log1p(max(lengths, default=0)) - math.log1p(min(lengths, default=0)),
+        "option_signs": sum(any(byte in b"=+*/^<>|\\{}" for byte in option) for option in options) / (len(options) or 1),
+        "years": math.log1p(sum(len(word) == 4 and word[:1] in (b"1", b"2") for word in numbers)),
+        "single_letters": math.log1p(sum(len(word) == 1 for word in words)),
+        "stem_asks": float(stem.endswith(b"?")),
+        "stem_open": float(stem[-1:].isalpha()),
+        "sentence_words": len(words) / (raw.count(b". ") + raw.count(b"? ") + raw.count(b"\n") + 1),
+        "statements": math.log1p(raw.count(b"tatement 1") + raw.count(b"cenario 1") + raw.count(b"\nI")),
+    }
+    found |= {name: math.log1p(raw.count(mark)) for name, mark in _COUNTED}
+    found |= {f"words_{name}": math.log1p(sum(word in known for word in words)) for name, known in LISTS.items()}
+    return found, [word[:MAX_WORD] for word in words]
+
+
+def plain_buckets(words):
+    hashes = [crc32(word) for word in words]
+    pairs = [crc32(second, before) >> 7 for before, second in zip(hashes, words[1:], strict=False)]
+    return {value % BUCKETS for value in (*hashes, *pairs)}
+
+
+def plain_gain(values, buckets, gain):
+    """The stored numbers as the file's format says, tree by tree and bucket by bucket."""
+    table = memoryview(gain.table).cast("b")
+    wording = sum(table[bucket] for bucket in buckets) * gain.scale / math.sqrt(len(buckets)) if buckets else 0.0
+    standard = [
+        (value - mean) / deviation for value, mean, deviation in zip(values, STORED.means, STORED.deviations, strict=True)
+    ]
+    hand = sum(weight * value for weight, value in zip(gain.hand, standard, strict=True))
+    return gain.base + hand + wording + sum(leaf_of(gain.trees, root, values) for root in gain.trees.roots)
+
+
+def leaf_of(trees: Trees, node, values):
+    while trees.feature[node] >= 0:
+        node = trees.left[node] if values[trees.feature[node]] <= trees.threshold[node] else trees.right[node]
+    return trees.value[node]
+
+
+def check(text):
+    features = read_features(text)
+    values, words = plain_values(text)
+    for name, value in zip(NAMES, features.values, strict=True):
+        assert value == pytest.approx(values[name], rel=1e-12, abs=1e-12), name
+    assert set(features.buckets) == plain_buckets(words) and len(set(features.buckets)) == len(features.buckets)
+    for gain, stored in zip(read_gains(MODEL, features).gains, STORED.gains, strict=True):
+        assert gain == pytest.approx(plain_gain(features.values, set(features.buckets), stored), abs=1e-9)
+    assert read_gains(MODEL, features, 1).gains == read_gains(MODEL, features).gains[1:]
+
+
+def test_a_corpus_of_all_lengths_scores_as_the_plain_pass():
+    dice = random.Random(6)
+    vocabulary = [*PIECES, *(word.decode() for words in LISTS.values() for word in words)]
+    for length in (0, 1, 2, 20, 60, 95, 96, 97, 150, 400, 900, 3000):
+        for _ in range(6):
+            check(" ".join(dice.choices(vocabulary, k=length)))
+            check("".join(dice.choices(PIECES, k=length)))
+
+
+@given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=8)), max_size=300).map("".join))
+@settings(max_examples=100, deadline=None)
+def test_any_text_scores_as_the_plain_pass(text):
+    check(text)
+
+
+@given(
+    st.lists(
+        st.sampled_from([*(f"\n{label}" for label in LABELS), "\n", "Task:", "what is it", "x" * 50, "x" * 2100]), max_size=40
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_the_question_stands_after_the_last_label(pieces):
+    text = "y" * 401 + "".join(pieces)
+    ends = [at + 1 + len(label) for label in LABELS if (at := text.rfind(f"\n{label}", -_LABEL_CHARS)) >= 0]
+    tail = text[max(ends) :].strip() if ends else ""
+    assert peel_text(text) == (tail if len(tail) >= 8 else text.strip())
