@@ -18,6 +18,7 @@ from deployments.membership import GuardPolicies, Membership
 from deployments.secret import cluster_secret
 from router.config import Config, home
 from router.identity.stored import open_shared
+from router.ledger.capturing import open_capture
 from router.ledger.slots import open_audit
 from router.placement.targets import Report
 from router.policy_source import Loaded, PolicySource
@@ -43,7 +44,8 @@ class RouterReplica:
         credentials = read_credentials(config, home())
         audit = open_audit(config, policy, home())
         shared = await asyncio.to_thread(open_shared, config, policy, home(), f"router-{actor}")
-        self._process = RouterProcess(config, policy, secret, credentials, f"router-{actor[:8]}", GRACE_S, audit, shared)
+        capture = open_capture(config, home(), audit)
+        self._process = RouterProcess(config, policy, secret, credentials, f"router-{actor[:8]}", GRACE_S, audit, shared, capture)
         state = self._process.state
         state.find_elsewhere = self._ask_peers
         self._guards = GuardPolicies(loaded, time.time())

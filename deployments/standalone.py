@@ -15,6 +15,7 @@ import uvloop
 from deployments.credentials import read_credentials, read_secret
 from router.config import ConfigError, home, parse_config, read_args
 from router.identity.stored import open_shared
+from router.ledger.capturing import open_capture
 from router.ledger.slots import open_audit
 from router.placement.targets import Report
 from router.policy import address_of, fixed_targets
@@ -62,7 +63,8 @@ async def _serve(source: PolicySource) -> None:
     credentials, audit = read_credentials(config, home()), open_audit(config, policy, home())
     name = f"router-{os.getpid()}"
     shared = open_shared(config, policy, home(), f"{name}-{secrets.token_hex(4)}")
-    router = RouterProcess(config, policy, secret or new_secret(), credentials, name, audit=audit, shared=shared)
+    capture = open_capture(config, home(), audit)
+    router = RouterProcess(config, policy, secret or new_secret(), credentials, name, audit=audit, shared=shared, capture=capture)
     egress = address_of(config.egress.url, config.egress.tls) if config.egress.url else None
     router.take_reports([Report(t) for t in fixed_targets(config, egress, "egress")])
     stop = asyncio.Event()

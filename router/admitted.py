@@ -24,6 +24,7 @@ from router.wire.json_body import wants_usage
 from router.wire.multipart import Form
 
 if TYPE_CHECKING:
+    from router.ledger.capturing import Recording
     from router.state import RouterState
 
 _USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
@@ -48,6 +49,7 @@ class AdmittedRequest:
         "parsed",
         "path",
         "receipt",
+        "recording",
         "ticket",
         "values",
     )
@@ -77,6 +79,8 @@ class AdmittedRequest:
         """What stands for what in a redacted request; empty: it goes as it came."""
         self.inherited: Label | None = None
         """What its conversation's past demands; kept where a redacted form may take the request's place."""
+        self.recording: Recording | None = None
+        """Keeps what is captured of it; None: nothing is."""
         self.chains = NO_CHAINS
         # On the clock of the event loop, which is the monotonic one.
         self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from router.admitted import AdmittedRequest
+from router.captured import begin_capture, must_classify_to_keep
 from router.decide import decide
 from router.facts import gather_facts
 from router.identity.keys import WrongSource, authenticate, check_source
@@ -92,7 +93,9 @@ class ModelHandler:
         request.context = None
         try:
             admitted = self._admit(request, opened)
-            if state.classifier is not None and must_classify(state, admitted.facts.label):
+            if state.classifier is not None and (
+                must_classify(state, admitted.facts.label) or must_classify_to_keep(state, admitted)
+            ):
                 state.spawn(self._classify_and_serve(request, admitted, state.classifier, opened.tags))
             else:
                 self._serve(request, admitted)
@@ -180,6 +183,8 @@ class ModelHandler:
         ticket = state.inflight.enter(grant, tags, label)
         admitted = AdmittedRequest(path, headers, body, parsed, facts, receipt, ticket, conversation, form)
         admitted.inherited = inherited
+        if state.capture is not None:
+            begin_capture(state, request, admitted)
         return admitted
 
 

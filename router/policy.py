@@ -73,6 +73,8 @@ class KeyGrant(msgspec.Struct, frozen=True):
     """UNIX seconds; from then on it is worth nothing."""
     priority: int = NORMAL
     """Its class, the place in `router.identity.priority.CLASSES`; 0 goes first."""
+    capture: bool = False
+    """Whether its payloads are kept."""
     narrowing: Narrowing | None = None
     """What a token takes away from the key whose scopes it bears; already taken away in the other fields."""
 
@@ -359,6 +361,7 @@ def grant_of_key(
         networks=None if key.cidr is None else compile_networks(key.cidr),
         expires=math.inf if key.expires is None else moment_of(key.expires),
         priority=CLASSES.index(key.priority),
+        capture=key.capture,
     )
 
 

@@ -15,6 +15,7 @@ from router.config import Config, ConfigError
 from router.identity.limits import Limits
 from router.identity.stored import Shared
 from router.kv_feeds import KvFeeds
+from router.ledger.capturing import Capture
 from router.ledger.log import AuditLog
 from router.ledger.policies import policy_text
 from router.placement.kv_messages import KV_PATH
@@ -41,6 +42,7 @@ class RouterProcess:
         grace_s: how long running responses may go on while draining.
         audit: the audit log, closed when the router has drained.
         shared: limits and keys shared with other routers, closed likewise; without, this router keeps its own books.
+        capture: keeps payloads of those who opted in, closed likewise.
 
     Raises:
         OSError: an address is taken.
@@ -56,10 +58,14 @@ class RouterProcess:
         grace_s: float = 30.0,
         audit: AuditLog | None = None,
         shared: Shared | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self.state = RouterState(config, policy, secret, credentials, router_id)
         self.state.audit = audit
         self._shared = shared
+        if capture is not None:
+            self.state.capture = capture
+            self.state.metrics.watch_captures(capture.counts)
         if shared is not None:
             self.state.limits, self.state.stored_keys = Limits(shared.books), shared.keys
             self.state.inflight.find_outside = shared.keys.by_id
@@ -138,6 +144,8 @@ class RouterProcess:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         self.state.pool.close()
+        if self.state.capture is not None:  # before the audit log, which has to hear what was kept
+            await asyncio.to_thread(self.state.capture.close)
         if self.state.audit is not None:
             await asyncio.to_thread(self.state.audit.close)
         if self._shared is not None:

@@ -14,6 +14,7 @@ import time
 from msgspec.structs import replace
 
 from router.admitted import AdmittedRequest
+from router.captured import end_capture
 from router.decide import decide
 from router.decision import Choice, Decision
 from router.identity.limits import Reservation
@@ -416,6 +417,8 @@ class Serving:
         self._state.inflight.leave(self._admitted.ticket)
         receipt = self._admitted.receipt
         receipt.ended = time.time()
+        if self._admitted.recording is not None:
+            end_capture(self._state, self._admitted)
         self._state.limits.settle(self._reserved, used_tokens(receipt), self._state.prices.cost(receipt))
         self._state.receipts.add(receipt, self._decision)
         if self._state.audit is not None:

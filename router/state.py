@@ -18,6 +18,7 @@ from router.identity.limits import Limits
 from router.identity.networks import compile_networks
 from router.identity.stored import StoredKeys
 from router.identity.tokens import TokenVerifier
+from router.ledger.capturing import Capture
 from router.ledger.cost import PriceList
 from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
@@ -90,6 +91,8 @@ class RouterState:
         self.receipts = ReceiptBook()
         self.audit: AuditLog | None = None
         """Records decisions and receipts; None where it is switched off, and nothing may be sent outside then."""
+        self.capture: Capture | None = None
+        """Keeps payloads of those who opted in; None where it is switched off."""
         self.prefixes = Prefixes(secret, PrefixIndex(config.router.prefix_index_mib * 1024 * 1024 // CHUNK_COST))
         self.metrics = Metrics(self.fleet, self.trust_of)
         tls = TlsContexts(home())

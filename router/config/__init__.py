@@ -5,14 +5,14 @@ hot path uses. `load_file` reads either a Ray Serve config (`applications[].args
 bare mapping those `args` hold.
 """
 
-from router.config.access import Listen, PublicListen, moment_of
+from router.config.access import Credential, Listen, PublicListen, moment_of
+from router.config.capture import Capture
 from router.config.check import ANY, AUTO, LOCAL, zones_in
 from router.config.read import epoch_of, home, load_file, parse_config, parse_yaml, read_args
 from router.config.schema import (
     Allowance,
     Config,
     ConfigError,
-    Credential,
     ExternalTarget,
     Jwt,
     Key,
@@ -27,6 +27,7 @@ __all__ = [
     "AUTO",
     "LOCAL",
     "Allowance",
+    "Capture",
     "Config",
     "ConfigError",
     "Credential",

@@ -22,6 +22,9 @@ class Access(BaseModel):
     priority: Literal["high", "normal", "low"] = "normal"
     """Who goes first where requests wait. `x-tidegate-priority` on a request may only lower it."""
 
+    capture: bool = False
+    """Keeps its requests and answers, encrypted, where there is a `capture:` block."""
+
     @field_validator("cidr")
     @classmethod
     def _blocks(cls, value: list[str] | None) -> list[str] | None:
@@ -40,6 +43,21 @@ class Access(BaseModel):
         if value is not None:
             moment_of(value)
         return value
+
+
+class Credential(BaseModel):
+    """Where a provider's key is read from when it is needed; it is never written down again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    env: str | None = None
+    file: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Credential:
+        if (self.env is None) == (self.file is None):
+            raise ValueError("give exactly one of `env` and `file`")
+        return self
 
 
 class Listen(BaseModel):

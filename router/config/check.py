@@ -75,6 +75,15 @@ def check_references(config: Config) -> None:
                 f"declare the zone with `external: true`"
             )
     _check_identities(config, tags)
+    if config.capture is not None:
+        known("zone", config.capture.zone, zones, "capture.zone")
+        for duty in config.capture.duties:
+            known("duty", duty, duties, "capture.duties")
+        if not config.audit.enabled:
+            raise ValueError("capture: payloads are found through the audit log, and `audit.enabled` is false")
+    for i, key in enumerate(config.keys):
+        if key.capture and config.capture is None:
+            raise ValueError(f"keys[{i}].capture: there is no `capture` block that says where payloads are kept")
 
 
 def check_regions(config: Config) -> set[str]:

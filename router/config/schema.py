@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from router.config.access import Access, Listen, PublicListen
+from router.config.access import Access, Credential, Listen, PublicListen
+from router.config.capture import Capture
 from router.config.check import CATEGORIES, KINDS, LOCAL, check_references, nearest
 from router.config.complexity import Complexity
 from router.config.providers import check_provider
@@ -169,19 +170,6 @@ class Model(_Strict):
     @classmethod
     def _strings(cls, value: Any) -> Any:
         return [str(item) for item in value] if isinstance(value, list) else value
-
-
-class Credential(_Strict):
-    """Where a provider's key is read from when it is needed; it is never written down again."""
-
-    env: str | None = None
-    file: str | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Credential:
-        if (self.env is None) == (self.file is None):
-            raise ValueError("give exactly one of `env` and `file`")
-        return self
 
 
 class Tls(_Strict):
@@ -521,6 +509,7 @@ class Config(_Strict):
     policy_file: str | None = None
     """A YAML file (relative to TIDEGATE_HOME) whose keys replace those of this configuration, watched while it runs."""
     audit: Audit = Audit()
+    capture: Capture | None = None
     store: Store = Store()
     jwt: Jwt | None = None
     tenants: dict[Name, Allowance] = {}

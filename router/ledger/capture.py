@@ -8,9 +8,11 @@ backups included, unreadable, while the log still verifies.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import os
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -69,24 +71,26 @@ class Vault:
         try:
             key_id, key = self._data_key(tenant, subject, month)
             nonce = secrets.token_bytes(_NONCE_BYTES)
-            sealed = nonce + AESGCM(key).encrypt(nonce, payload, _bound(key_id, request_id, part))
-            _write(self._payload_path(key_id, request_id, part), sealed)
+            sealed = Sealed(key_id, _commitment(key, request_id, part, payload), len(payload))
+            path = self._payload_path(sealed)
+            _write(path, nonce + AESGCM(key).encrypt(nonce, payload, _bound(key_id, request_id, part)))
+            os.utime(path, (now, now))  # retention and holds go by it
         except OSError as error:
             raise CaptureError(f"a payload cannot be kept: {error.strerror}") from None
-        return Sealed(key_id, _commitment(key, request_id, part, payload), len(payload))
+        return sealed
 
-    def open(self, key_id: str, request_id: str, part: str) -> bytes:
+    def open(self, sealed: Sealed, request_id: str, part: str) -> bytes:
         """A payload that was kept.
 
         Raises:
             CaptureError: its subject was shredded, it is not there, or it was changed.
         """
-        key = self._read_key(key_id)
+        key = self._read_key(sealed.key_id)
         if key is None:
             raise CaptureError("the data key is gone: this payload was shredded")
         try:
-            sealed = self._payload_path(key_id, request_id, part).read_bytes()
-            return AESGCM(key).decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], _bound(key_id, request_id, part))
+            data = self._payload_path(sealed).read_bytes()
+            return AESGCM(key).decrypt(data[:_NONCE_BYTES], data[_NONCE_BYTES:], _bound(sealed.key_id, request_id, part))
         except OSError as error:
             raise CaptureError(f"the payload cannot be read: {error.strerror}") from None
         except InvalidTag:
@@ -98,7 +102,7 @@ class Vault:
         Raises:
             CaptureError: it cannot be opened.
         """
-        payload = self.open(sealed.key_id, request_id, part)
+        payload = self.open(sealed, request_id, part)
         key = self._read_key(sealed.key_id)
         return key is not None and hmac.compare_digest(_commitment(key, request_id, part, payload), sealed.commitment)
 
@@ -114,20 +118,62 @@ class Vault:
         directory = self._root / "keys" / self._pseudonym(tenant, subject)
         destroyed = []
         try:
-            for path in sorted(directory.glob("*")) if directory.is_dir() else ():
+            for path in sorted(directory.glob("[0-9]*")):
                 key_id = f"{directory.name}.{path.name}"
-                with path.open("r+b") as file:  # overwritten first: removing a name leaves the bytes
-                    file.write(bytes(path.stat().st_size))
-                    file.flush()
-                    os.fsync(file.fileno())
-                path.unlink()
+                _destroy(path)
                 destroyed.append(key_id)
-                payloads = self._root / "payloads" / key_id
-                for payload in payloads.glob("*") if payloads.is_dir() else ():
-                    payload.unlink()
+                for payload in self._payloads(key_id):
+                    payload.unlink(missing_ok=True)
         except OSError as error:
             raise CaptureError(f"the data keys could not be destroyed: {error.strerror}") from None
         return tuple(destroyed)
+
+    def key_ids(self, tenant: str, subject: str) -> tuple[str, ...]:
+        """The data keys there are of a subject, one for each month."""
+        pseudonym = self._pseudonym(tenant, subject)
+        return tuple(f"{pseudonym}.{path.name}" for path in sorted((self._root / "keys" / pseudonym).glob("[0-9]*")))
+
+    def times(self, key_id: str) -> list[float]:
+        """When the payloads under a data key were captured, in UNIX seconds."""
+        found = []
+        for path in self._payloads(key_id):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                found.append(path.stat().st_mtime)
+        return found
+
+    def prune(self, cutoff: float, is_held: Callable[[float], bool]) -> int:
+        """Remove payloads from before `cutoff` (UNIX seconds), and the data keys that nothing is under any more.
+
+        Args:
+            cutoff: what is older goes.
+            is_held: whether what was captured at a moment must stay.
+
+        Returns:
+            How many payloads were removed.
+
+        Raises:
+            CaptureError: one could not be.
+        """
+        removed, month = 0, datetime.fromtimestamp(cutoff, UTC).strftime("%Y-%m")
+        try:
+            for path in sorted((self._root / "keys").glob("*/[0-9]*")):
+                key_id = f"{path.parent.name}.{path.name}"
+                for payload in self._payloads(key_id):
+                    moment = payload.stat().st_mtime
+                    if moment < cutoff and not is_held(moment):
+                        payload.unlink(missing_ok=True)
+                        removed += 1
+                # A month that is over gets no new payloads; another router may be pruning, too.
+                if path.name < month and not self._payloads(key_id):
+                    with contextlib.suppress(FileNotFoundError):
+                        _destroy(path)
+        except OSError as error:
+            raise CaptureError(f"payloads could not be removed: {error.strerror}") from None
+        return removed
+
+    def _payloads(self, key_id: str) -> list[Path]:
+        """The payloads under a data key; those that are being written have a name that begins with a dot."""
+        return sorted((self._root / "payloads" / key_id).glob("[!.]*"))
 
     def _pseudonym(self, tenant: str, subject: str) -> str:
         return hmac.digest(self._kek, f"subject\0{tenant}\0{subject}".encode(), "sha256").hex()[:32]
@@ -156,8 +202,9 @@ class Vault:
         pseudonym, _, month = key_id.partition(".")
         return self._root / "keys" / _safe(pseudonym) / _safe(month)
 
-    def _payload_path(self, key_id: str, request_id: str, part: str) -> Path:
-        return self._root / "payloads" / _safe(key_id) / f"{request_id.encode().hex()[:200]}.{_safe(part)}"
+    def _payload_path(self, sealed: Sealed) -> Path:
+        """Named by what was kept: a request id is the client's choice, and one used twice must replace nothing."""
+        return self._root / "payloads" / _safe(sealed.key_id) / _safe(sealed.commitment)
 
 
 def _bound(key_id: str, request_id: str, part: str) -> bytes:
@@ -175,6 +222,15 @@ def _safe(name: str) -> str:
     return name
 
 
+def _destroy(path: Path) -> None:
+    """Remove a data key, overwritten first: removing a name leaves the bytes."""
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()
+
+
 def _write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
     """Write a file that appears complete or not at all; with `exclusive`, one that is there already stays."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -186,7 +242,7 @@ def _write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
         if exclusive:
-            if not path.exists():
+            with contextlib.suppress(FileExistsError):  # another process was first
                 os.link(temporary, path)
         else:
             temporary.replace(path)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 from pathlib import Path
 
 import msgspec
@@ -17,9 +16,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from router.ledger.merkle import HASH_BYTES
+from router.secret_file import read_secret_file
 
 _ED25519 = b"\x01"
-_SEED_BYTES = 32
 _DASH = "\u2014 "
 KEY_NAME = "tidegate-audit"
 
@@ -174,35 +173,11 @@ def load_signer(path: Path) -> Signer:
         CheckpointError: the file cannot be read or made, or holds something else.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _make_seed(path)
-        seed = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        return Signer(read_secret_file(path, make=True))
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: the audit log's signing key cannot be read: {_reason(error)}") from None
     except ValueError:
-        seed = b""
-    if len(seed) != _SEED_BYTES:
-        raise CheckpointError(f"{path}: this is not a signing key of an audit log (64 hex digits)")
-    return Signer(seed)
-
-
-def _make_seed(path: Path) -> None:
-    """Write a fresh seed where there is no file; complete or not at all, and the first of two processes wins."""
-    if path.exists():
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(os.urandom(_SEED_BYTES).hex() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: this is not a signing key of an audit log (64 hex digits)") from None
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 
 import prometheus_client
@@ -96,6 +96,20 @@ class _AnswerCollector(Collector):
         yield from (requests, first, whole)
 
 
+class _CaptureCollector(Collector):
+    """Payload captures by what became of them."""
+
+    def __init__(self, counts: Mapping[str, int]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        """One sample per outcome."""
+        captures = CounterMetricFamily("tidegate_captures", "payload captures, by what became of them", labels=["outcome"])
+        for outcome, count in dict(self._counts).items():
+            captures.add_metric([outcome], count)
+        yield captures
+
+
 class Metrics:
     """The router's counters; one instance and one registry per router, so that tests can have several."""
 
@@ -152,6 +166,10 @@ class Metrics:
     def stream_broke(self, target: str, outcome: str) -> None:
         """A stream of `target` broke: it is `continued` elsewhere, was `finished` but for its end, or ends in an `error`."""
         self._breaks.labels(target, outcome).inc()
+
+    def watch_captures(self, counts: Mapping[str, int]) -> None:
+        """Show these counts, which grow."""
+        self._registry.register(_CaptureCollector(counts))
 
     def render(self) -> bytes:
         """Prometheus text."""

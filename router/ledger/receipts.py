@@ -68,6 +68,8 @@ class Receipt(msgspec.Struct, gc=False):
     cached_tokens: int = -1
     reasoning_tokens: int = -1
     priority: str = CLASSES[NORMAL]
+    capture: str = ""
+    """What became of the capture of its payloads; empty where nobody asked for one."""
 
 
 def open_receipt(facts: Facts, epoch: str, label_text: str, tags: tuple[str, ...], now: float) -> Receipt:

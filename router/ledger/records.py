@@ -17,7 +17,7 @@ OPEN, CLOSE, LOST = "open", "close", "lost"
 POLICY, MEMBERS, GRANT, LOADS = "policy", "members", "grant", "loads"
 DECIDE, INTENT, END, REFUSE = "decide", "egress.intent", "end", "refuse"
 TURNED_AWAY = "refused.unknown"
-PRUNE, HOLD, RELEASE, SHRED, SEAL = "prune", "hold", "release", "shred", "capture"
+PRUNE, HOLD, RELEASE, SHRED, SEAL, READ = "prune", "hold", "release", "shred", "capture", "payload.read"
 
 
 class RecordError(ValueError):

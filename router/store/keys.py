@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hmac
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, insert, or_, select, update
 
+from router.secret_file import read_secret_file
 from router.store.database import Database, StoreError
 from router.store.tables import changes, keys
 
-_PEPPER_BYTES = 32
 _NEWS = "keys"
 
 
@@ -45,18 +44,11 @@ def read_pepper(path: Path, *, make: bool = False) -> bytes:
         StoreError: it cannot be read, or is none.
     """
     try:
-        if make and not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(os.urandom(_PEPPER_BYTES).hex() + "\n")
-        pepper = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        return read_secret_file(path, make=make)
     except (OSError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: the pepper of stored keys cannot be read: {error}") from None
     except ValueError:
-        pepper = b""
-    if len(pepper) != _PEPPER_BYTES:
-        raise StoreError(f"{path}: this is no pepper (64 hex digits)")
-    return pepper
+        raise StoreError(f"{path}: this is no pepper (64 hex digits)") from None
 
 
 class KeyTable:

@@ -11,7 +11,19 @@ import typer
 from rich.console import Console
 
 from router.config import ConfigError, load_file
-from tidegate import audit, client, doctor, eval_commands, keys, keys_commands, lifecycle, processes, render, report
+from tidegate import (
+    audit,
+    audit_payloads,
+    client,
+    doctor,
+    eval_commands,
+    keys,
+    keys_commands,
+    lifecycle,
+    processes,
+    render,
+    report,
+)
 from tidegate.effective import Overrides
 from tidegate.home import DEFAULT_CONFIG, Home, find_home
 from tidegate.plan_cli import plan
@@ -25,6 +37,8 @@ app = typer.Typer(
 )
 app.add_typer(keys_commands.app, name="keys")
 app.add_typer(eval_commands.app, name="eval")
+audit.app.command()(audit_payloads.payload)
+audit.app.command()(audit_payloads.shred)
 app.add_typer(audit.app, name="audit")
 app.add_typer(report.app, name="report")
 app.command()(whatif)

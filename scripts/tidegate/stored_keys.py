@@ -66,6 +66,8 @@ class KeyStore:
             key = Key.model_validate({"id": name, "sha256": "0" * 64, **wanted})
             if any(configured.id == name for configured in self._config.keys):
                 raise KeyFileError(f"the configuration has a key `{name}` already")
+            if key.capture and self._config.capture is None:
+                raise KeyFileError("the configuration has no `capture` block that says where payloads are kept")
             text, until = key.model_dump_json(exclude_defaults=True), moment_of(expires) if expires else None
             stored = self._new(plain, name, key.tenant, text.encode(), until)
             compile_stored(stored, self._config, compile_without_keys(self._config))

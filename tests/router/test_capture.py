@@ -20,8 +20,10 @@ def vault(tmp_path) -> Vault:
 
 def test_a_payload_comes_back_and_nothing_on_disk_shows_it_or_its_subject(vault, tmp_path):
     sealed = vault.seal("t", "patient-17", "req-1", "request", SECRET, JUNE)
-    assert vault.open(sealed.key_id, "req-1", "request") == SECRET
+    assert vault.open(sealed, "req-1", "request") == SECRET
     assert vault.is_committed(sealed, "req-1", "request")
+    path = next(path for path in (tmp_path / "payloads").rglob("*") if path.is_file())
+    path.rename(path.with_name("0" * 64))
     assert not vault.is_committed(Sealed(sealed.key_id, "0" * 64, sealed.size), "req-1", "request")
     for file in tmp_path.rglob("*"):
         assert "patient" not in str(file)
@@ -52,26 +54,35 @@ def test_a_shredded_subject_cannot_be_read_even_from_a_backup_of_its_payloads(va
         path.write_bytes(data)
     for number, item in enumerate(sealed):
         with pytest.raises(CaptureError, match="shredded"):
-            vault.open(item.key_id, f"req-{number}", "request")
-    assert vault.open(kept.key_id, "req-9", "request") == SECRET
+            vault.open(item, f"req-{number}", "request")
+    assert vault.open(kept, "req-9", "request") == SECRET
     assert vault.shred("t", "me") == ()
+
+
+def test_a_request_id_used_twice_replaces_nothing(vault):
+    first, second = (vault.seal("t", "me", "req-1", "request", payload, JUNE) for payload in (SECRET, b"another"))
+    assert vault.open(first, "req-1", "request") == SECRET
+    assert vault.open(second, "req-1", "request") == b"another"
 
 
 def test_a_changed_moved_or_foreign_payload_is_refused(vault, tmp_path):
     sealed = vault.seal("t", "me", "req-1", "request", SECRET, JUNE)
+    first = next(path for path in (tmp_path / "payloads").rglob("*") if path.is_file())
     vault.seal("t", "me", "req-2", "request", b"other", JUNE)
-    first, second = sorted(path for path in (tmp_path / "payloads").rglob("*") if path.is_file())
+    second = next(path for path in (tmp_path / "payloads").rglob("*") if path.is_file() and path != first)
     original = first.read_bytes()
     first.write_bytes(second.read_bytes())
     with pytest.raises(CaptureError, match="another request"):
-        vault.open(sealed.key_id, "req-1", "request")
+        vault.open(sealed, "req-1", "request")
     first.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     with pytest.raises(CaptureError, match="was changed"):
-        vault.open(sealed.key_id, "req-1", "request")
+        vault.open(sealed, "req-1", "request")
     with pytest.raises(CaptureError, match="another"):
-        Vault(tmp_path, bytes(32)).open(sealed.key_id, "req-1", "request")
+        Vault(tmp_path, bytes(32)).open(sealed, "req-1", "request")
     with pytest.raises(CaptureError, match="no id"):
-        vault.open("../../etc.passwd", "req-1", "request")
+        vault.open(Sealed("../../etc.passwd", "0" * 64, 1), "req-1", "request")
+    with pytest.raises(CaptureError, match="no id"):
+        vault.open(Sealed(sealed.key_id, "../../keys", 1), "req-1", "request")
 
 
 def test_a_directory_that_cannot_be_written_is_said_so(tmp_path):
