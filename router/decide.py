@@ -9,11 +9,11 @@ a circuit breaker's hold is all that keeps a request from every target it may us
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
 
 import msgspec
 from msgspec.structs import replace
 
+from router.compare import FEW, groups_for, worth_a_look
 from router.decision import Candidate, Choice, Decision, Facts, Refusal, Verdict
 from router.placement.breaker import Hold, hold, least_bad
 from router.placement.predict import (
@@ -23,19 +23,17 @@ from router.placement.predict import (
     Forecast,
     ask_of,
     forecast,
-    rank_costs,
 )
 from router.placement.profile import EngineProfile
 from router.placement.targets import Kind, Load, Target, View, Work
 from router.policy import Policy
-from router.screen import Admitted, Shortlist, shortlist
+from router.screen import Admitted, Group, Shortlist, shortlist
 
 MIN_BYTES_PER_TOKEN = 8
 """No tokenizer in use packs more bytes of ordinary text into a token: a prompt longer than this times the context cannot fit."""
 _RETRY_WHEN_DOWN_S = 5.0
-_FORECASTS = 5
-"""Forecasts made of the most promising targets when there are many, and how many more while all of them are late."""
 _MOST_FORECASTS = 32
+"""Forecasts made at most of a group, while all of them are late."""
 
 
 class _Scored(msgspec.Struct, frozen=True, gc=False):
@@ -128,13 +126,30 @@ def _scan(
 
     With many targets, a rough cost says which few are worth a forecast; more are looked at while the best one is late.
     """
+    best: _Scored | None = None
+    timely: _Scored | None = None
+    for group in groups_for(facts, found, view.cached):
+        best, timely = _look(group, facts, policy, view, now, question, found.same_rank)
+        if timely is not None:
+            break
+    outside = _cheapest_outside(facts, policy, view, now, found, question.ask) if found.outside else None
+    if best is not None and timely is None and not best.late:
+        best = _Scored(best.entry, best.forecast, True)
+    # The price of a slow pace is in the cost already; the limit on it decides only whether something has to leave.
+    return (timely if timely is not None and outside is not None else best), outside
+
+
+def _look(
+    group: Group, facts: Facts, policy: Policy, view: View, now: float, question: _Question, same_rank: bool
+) -> tuple[_Scored | None, _Scored | None]:
+    """The best of a group, and the best of those that keep both limits."""
     loads, cached, ask = view.loads, view.cached, question.ask
     best: _Scored | None = None
     timely: _Scored | None = None
     best_key = timely_key = (True, 1 << 30, math.inf, 0)
     seen_targets = 0
-    for entry in _worth_a_look(found, loads, ask, cached, now):
-        if (seen_targets >= _FORECASTS and timely is not None) or seen_targets >= _MOST_FORECASTS:
+    for entry in worth_a_look(group, loads, ask, cached, now, same_rank):
+        if (seen_targets >= FEW and timely is not None) or seen_targets >= _MOST_FORECASTS:
             break
         load = loads[entry.index]
         if screen_now(facts, policy, entry, load, view, now) is not None or held_back(load, now) is not None:
@@ -147,11 +162,7 @@ def _scan(
             best, best_key = _Scored(entry, seen, late), key
         if not late and seen.pace_s <= question.pace and key < timely_key:
             timely, timely_key = _Scored(entry, seen, False), key
-    outside = _cheapest_outside(facts, policy, view, now, found, ask) if found.outside else None
-    if best is not None and timely is None and not best.late:
-        best = _Scored(best.entry, best.forecast, True)
-    # The price of a slow pace is in the cost already; the limit on it decides only whether something has to leave.
-    return (timely if timely is not None and outside is not None else best), outside
+    return best, timely
 
 
 def held_back(load: Load, now: float) -> Hold | None:
@@ -174,19 +185,6 @@ def _last_resort(basis: _Basis, found: Shortlist, question: _Question) -> tuple[
     seen = forecast(entry.target, load, question.ask, view.cached.get(entry.index, 0), now)
     late = entry.target.kind is not Kind.CLOUD and _is_late(seen, load, question, basis.policy)
     return _Scored(entry, seen, late), f"; the last allowed target in spite of {verdict.reason}"
-
-
-def _worth_a_look(
-    found: Shortlist, loads: tuple[Load, ...], ask: Ask, cached: Mapping[int, int], now: float
-) -> Iterable[Admitted]:
-    """The local entries, the more promising ones first when there are many; a better fitting model goes before everything."""
-    entries = found.local
-    if len(entries) <= _FORECASTS:
-        return entries
-    costs = rank_costs(loads, found.places, ask, cached, now)
-    if found.same_rank:
-        return map(entries.__getitem__, sorted(range(len(entries)), key=costs.__getitem__))
-    return map(entries.__getitem__, sorted(range(len(entries)), key=lambda i: (entries[i].rank, costs[i])))
 
 
 def _cheapest_outside(facts: Facts, policy: Policy, view: View, now: float, found: Shortlist, ask: Ask) -> _Scored | None:

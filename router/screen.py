@@ -19,6 +19,10 @@ from router.residency.label import Label, admits
 MEMO_LIMIT = 1024
 """Kinds of requests remembered per membership: a client can vary a label or a model name, but not without bound."""
 
+GROUP = 64
+"""Targets that a request compares at most while one of them serves it in time. The best of 64 is nearly as good as the best of
+all (Mitzenmacher, "The Power of Two Choices", 2001), and the cost of a decision stays what it is at 64."""
+
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
     """A target that may serve the request, by its place in the membership; a lower `rank` is a more fitting model."""
@@ -27,6 +31,13 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     target: Target
     model: str
     rank: int
+
+
+class Group(msgspec.Struct, frozen=True, gc=False):
+    """Local targets that are ranked together. `places`: membership index -> place in `entries`."""
+
+    entries: tuple[Admitted, ...] = ()
+    places: dict[int, int] = {}
 
 
 class Shortlist(msgspec.Struct, frozen=True):
@@ -40,10 +51,12 @@ class Shortlist(msgspec.Struct, frozen=True):
     local: tuple[Admitted, ...] = ()
     """Those of the admitted that are inside the cluster, and those that are not."""
     outside: tuple[Admitted, ...] = ()
-    places: dict[int, int] = {}
-    """Membership index of a local target -> its place in `local`."""
+    whole: Group = Group()
+    """All of `local`."""
     same_rank: bool = True
     """Whether all local ones serve an equally fitting model."""
+    groups: tuple[Group, ...] = ()
+    """Where there are very many equally fitting ones: the same in parts, each a cross-section of the whole."""
 
 
 def shortlist(facts: Facts, policy: Policy, membership: Membership, now: float) -> Shortlist:
@@ -92,10 +105,15 @@ def _screen_all(facts: Facts, policy: Policy, membership: Membership, now: float
     expiries = [target.evidence.expires for target in membership.targets if target.evidence.expires > now]
     local = tuple(entry for entry in admitted if entry.target.kind is not Kind.CLOUD)
     outside = tuple(entry for entry in admitted if entry.target.kind is Kind.CLOUD)
-    places = {entry.index: place for place, entry in enumerate(local)}
     same_rank = len({entry.rank for entry in local}) < 2
+    parts = -(-len(local) // GROUP) if same_rank else 1
+    groups = tuple(_group(local[first::parts]) for first in range(parts)) if parts > 1 else ()
     until = min(expiries, default=math.inf)
-    return Shortlist(models, refusal, tuple(admitted), tuple(screened), until, local, outside, places, same_rank)
+    return Shortlist(models, refusal, tuple(admitted), tuple(screened), until, local, outside, _group(local), same_rank, groups)
+
+
+def _group(entries: tuple[Admitted, ...]) -> Group:
+    return Group(entries, {entry.index: place for place, entry in enumerate(entries)})
 
 
 def screen(facts: Facts, policy: Policy, target: Target, model: str | None, now: float) -> str | None:

@@ -30,7 +30,7 @@ from router.residency.cache_salt import SALTED, with_cache_salt
 from router.residency.guard import issue_pass
 from router.residency.inflight import POLICY_REVOKED
 from router.residency.restored_answer import RestoredBody, RestoredEvents
-from router.screen import resolve_models
+from router.screen import shortlist
 from router.state import RouterState
 from router.wire.continuation import ask_for_token_ids
 from router.wire.direct import DirectRequest
@@ -105,7 +105,7 @@ class Serving:
         state.retry_budget.deposit()
         try:
             if admitted.path in FILLS_CACHE:
-                models = resolve_models(self._facts, state.policy)
+                models = shortlist(self._facts, state.policy, state.fleet.membership, time.time()).models
                 admitted.chains = state.chains_for(self._facts, admitted.parsed, models)
             self._try_next()
         except ApiError as error:

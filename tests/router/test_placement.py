@@ -13,6 +13,7 @@ from router.placement.fleet import Fleet, Notice
 from router.placement.predict import ask_of, forecast, rank_costs
 from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100
 from router.placement.targets import Kind, Load, Price, Report, Signals, Work
+from router.screen import GROUP
 from tests.router.builders import NOW, SPILL_KEY, make_facts, make_policy, make_target, make_view
 
 POLICY = make_policy(slo={"ttft_ms": 2000, "tpot_ms": 50})
@@ -93,13 +94,13 @@ def test_the_choice_is_eligible_repeats_and_leaves_a_target_that_gets_heavier(ma
 def test_with_many_targets_the_few_forecasts_find_what_all_of_them_would():
     many = [
         Load(inflight=i % 9, clear_at=NOW + (i * 37 % 50) / 10, work_s=i % 3, work_at=NOW, profile=LLAMA_8B_H100)
-        for i in range(200)
+        for i in range(GROUP)
     ]
-    targets = [make_target(POLICY, f"m{i}", "eu") for i in range(200)]
+    targets = [make_target(POLICY, f"m{i}", "eu") for i in range(GROUP)]
     facts = make_facts(POLICY, prompt_tokens=5000, prompt_bytes=20_000)
-    view = replace(make_view(*zip(targets, many, strict=True)), cached={7: 4000, 90: 4900})
+    view = replace(make_view(*zip(targets, many, strict=True)), cached={7: 4000, 60: 4900})
     ask = ask_of(5000, 200, 0.05)
-    costs = [forecast(targets[i], many[i], ask, view.cached.get(i, 0), NOW).cost for i in range(200)]
+    costs = [forecast(targets[i], many[i], ask, view.cached.get(i, 0), NOW).cost for i in range(GROUP)]
     chosen = decide(facts, POLICY, view, NOW).chosen
     assert costs[chosen.index] <= min(costs) * 1.05
 

@@ -1,0 +1,61 @@
+"""Which targets a request is compared over, and in which order: a bounded few of very many.
+
+While there are few targets everything here is the identity: all of them, in the order of the membership.
+"""
+
+from __future__ import annotations
+
+import heapq
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+
+from router.decision import Facts
+from router.placement.predict import Ask, rank_costs
+from router.placement.targets import Load
+from router.screen import Admitted, Group, Shortlist
+
+FEW = 5
+"""Targets that are all worth a forecast; of more, the most promising ones."""
+
+
+def worth_a_look(
+    group: Group, loads: tuple[Load, ...], ask: Ask, cached: Mapping[int, int], now: float, same_rank: bool
+) -> Iterable[Admitted]:
+    """The entries, the more promising ones first when there are many; a better fitting model goes before everything.
+
+    Args:
+        group: what to compare.
+        loads: the books, by membership index.
+        ask: what the request asks.
+        cached: leading prompt tokens held, by membership index.
+        now: UNIX time in seconds.
+        same_rank: whether all entries serve an equally fitting model.
+    """
+    entries = group.entries
+    if len(entries) <= FEW:
+        return entries
+    costs = rank_costs(loads, group.places, ask, cached, now)
+    if same_rank:
+        return map(entries.__getitem__, sorted(range(len(entries)), key=costs.__getitem__))
+    return map(entries.__getitem__, sorted(range(len(entries)), key=lambda i: (entries[i].rank, costs[i])))
+
+
+def groups_for(facts: Facts, found: Shortlist, cached: Mapping[int, int]) -> Iterator[Group]:
+    """What to compare; the next one only while nothing of the one before serves the request in time.
+
+    Of very many targets first one part, drawn by the request's id, with those that hold most of its prompt; then all of them.
+
+    Args:
+        facts: of the request.
+        found: what screening left.
+        cached: leading prompt tokens held, by membership index.
+    """
+    if found.groups:
+        part = found.groups[zlib.crc32(facts.request_id.encode("utf-8", "surrogatepass")) % len(found.groups)]
+        holders = heapq.nlargest(FEW, cached, key=cached.__getitem__) if cached else ()
+        others = [index for index in holders if index not in part.places and index in found.whole.places]
+        if others:
+            entries = (*part.entries, *(found.local[found.whole.places[index]] for index in others))
+            part = Group(entries, part.places | {index: place for place, index in enumerate(others, len(part.entries))})
+        yield part
+    yield found.whole
