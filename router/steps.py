@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from router.admitted import AdmittedRequest
+from router.captured import end_capture
 from router.decision import Decision, Facts
 from router.identity.limit import Kind
 from router.identity.limits import NOTHING, UNBOUNDED_ANSWER_TOKENS, Reservation
@@ -283,6 +284,8 @@ class Steps:
         state, receipt, answering = self._state, self._admitted.receipt, self._answering
         merge_receipts(receipt, self._mode, self._steps, answering, state)
         state.inflight.leave(self._admitted.ticket)
+        if self._admitted.recording is not None:
+            end_capture(state, self._admitted)
         state.receipts.add(receipt, None if answering is None else answering.decision)
         if state.audit is not None:
             state.audit.ended(receipt)
