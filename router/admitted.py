@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec.structs import replace
 
-from router.decision import Facts
+from router.decision import Decision, Facts
 from router.ledger.receipts import Receipt
 from router.placement.targets import Endpoint
 from router.prefixes import NO_CHAINS
@@ -46,6 +47,7 @@ class AdmittedRequest:
         "headers",
         "inherited",
         "keeps_usage",
+        "on_closed",
         "parsed",
         "path",
         "receipt",
@@ -82,6 +84,8 @@ class AdmittedRequest:
         self.recording: Recording | None = None
         """Keeps what is captured of it; None: nothing is."""
         self.chains = NO_CHAINS
+        self.on_closed: Callable[[Receipt, Decision | None], None] | None = None
+        """Set for a request of ours within a client's: its receipt is told here instead of being kept."""
         # On the clock of the event loop, which is the monotonic one.
         self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
         self.countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS

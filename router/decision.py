@@ -31,6 +31,8 @@ class Complexity(msgspec.Struct, frozen=True, gc=False):
     score: float
     reasons: tuple[str, ...] = ()
     model: str = ""
+    pinned: bool = False
+    """A rule of the operator's named the tier or the model: no cascade or experiment moves it."""
 
 
 class Facts(msgspec.Struct, frozen=True, gc=False):

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from router import second_stage
 from router.admitted import AdmittedRequest
 from router.captured import begin_capture, must_classify_to_keep
 from router.decide import decide
@@ -156,7 +157,10 @@ class ModelHandler:
         state, limits = self._state, facts.key.limits
         cost = state.prices.most(facts.prompt_tokens, facts.max_tokens or UNBOUNDED_ANSWER_TOKENS) if limits else 0.0
         reserved = state.limits.reserve(limits, facts.prompt_tokens, facts.max_tokens, time.time(), cost)
-        Serving(state, admitted, request, reserved).start()
+        if state.stages is None:
+            Serving(state, admitted, request, reserved).start()
+        else:
+            second_stage.serve(state, state.stages, admitted, request, reserved)
 
     def _admit(self, request: DirectRequest, opened: _Opened) -> AdmittedRequest:
         state = self._state

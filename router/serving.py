@@ -420,6 +420,9 @@ class Serving:
         if self._admitted.recording is not None:
             end_capture(self._state, self._admitted)
         self._state.limits.settle(self._reserved, used_tokens(receipt), self._state.prices.cost(receipt))
+        if self._admitted.on_closed is not None:
+            self._admitted.on_closed(receipt, self._decision)
+            return
         self._state.receipts.add(receipt, self._decision)
         if self._state.audit is not None:
             self._state.audit.ended(receipt)

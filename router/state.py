@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from router.complexity.books import ComplexityBooks
+from router.complexity.stages import plan_stages
 from router.config import Config, ConfigError, home
 from router.decision import Facts
 from router.identity.limits import Limits
@@ -101,6 +102,8 @@ class RouterState:
         self.retry_budget = RetryBudget(time.monotonic())
         self.classifier = make_classifier(config.classify, policy.tags, secret)
         self.complexity = ComplexityBooks(config.complexity.pin_conversations, config.complexity.pin_margin)
+        self.stages = plan_stages(config.complexity, voting=False)
+        """Cascade, vote, experiments, feedback; None where none is configured."""
         self.draining = False
         self.find_elsewhere: FindReceipt | None = None
         """Asks the other router replicas for a receipt; None where there are none."""
@@ -138,6 +141,7 @@ class RouterState:
         if (config.classify, policy.tags, policy.vocabulary) != (self.config.classify, self.policy.tags, self.policy.vocabulary):
             self.classifier = make_classifier(config.classify, policy.tags, self._secret)
         self.config, self.policy, self.tokens = config, policy, tokens
+        self.stages = plan_stages(config.complexity, voting=False)
         self.policy_alert = ""
         self._label_texts.clear()
         cut = self.inflight.adopt(policy, self._evidence(), now)

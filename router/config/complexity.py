@@ -85,6 +85,8 @@ class Cascade(_Strict):
     format: bool = True
     cut_off: bool = True
     agreement: float | None = Field(default=None, gt=0, le=1)
+    samples: int = Field(default=3, ge=2, le=9)
+    """Answers of the small model that are compared where `agreement` is set."""
     hold_tokens: int = Field(default=32, ge=1, le=4096)
     hold_ms: float = Field(default=1500, gt=0)
 

@@ -43,6 +43,23 @@ class Attempt(msgspec.Struct, gc=False):
     completion_tokens: int = -1
 
 
+class StepRecord(msgspec.Struct, gc=False):
+    """One model asked within a request: what for, what became of its answer, what it used. `confidence` is -1 and `cost_usd`
+    None while unknown."""
+
+    name: str
+    model: str
+    verdict: str
+    confidence: float
+    started: float
+    ended: float
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None = None
+    estimated: bool = False
+    """The step was cut and nobody counted: an estimate of its prompt, and the tokens that had come."""
+
+
 class Receipt(msgspec.Struct, gc=False):
     """The record of one request. `usage` values are -1 while unknown."""
 
@@ -70,6 +87,9 @@ class Receipt(msgspec.Struct, gc=False):
     priority: str = CLASSES[NORMAL]
     capture: str = ""
     """What became of the capture of its payloads; empty where nobody asked for one."""
+    mode: str = ""
+    """`cascade`, `vote` or `shadow` where several models were asked: the counts above are the sums over `steps`."""
+    steps: list[StepRecord] = []
 
 
 def open_receipt(facts: Facts, epoch: str, label_text: str, tags: tuple[str, ...], now: float) -> Receipt:

@@ -136,4 +136,6 @@ def end_data(receipt: Receipt) -> records.EndData:
         cached_tokens=receipt.cached_tokens,
         reasoning_tokens=receipt.reasoning_tokens,
         attempts=msgspec.Raw(records.pack(receipt.attempts)),
+        mode=receipt.mode,
+        steps=msgspec.Raw(records.pack(receipt.steps)),
     )

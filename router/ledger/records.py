@@ -114,6 +114,8 @@ class EndData(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int
     reasoning_tokens: int
     attempts: msgspec.Raw
+    mode: str = ""
+    steps: msgspec.Raw = msgspec.Raw(b"\x90")
 
 
 _encode = msgspec.msgpack.Encoder().encode

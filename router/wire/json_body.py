@@ -101,7 +101,7 @@ def replace_model(body: bytes, parsed: dict[str, Any], model: str) -> bytes:
     if len(found) == 1 and body.count(b'"model"') == 1:
         replacement = b'"model":' + json.dumps(model).encode()
         return body.replace(found[0], replacement, 1)
-    return _encode({**parsed, "model": model})
+    return encode_object({**parsed, "model": model})
 
 
 def ask_for_usage(body: bytes, parsed: dict[str, Any]) -> bytes:
@@ -115,7 +115,7 @@ def ask_for_usage(body: bytes, parsed: dict[str, Any]) -> bytes:
         return body[:start] + b'"stream_options":{"include_usage":true},' + body[start:]
     if wants_usage(parsed) or not isinstance(options, dict | None):
         return body
-    return _encode({**json.loads(body), "stream_options": {**(options or {}), "include_usage": True}})
+    return encode_object({**json.loads(body), "stream_options": {**(options or {}), "include_usage": True}})
 
 
 def wants_usage(parsed: dict[str, Any]) -> bool:
@@ -124,7 +124,8 @@ def wants_usage(parsed: dict[str, Any]) -> bool:
     return isinstance(options, dict) and options.get("include_usage") is True
 
 
-def _encode(value: dict[str, Any]) -> bytes:
+def encode_object(value: dict[str, Any]) -> bytes:
+    """A parsed request as bytes again; numbers too large for most encoders stay what they were."""
     try:
         return msgspec.json.encode(value)
     except (msgspec.MsgspecError, OverflowError, ValueError):

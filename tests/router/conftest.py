@@ -51,8 +51,12 @@ class FrontDoor:
 
 @contextlib.asynccontextmanager
 async def open_front_door(zones: dict[str, str], /, **changes: Any) -> AsyncIterator[FrontDoor]:
-    """A router over one simulated engine per entry of `zones` (engine name -> zone)."""
-    engines = {name: SimulatedEngine() for name in zones}
+    """A router over one simulated engine per entry of `zones` (engine name -> zone).
+
+    Among `changes`: `engines` instead of plain ones, `tiers` by engine (each then serves a model `m-NAME` of its own), `prices`.
+    """
+    engines: dict[str, Any] = changes.pop("engines", None) or {name: SimulatedEngine() for name in zones}
+    tiers, prices = changes.pop("tiers", {}), changes.pop("prices", {})
     for engine in engines.values():
         await engine.start()
     port, admin = free_port(), free_port()
@@ -68,8 +72,9 @@ async def open_front_door(zones: dict[str, str], /, **changes: Any) -> AsyncIter
                 "vouched": True,
                 "url": f"http://127.0.0.1:{engine.port}",
                 "zone": zones[name],
-                "tier": "small",
-                "models": {"m": "m"},
+                "tier": tiers.get(name, "small"),
+                "models": {f"m-{name}": name} if name in tiers else {"m": "m"},
+                "price": prices.get(name, {}),
             }
             for name, engine in engines.items()
         ],

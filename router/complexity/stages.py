@@ -1,0 +1,54 @@
+"""What may follow the first choice of a model: cascade, vote, experiments, feedback. Settings only, from the configuration."""
+
+from __future__ import annotations
+
+import msgspec
+
+from router.complexity.cascade import Doubt
+from router.complexity.experiment import Trial
+from router.config.complexity import Cascade, Complexity
+
+
+class CascadeSettings(msgspec.Struct, frozen=True):
+    """`samples` answers of the small model are compared where `doubt.agreement` is set."""
+
+    doubt: Doubt
+    samples: int = 3
+
+
+class Stages(msgspec.Struct, frozen=True):
+    """None or empty: that stage is off."""
+
+    cascade: CascadeSettings | None = None
+    trials: tuple[Trial, ...] = ()
+    explore: float | None = None
+    """Share of requests drawn by chance while learning from feedback; None: nothing is learnt."""
+    voters: int = 0
+    """The most models a vote may ask; 0: no key may ask for one."""
+
+
+def plan_stages(section: Complexity, voting: bool) -> Stages | None:
+    """The stages of a configuration; None where there is none, so that a request pays nothing for them.
+
+    Args:
+        section: the validated `complexity:` section.
+        voting: whether some key may ask for a vote.
+    """
+    stages = Stages(
+        cascade=_cascade(section.cascade) if section.cascade.enabled else None,
+    )
+    return None if stages == Stages() else stages
+
+
+def _cascade(section: Cascade) -> CascadeSettings:
+    doubt = Doubt(
+        mean_logprob=section.mean_logprob,
+        min_logprob=section.min_logprob,
+        refusals=section.refusals,
+        format=section.format,
+        cut_off=section.cut_off,
+        agreement=section.agreement,
+        hold_tokens=section.hold_tokens,
+        hold_s=section.hold_ms / 1e3,
+    )
+    return CascadeSettings(doubt, section.samples)
