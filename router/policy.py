@@ -209,7 +209,7 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
         plan=_compile_complexity(config, base),
         model_labels={name: _meet_of(named, tags) for name, named in config.residency.models.items() if named},
         lineage_label=_lineage_label(config, tags),
-        widest=_widest(keys.values()),
+        widest=_widest(keys.values(), _of_any_tenant(config, keys.values())),
         tenant_labels={name: _meet_of(named, tags) for name, named in config.residency.tenants.items() if named},
         tenant_limits={name: limits_of(f"tenant:{name}", allowance) for name, allowance in config.tenants.items()},
     )
@@ -252,12 +252,23 @@ def _lineage_label(config: Config, tags: dict[str, Label]) -> Label | None:
     return _meet_of(asking, tags) if asking else None
 
 
-def _widest(grants: Iterable[KeyGrant]) -> dict[str, Label]:
+def _widest(grants: Iterable[KeyGrant], tokens: KeyGrant | None) -> dict[str, Label]:
+    """Per tenant how far its keys reach, and how far the bearers of `tokens` do, whose tenant can be any."""
     widest: dict[str, Label] = {}
     for grant in grants:
-        ceilings = [grant.ceiling, *(grant.ceiling.join(relaxed.label) for relaxed in grant.relaxed)]
-        widest[grant.tenant] = reduce(Label.join, ceilings, widest.get(grant.tenant, grant.ceiling))
-    return widest
+        widest[grant.tenant] = _reach(grant).join(widest.get(grant.tenant, grant.ceiling))
+    return widest if tokens is None else {tenant: label.join(_reach(tokens)) for tenant, label in widest.items()}
+
+
+def _reach(grant: KeyGrant) -> Label:
+    return reduce(Label.join, (grant.ceiling.join(relaxed.label) for relaxed in grant.relaxed), grant.ceiling)
+
+
+def _of_any_tenant(config: Config, grants: Iterable[KeyGrant]) -> KeyGrant | None:
+    """The key whose scopes tokens bear, where a claim of theirs names the tenant."""
+    if config.jwt is None or config.jwt.tenant_claim is None:
+        return None
+    return next((grant for grant in grants if grant.id == config.jwt.key), None)
 
 
 def _epoch(config: Config, relaxations: Sequence[Relaxation]) -> str:

@@ -37,6 +37,8 @@ class StoredKeys:
         self._pepper = pepper
         self._compile = compile_grant
         self._grants: Mapping[bytes, tuple[KeyGrant, float]] = {}
+        self._by_id: Mapping[str, tuple[KeyGrant, float]] = {}
+        """For each id the grant that ends last: a key that was rotated has two for a while."""
         self._version = -1
         self._failing = False
         self._lock = threading.Lock()
@@ -61,8 +63,8 @@ class StoredKeys:
 
     def by_id(self, grant: KeyGrant) -> KeyGrant | None:
         """The grant of now of the key that had `grant`; None once it is not valid."""
-        now = time.time()
-        return next((known for known, ends in self._grants.values() if known.id == grant.id and now < ends), None)
+        found = self._by_id.get(grant.id)
+        return found[0] if found is not None and time.time() < found[1] else None
 
     def adopt(self, config: Config, policy: Policy) -> None:
         """Compile every key anew, for another configuration; at once, because labels are masks over its names.
@@ -71,7 +73,7 @@ class StoredKeys:
         """
         with self._lock:
             self._compile = lambda key: compile_stored(key, config, policy)
-            self._grants, self._version = {}, -1
+            self._grants, self._by_id, self._version = {}, {}, -1
         self._refresh()
 
     def limits(self) -> tuple[Limit, ...]:
@@ -106,6 +108,7 @@ class StoredKeys:
             except (ConfigError, ValueError) as error:
                 # Its tags or models are not in this configuration: such a key may do nothing.
                 _log.error("keys: the stored key %s cannot be used: %s", key.id, error)
+        self._by_id = {entry[0].id: entry for entry in sorted(grants.values(), key=lambda entry: entry[1])}
         self._grants = grants
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -157,3 +158,29 @@ async def test_limits_over_the_wire():
         door.state.limits.source.take(daily, window_of(Period.DAY, time.time()).index, 100)
         spent = await door.chat("hello", headers=other)
         assert (spent.status_code, spent.json()["error"]["code"]) == (429, "budget_exceeded")
+
+
+RATE_HEADERS = [f"x-ratelimit-{name}-{kind}" for kind in ("requests", "tokens") for name in ("limit", "remaining", "reset")]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_answers_and_refusals_carry_openais_headers_streamed_or_not(stream):
+    keys = [{"id": "rated", "sha256": digest(KEY), "requests_per_minute": 2, "tokens_per_minute": 5000, "tenant": "t"}]
+    async with open_front_door({"a": "eu"}, keys=keys, tenants={"t": {"daily_tokens": 1500}}) as door:
+        answers = [await door.chat("stream" if stream else "hello", stream=stream, max_tokens=90) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert all(name in answer.headers for answer in answers for name in RATE_HEADERS)
+        for answer, left in zip(answers, ("1", "0", "0"), strict=True):
+            found = answer.headers
+            assert (found["x-ratelimit-limit-requests"], found["x-ratelimit-remaining-requests"]) == ("2", left)
+            # The tightest of all limits of a kind counts, whosever it is: here the tenant's day.
+            assert found["x-ratelimit-limit-tokens"] == "1500"
+            assert int(found["x-ratelimit-remaining-tokens"]) <= 1500
+            assert re.fullmatch(r"(\d+h)?(\d+m)?\d+(\.\d+)?s|\d+ms", found["x-ratelimit-reset-requests"])
+        assert ("text/event-stream" in answers[0].headers["content-type"]) is stream
+        assert int(answers[2].headers["retry-after"]) >= 1
+
+
+async def test_a_key_without_limits_gets_no_such_headers(door):
+    answer = await door.chat("hello")
+    assert not [name for name in answer.headers if name.startswith("x-ratelimit")]

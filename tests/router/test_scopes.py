@@ -224,6 +224,17 @@ def test_a_tokens_tenant_brings_its_own_tags_and_limits(tmp_path):
     assert [limit.scope for limit in lab.limits] == ["key:idp"]
 
 
+def test_a_token_of_any_tenant_makes_every_tenants_conversations_worth_noting():
+    """Its bearer may go on, wider, with what a key of that tenant began."""
+    narrow = {"id": "narrow", "sha256": digest("tg_narrow"), "tenant": "clinic", "residency": "eu"}
+    fields = {"issuer": "https://idp", "audience": "tidegate", "jwks_file": "jwks.json", "key": "idp"}
+    changes = {**TOKEN_POLICY, "keys": [*TOKEN_POLICY["keys"], narrow]}
+    policy = make_policy(**changes)
+    assert policy.widest["clinic"] == policy.tags["eu"]
+    assert make_policy(**changes, jwt=fields).widest == policy.widest
+    assert make_policy(**changes, jwt={**fields, "tenant_claim": "team"}).widest["clinic"] == policy.tags["any"]
+
+
 def test_a_token_ends_with_its_key(tmp_path):
     assert token_grant(tmp_path, None, expires="2020-01-01") is None
 

@@ -89,6 +89,7 @@ def test_routers_take_and_refuse_keys_within_a_second(home, configured):
         assert code == 0
         wait_until(new.strip(), True)
         assert grant(old).limits == grant(new.strip()).limits
+        assert shared.keys.by_id(grant(old)) == grant(new.strip()), "what is at work under the old one goes on under the new"
         assert run("revoke", "app")[0] == 0
         took = wait_until(old, False), wait_until(new.strip(), False)
         assert sum(took) < 5, "a poll every 0.4 s, on a machine that may be busy"

@@ -1,0 +1,148 @@
+"""How far several replicas together go over a limit, while some of them are killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from _dataplane.client import Connection, request
+from _dataplane.routers import KEY
+
+from _replicas.engine import TOKENS, CountingEngine
+from _replicas.processes import Replicas, several_routers
+
+_QUIET_S = 2.0
+"""A limit counts as reached once nobody got through for so long."""
+_LONGEST_S = 240.0
+
+
+@dataclass
+class Overshoot:
+    """What was let through under one limit."""
+
+    limit: int
+    used: int
+    answers: Counter[int] = field(default_factory=Counter)
+    restarts: int = 0
+    took_s: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """How far over the limit, as a share of it; below 0 when it was not reached."""
+        return self.used / self.limit - 1
+
+
+async def measure_tokens(replicas: int, limit: int, clients: int, *, restarts: bool) -> Overshoot:
+    """A daily token budget, used up by many clients at all replicas; by the engine's own count."""
+    return await _use_up(replicas, {"daily_tokens": limit}, limit, clients, TOKENS, restarts=restarts)
+
+
+async def measure_requests(replicas: int, limit: int, clients: int, *, restarts: bool) -> Overshoot:
+    """Requests in one minute of the clock; waits for the next one when the present one is half over."""
+    into = time.time() % 60
+    if into > 20:
+        await asyncio.sleep(60.05 - into)
+    return await _use_up(replicas, {"requests_per_minute": limit}, limit, clients, 1, restarts=restarts)
+
+
+async def measure_concurrent(replicas: int, limit: int, clients: int) -> Overshoot:
+    """Requests at work at once, by what the engine saw."""
+    engine = CountingEngine(hold_s=0.1)
+    await engine.start()
+    found, started = Overshoot(limit, 0), time.monotonic()
+    try:
+        async with several_routers(replicas, engine.port, keys=_keys({"concurrent_requests": limit})) as routers:
+            until = time.monotonic() + 5
+            users = (_ask_until(port, lambda: time.monotonic() > until, found) for port in _spread(routers.ports, clients))
+            await asyncio.gather(*users)
+    finally:
+        engine.stop()
+    found.used, found.took_s = engine.most_at_work, time.monotonic() - started
+    return found
+
+
+async def _use_up(replicas: int, allowance: dict[str, int], limit: int, clients: int, unit: int, *, restarts: bool) -> Overshoot:
+    engine = CountingEngine()
+    await engine.start()
+    found = Overshoot(limit, 0)
+    try:
+        async with several_routers(replicas, engine.port, keys=_keys(allowance)) as routers:
+            started = last = time.monotonic()
+            seen = 0
+
+            def is_over() -> bool:
+                nonlocal last, seen
+                now = time.monotonic()
+                if len(engine.arrivals) > seen:
+                    seen, last = len(engine.arrivals), now
+                return now - max(last, busy_until[0]) > _QUIET_S or now - started > _LONGEST_S
+
+            busy_until = [started]
+            work = [_ask_until(port, is_over, found) for port in _spread(routers.ports, clients)]
+            if restarts:
+                work.append(_restart_some(routers, engine, limit // unit, found, busy_until))
+            await asyncio.gather(*work)
+            if restarts:  # nobody is left who remembers anything but the store
+                await asyncio.gather(*(routers.restart(index, signal.SIGKILL) for index in range(replicas)))
+                found.restarts += replicas
+                until = time.monotonic() + _QUIET_S
+                await asyncio.gather(*(_ask_until(port, lambda: time.monotonic() > until, found) for port in routers.ports))
+            found.took_s = time.monotonic() - started
+    finally:
+        engine.stop()
+    if "requests_per_minute" in allowance:
+        minutes = Counter(int(moment // 60) for moment in engine.arrivals)
+        found.used = max(minutes.values())
+    else:
+        found.used = len(engine.arrivals) * unit
+    return found
+
+
+async def _restart_some(
+    routers: Replicas, engine: CountingEngine, requests: int, found: Overshoot, busy_until: list[float]
+) -> None:
+    """Kill one replica, and end another in order, when a third and two thirds of the limit are used up."""
+    for index, (share, number) in enumerate(((1 / 3, signal.SIGKILL), (2 / 3, signal.SIGTERM))):
+        await engine.has_seen(round(share * requests))
+        busy_until[0] = float("inf")
+        await routers.restart(index, number)
+        busy_until[0] = time.monotonic()
+        found.restarts += 1
+
+
+async def _ask_until(port: int, is_over: Callable[[], bool], found: Overshoot) -> None:
+    """Ask without pause until it is over; a replica that is being started again is asked again."""
+    rng, numbers = random.Random(port), itertools.count()
+    connection = Connection(port)
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": TOKENS}
+    while not is_over():
+        data = request(body, KEY, f"r-{id(connection)}-{next(numbers):08d}")
+        try:
+            answer = await connection.ask(data)
+        except (OSError, TimeoutError):
+            connection.close()
+            connection = Connection(port)
+            await asyncio.sleep(0.05)
+            continue
+        found.answers[answer.status] += 1
+        if answer.status != 200:
+            await asyncio.sleep(0.02 + 0.02 * rng.random())
+    with contextlib.suppress(OSError):
+        connection.close()
+
+
+def _spread(ports: list[int], clients: int) -> list[int]:
+    """Where each client goes: the first replica gets as many as all others together, for load is never even."""
+    return [ports[0] if number % 2 else ports[1 + number // 2 % (len(ports) - 1)] for number in range(clients)]
+
+
+def _keys(allowance: dict[str, int]) -> list[dict[str, object]]:
+    return [{"id": "prove", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), **allowance}]
