@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from router.config import AUTO
 from router.explain import describe_cluster, explain_request
+from router.feedback import MAX_BODY, rating_of, take_feedback
 from router.handler import ModelHandler, identify
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant, Policy
@@ -115,6 +116,17 @@ def _add_explain(app: FastAPI, state: RouterState) -> None:
         )
 
 
+def _add_feedback(app: FastAPI, state: RouterState) -> None:
+    @app.post("/tidegate/v1/feedback")
+    async def feedback(request: Request) -> Response:
+        try:
+            grant, _, _ = identify(state, request.scope["headers"], _peer(request))
+            body = await read_body(request.scope, request.receive, MAX_BODY)
+        except ClientLeft:
+            return Response(status_code=499)
+        return _json(await take_feedback(state, grant, rating_of(body)))
+
+
 async def _receipt(state: RouterState, request_id: str) -> dict[str, Any]:
     found = state.receipts.find(request_id)
     if found is None and state.find_elsewhere is not None:
@@ -130,6 +142,7 @@ def public_app(state: RouterState) -> FastAPI:
     started = int(time.time())
     _add_health(app, state)
     _add_explain(app, state)
+    _add_feedback(app, state)
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:

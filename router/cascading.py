@@ -16,6 +16,7 @@ from router.complexity.cascade import Verdict, agreement, check_is_due, judge_an
 from router.complexity.held import Answer, HeldStream, asked_logprobs, demands_json, read_answer
 from router.complexity.stages import CascadeSettings
 from router.decision import Facts
+from router.feedback import note_escalation
 from router.identity.limits import Reservation
 from router.placement.targets import Endpoint
 from router.policy import Policy
@@ -280,6 +281,8 @@ class Cascade:
             return
         self._tier = tier
         self._said = f"asked `{tier}`: {self._verdict.reason}"
+        if self._state.complexity.learning is not None and self._probe is not None:
+            note_escalation(self._state, self._admitted, self._probe.model)
         self._ask("larger", self._larger_facts(tier), reserved)
 
     def _larger_facts(self, tier: str) -> Facts:

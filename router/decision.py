@@ -33,6 +33,12 @@ class Complexity(msgspec.Struct, frozen=True, gc=False):
     model: str = ""
     pinned: bool = False
     """A rule of the operator's named the tier or the model: no cascade or experiment moves it."""
+    context: str = ""
+    """What feedback on the answer is filed under: domain and expected gain in steps; "" where nothing is learnt."""
+    propensity: float = 1.0
+    """With which probability this tier was drawn, where chance had a part in it."""
+    trial: str = ""
+    """The experiment whose setting decided."""
 
 
 class Facts(msgspec.Struct, frozen=True, gc=False):

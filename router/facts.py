@@ -96,7 +96,8 @@ def judge_complexity(
     asker = Asker(grant.id if grant else "", grant.tenant if grant else "", time.time(), dict(headers))
     found = (books or ComplexityBooks()).judge(body, prompt_tokens, plan, asker)
     if found.tier:
-        return Complexity(found.tier, round(found.gain, 4), found.reasons, found.model, bool(found.rule))
+        gain, pinned = round(found.gain, 4), bool(found.rule)
+        return Complexity(found.tier, gain, found.reasons, found.model, pinned, found.context, found.propensity)
     simple = judge(body, prompt_tokens, policy.tiers, policy.score_threshold, policy.large_above_tokens)
     return Complexity(simple.tier, simple.score, (*simple.reasons, *found.reasons), found.model)
 

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from router.complexity.books import ComplexityBooks
-from router.complexity.stages import plan_stages
+from router.complexity.learning import Learning
+from router.complexity.stages import Stages, plan_stages
 from router.config import Config, ConfigError, home
 from router.decision import Facts
 from router.identity.limits import Limits
@@ -102,8 +103,9 @@ class RouterState:
         self.retry_budget = RetryBudget(time.monotonic())
         self.classifier = make_classifier(config.classify, policy.tags, secret)
         self.complexity = ComplexityBooks(config.complexity.pin_conversations, config.complexity.pin_margin)
-        self.stages = plan_stages(config.complexity, voting=False)
+        self.stages: Stages | None = None
         """Cascade, vote, experiments, feedback; None where none is configured."""
+        self._plan_stages()
         self.draining = False
         self.find_elsewhere: FindReceipt | None = None
         """Asks the other router replicas for a receipt; None where there are none."""
@@ -141,13 +143,24 @@ class RouterState:
         if (config.classify, policy.tags, policy.vocabulary) != (self.config.classify, self.policy.tags, self.policy.vocabulary):
             self.classifier = make_classifier(config.classify, policy.tags, self._secret)
         self.config, self.policy, self.tokens = config, policy, tokens
-        self.stages = plan_stages(config.complexity, voting=False)
+        self._plan_stages()
         self.policy_alert = ""
         self._label_texts.clear()
         cut = self.inflight.adopt(policy, self._evidence(), now)
         self.metrics.policy_offered(taken=True)
         self.metrics.revoked(cut)
         return cut
+
+    def _plan_stages(self) -> None:
+        """What may follow the first choice of a model under this policy; what was learnt is kept while learning goes on."""
+        self.stages = stages = plan_stages(self.config.complexity, voting=False)
+        wanted, books = None if stages is None else stages.learning, self.complexity
+        if wanted is None:
+            books.learning = None
+        elif books.learning is None:
+            books.learning = Learning(wanted)
+        else:
+            books.learning.settings = wanted
 
     def refuse_policy(self, why: str) -> None:
         """The latest policy cannot be used: the one that runs stays, and everybody who looks is told."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from msgspec.structs import replace
+
 from router.complexity.calibrate import Track
 from router.complexity.choose import Asker, Judged, Plan, judge_request, start_track
+from router.complexity.feedback import context_of
+from router.complexity.learning import Learning
 from router.complexity.pin import Pinned, conversation_key, forget_oldest, keep_or_raise
 
 MAX_TENANTS = 4096
@@ -27,6 +31,8 @@ class ComplexityBooks:
         self._secret = os.urandom(32)
         self._tracks: dict[tuple[str, int], Track] = {}
         self._pins: dict[str, Pinned] = {}
+        self.learning: Learning | None = None
+        """Set while the operator lets the router learn from feedback."""
 
     def __repr__(self) -> str:
         return f"ComplexityBooks(tenants={len(self._tracks)}, conversations={len(self._pins)})"
@@ -38,15 +44,18 @@ class ComplexityBooks:
         if slot not in self._tracks and len(self._tracks) >= MAX_TENANTS:
             self._tracks.clear()
         self._tracks[slot] = judged.track
-        if not self._pin or judged.rule or not plan.by_gain:
+        if judged.rule or not plan.by_gain:
             return judged
-        key = conversation_key(body, asker.key, self._secret)
+        key = conversation_key(body, asker.key, self._secret) if self._pin else None
+        before = None if key is None else self._pins.pop(key, None)
+        if self.learning is not None and before is None:
+            judged = _drawn(judged, plan, self.learning, asker.tenant)
         if key is None:
             return judged
         turns = body.get("messages", body.get("input"))
         wanted = plan.tiers.index(judged.tier)
         kept, why = keep_or_raise(
-            self._pins.pop(key, None),
+            before,
             wanted,
             judged.gain,
             judged.thresholds,
@@ -70,6 +79,7 @@ class ReadOnlyBooks(ComplexityBooks):
 
     def __init__(self, books: ComplexityBooks) -> None:
         self._books = books
+        self.learning = None
 
     def __repr__(self) -> str:
         return f"ReadOnlyBooks({self._books!r})"
@@ -81,14 +91,14 @@ class ReadOnlyBooks(ComplexityBooks):
 
 def with_pin(judged: Judged, plan: Plan, kept: Pinned, why: str) -> Judged:
     """The outcome after the conversation had its say."""
-    return Judged(
-        plan.tiers[min(kept.tier, len(plan.tiers) - 1)],
-        kept.model,
-        judged.gain,
-        judged.domain,
-        (*judged.reasons, why),
-        judged.track,
-        judged.thresholds,
-        judged.rule,
-        judged.features,
-    )
+    tier = plan.tiers[min(kept.tier, len(plan.tiers) - 1)]
+    return replace(judged, tier=tier, model=kept.model, reasons=(*judged.reasons, why))
+
+
+def _drawn(judged: Judged, plan: Plan, learning: Learning, tenant: str) -> Judged:
+    """The outcome after feedback, and chance, had their say."""
+    context = context_of(judged.domain, judged.gain)
+    drawn = learning.draw(tenant, context, plan.tiers.index(judged.tier), len(plan.tiers))
+    why = "drawn by chance, to learn" if drawn.explored else "feedback so far" if plan.tiers[drawn.tier] != judged.tier else ""
+    reasons = (*judged.reasons, why) if why else judged.reasons
+    return replace(judged, tier=plan.tiers[drawn.tier], reasons=reasons, context=context, propensity=drawn.propensity)

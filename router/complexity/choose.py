@@ -47,6 +47,7 @@ class Judged(msgspec.Struct, frozen=True, gc=False):
     """The outcome: a tier, the model to prefer ("" none), the expected gain, the domain, the reasons, the next tracker state.
 
     `rule` names the rule that decided ("" none). `features` are numbers only; explanations are made from them afterwards.
+    `context` and `propensity` are set where feedback had a say.
     """
 
     tier: str
@@ -58,6 +59,8 @@ class Judged(msgspec.Struct, frozen=True, gc=False):
     thresholds: tuple[float, ...] = ()
     rule: str = ""
     features: Features | None = None
+    context: str = ""
+    propensity: float = 1.0
 
 
 def start_track(plan: Plan) -> Track:

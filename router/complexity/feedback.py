@@ -70,11 +70,16 @@ def read_rating(body: Any) -> Rating:
         signal = body["signal"]
         if not isinstance(signal, str) or signal not in _SIGNALS:
             raise FeedbackError(f"`signal` is one of {', '.join(sorted(_SIGNALS))}")
-        return Rating(request_id, _SIGNALS[signal], _IMPLICIT_WEIGHT)
+        return signal_rating(request_id, signal)
     score = body["score"]
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
         raise FeedbackError("`score` is a number from 0 (bad) to 1 (good)")
     return Rating(request_id, float(score), 1.0)
+
+
+def signal_rating(request_id: str, signal: str) -> Rating:
+    """What an implicit signal says about a request; it counts less than a score."""
+    return Rating(request_id, _SIGNALS[signal], _IMPLICIT_WEIGHT)
 
 
 def context_of(domain: str, gain: float) -> str:

@@ -6,7 +6,8 @@ import msgspec
 
 from router.complexity.cascade import Doubt
 from router.complexity.experiment import Trial
-from router.config.complexity import Cascade, Complexity
+from router.complexity.learning import LearningSettings
+from router.config.complexity import Cascade, Complexity, Feedback
 
 
 class CascadeSettings(msgspec.Struct, frozen=True):
@@ -21,8 +22,7 @@ class Stages(msgspec.Struct, frozen=True):
 
     cascade: CascadeSettings | None = None
     trials: tuple[Trial, ...] = ()
-    explore: float | None = None
-    """Share of requests drawn by chance while learning from feedback; None: nothing is learnt."""
+    learning: LearningSettings | None = None
     voters: int = 0
     """The most models a vote may ask; 0: no key may ask for one."""
 
@@ -36,8 +36,13 @@ def plan_stages(section: Complexity, voting: bool) -> Stages | None:
     """
     stages = Stages(
         cascade=_cascade(section.cascade) if section.cascade.enabled else None,
+        learning=_learning(section.feedback) if section.feedback.enabled else None,
     )
     return None if stages == Stages() else stages
+
+
+def _learning(section: Feedback) -> LearningSettings:
+    return LearningSettings(section.explore, section.tier_cost, section.implicit)
 
 
 def _cascade(section: Cascade) -> CascadeSettings:

@@ -96,6 +96,10 @@ class Feedback(_Strict):
 
     enabled: bool = False
     explore: float = Field(default=0.02, ge=0, le=0.5)
+    tier_cost: float = Field(default=0.05, ge=0, le=1)
+    """Points of score that each larger tier must clearly be better by."""
+    implicit: bool = True
+    """Whether a prompt that is sent again, and an escalation, count as feedback, too."""
 
 
 class Experiment(_Strict):

@@ -87,6 +87,9 @@ class Receipt(msgspec.Struct, gc=False):
     priority: str = CLASSES[NORMAL]
     capture: str = ""
     """What became of the capture of its payloads; empty where nobody asked for one."""
+    context: str = ""
+    """What feedback is filed under (domain and expected gain in steps), where the router learns from it."""
+    trial: str = ""
     mode: str = ""
     """`cascade`, `vote` or `shadow` where several models were asked: the counts above are the sums over `steps`."""
     steps: list[StepRecord] = []
@@ -110,6 +113,8 @@ def open_receipt(facts: Facts, epoch: str, label_text: str, tags: tuple[str, ...
         complexity_tier=facts.complexity.tier,
         complexity_score=facts.complexity.score,
         prompt_tokens_estimate=facts.prompt_tokens,
+        context=facts.complexity.context,
+        trial=facts.complexity.trial,
         priority=CLASSES[facts.priority],
     )
 

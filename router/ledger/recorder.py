@@ -136,6 +136,7 @@ def end_data(receipt: Receipt) -> records.EndData:
         cached_tokens=receipt.cached_tokens,
         reasoning_tokens=receipt.reasoning_tokens,
         attempts=msgspec.Raw(records.pack(receipt.attempts)),
+        trial=receipt.trial,
         mode=receipt.mode,
         steps=msgspec.Raw(records.pack(receipt.steps)),
     )

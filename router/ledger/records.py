@@ -17,6 +17,7 @@ OPEN, CLOSE, LOST = "open", "close", "lost"
 POLICY, MEMBERS, GRANT, LOADS = "policy", "members", "grant", "loads"
 DECIDE, INTENT, END, REFUSE = "decide", "egress.intent", "end", "refuse"
 TURNED_AWAY = "refused.unknown"
+FEEDBACK = "feedback"
 PRUNE, HOLD, RELEASE, SHRED, SEAL, READ = "prune", "hold", "release", "shred", "capture", "payload.read"
 
 
@@ -114,6 +115,7 @@ class EndData(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int
     reasoning_tokens: int
     attempts: msgspec.Raw
+    trial: str = ""
     mode: str = ""
     steps: msgspec.Raw = msgspec.Raw(b"\x90")
 
