@@ -69,6 +69,7 @@ class RouterProcess:
         if shared is not None:
             self.state.limits, self.state.stored_keys = Limits(shared.books), shared.keys
             self.state.inflight.find_outside = shared.keys.by_id
+            self.state.lineage.stored_widest = lambda tenant: shared.keys.widest.get(tenant)
         self._servers: list[uvicorn.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._watch: asyncio.Task[None] | None = None

@@ -33,7 +33,7 @@ from router.prefixes import Prefixes, PromptChains
 from router.residency.cache_salt import FIELD, SALTED, cache_salt, salt_key
 from router.residency.classify.rule import make_classifier
 from router.residency.conversation import lineage_key
-from router.residency.guard import PASS_LIFETIME_S, ROUTER, Pass, derive_target_key, issue_pass
+from router.residency.guard import NONE_STORED, PASS_LIFETIME_S, ROUTER, Pass, StoredCeilings, derive_target_key, issue_pass
 from router.residency.inflight import InFlight
 from router.residency.label import Evidence, Label
 from router.residency.lineage import LineageBook
@@ -166,6 +166,12 @@ class RouterState:
         """What is known of each target now. A replica that left the membership is finishing: its last evidence counts."""
         known = {target.incarnation: target.evidence for target in self.fleet.membership.targets}
         return lambda target: known.get(target.incarnation, target.evidence if target.kind is Kind.REPLICA else None)
+
+    def stored_ceilings(self) -> StoredCeilings:
+        """What guards must know of the keys that do not stand in the configuration."""
+        if self.stored_keys is None:
+            return NONE_STORED
+        return self.stored_keys.ceilings
 
     @property
     def ready(self) -> bool:

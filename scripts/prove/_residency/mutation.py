@@ -29,10 +29,12 @@ TRUSTED = {
         "Place.is_allowed_by",
         "GuardPolicy.refuses",
         "check_pass",
-        "EngineGuard._admit",
+        "GuardPolicy.knows",
+        "StoredCeilings.find",
         "PolicyCopy._read",
         "PolicyCopy.current",
     ),
+    "router.residency.engine_guard": ("EngineGuard._admit", "wait_for_key"),
     "router.residency.inflight": (
         "InFlight.current",
         "InFlight.adopt",
