@@ -267,3 +267,13 @@ async def test_a_key_that_the_copy_does_not_know_yet_is_waited_for_and_no_longer
     # Whoever has no pass is told so at once.
     monkeypatch.setattr(engine_guard, "WAIT_S", 1e9)
     assert (await ask(guard, "/v1/completions", headers={PASS_HEADER: headers[PASS_HEADER][:-1] + "!"}))[0]["status"] == 403
+
+
+def test_a_key_of_the_store_has_its_own_ceiling_and_relaxation():
+    stored = StoredCeilings([GuardKey("us/us/"), GuardKey("us/us/", [("eu+us/eu+us/", 900.0, 1100.0)])], {"a": 0, "b": 1}, "d")
+    policy = make_guard_policy(stored=stored)
+    assert policy.refuses(make_pass(key="a"), Place(("us",), ("us",)), NOW) is None
+    assert "this key's requests" in policy.refuses(make_pass(key="a"), EU, NOW)
+    assert policy.refuses(make_pass(key="b"), EU, NOW) is None and "this key's" in policy.refuses(make_pass(key="b"), EU, 1200.0)
+    assert "does not know" in policy.refuses(make_pass(key="c"), EU, NOW)
+    assert [policy.knows(key) for key in ("a", "clinic", "c")] == [True, True, False]
