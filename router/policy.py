@@ -132,6 +132,8 @@ class Policy(msgspec.Struct, frozen=True):
     """The names of those tags."""
     relaxed: dict[str, tuple[Relaxed, ...]] = {}
     """Signed relaxations by the id of the key they are for, which may be one of the store."""
+    relaxations: tuple[Relaxation, ...] = ()
+    """The same as they were signed."""
 
     def label_for(self, label: Label, model: str) -> Label:
         """The label of a request once `model` answers it."""
@@ -221,6 +223,7 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
         tenant_limits={name: limits_of(f"tenant:{name}", allowance) for name, allowance in config.tenants.items()},
         tenants={tenant: tuple(named) for tenant, named in config.residency.tenants.items()},
         relaxed=relaxed,
+        relaxations=tuple(relaxations),
     )
     check_satisfiable(config, policy)
     return policy

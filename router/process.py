@@ -62,6 +62,7 @@ class RouterProcess:
     ) -> None:
         self.state = RouterState(config, policy, secret, credentials, router_id)
         self.state.audit = audit
+        self.state.record_relaxations()
         self._shared = shared
         if capture is not None:
             self.state.capture = capture

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -24,12 +24,14 @@ from router.ledger.cost import PriceList
 from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
+from router.ledger.records import RELAX
 from router.placement.fleet import Fleet
 from router.placement.prefix import CHUNK_COST, PrefixIndex
 from router.placement.targets import Kind, Report, Target, View
 from router.placement.trust import Verdict
 from router.policy import Policy, retargeter
 from router.prefixes import Prefixes, PromptChains
+from router.residency.break_glass import Relaxation
 from router.residency.cache_salt import FIELD, SALTED, cache_salt, salt_key
 from router.residency.classify.rule import make_classifier
 from router.residency.conversation import lineage_key
@@ -140,14 +142,22 @@ class RouterState:
         self.fleet.adopt(retarget, policy.daily_budget_usd)
         if (config.classify, policy.tags, policy.vocabulary) != (self.config.classify, self.policy.tags, self.policy.vocabulary):
             self.classifier = make_classifier(config.classify, policy.tags, self._secret)
+        known = frozenset(self.policy.relaxations)
         self.config, self.policy, self.tokens = config, policy, tokens
         self.stages = plan_stages(config.complexity, voting=False)
+        self.record_relaxations(known)
         self.policy_alert = ""
         self._label_texts.clear()
         cut = self.inflight.adopt(policy, self._evidence(), now)
         self.metrics.policy_offered(taken=True)
         self.metrics.revoked(cut)
         return cut
+
+    def record_relaxations(self, known: Container[Relaxation] = ()) -> None:
+        """Put the signed relaxations of the policy into the audit log, whoever brought them here; `known` ones are there."""
+        for relaxation in self.policy.relaxations:
+            if self.audit is not None and relaxation not in known:
+                self.audit.event(RELAX, relaxation.id, msgspec.structs.asdict(relaxation))
 
     def refuse_policy(self, why: str) -> None:
         """The latest policy cannot be used: the one that runs stays, and everybody who looks is told."""
