@@ -67,6 +67,7 @@ class RouterReplica:
         loaded = self._source.load()
         self._process.state.adopt(loaded.config, loaded.policy, time.time())
         self._hand_over(loaded)
+        self._source.running = loaded
         self._process.start()
         self._watch = asyncio.get_running_loop().create_task(self._run())
 

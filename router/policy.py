@@ -447,7 +447,7 @@ def _sites(config: Config, words: Vocabulary) -> Iterable[Site]:
             yield Site(model.id, Evidence(zone, zone, words.duty_mask(replicas.duties)), False, endpoints)
     for target in config.targets:
         for name in target.models:
-            yield Site(name, _declared(target, words), target.kind == "cloud", _endpoints(target))
+            yield Site(name, declared_evidence(target, words), target.kind == "cloud", _endpoints(target))
 
 
 def _endpoints(target: ExternalTarget) -> frozenset[str]:
@@ -458,7 +458,12 @@ def _endpoints(target: ExternalTarget) -> frozenset[str]:
     return OFFERED[target.task]
 
 
-def _declared(target: ExternalTarget, words: Vocabulary) -> Evidence:
+def declared_evidence(target: ExternalTarget, words: Vocabulary) -> Evidence:
+    """What the configuration states of a target.
+
+    Raises:
+        ConfigError: `expires` is no date.
+    """
     process = words.zone_mask([target.zone])
     store = process if target.store is None else words.zone_mask(target.store)
     expires = math.inf
@@ -489,7 +494,7 @@ def fixed_targets(config: Config, egress: Address | None, egress_incarnation: st
                 incarnation=f"{item.id}@{egress_incarnation}" if item.kind == "cloud" else f"{item.id}@{item.url}",
                 kind=Kind(item.kind),
                 zone=item.zone,
-                evidence=_declared(item, words),
+                evidence=declared_evidence(item, words),
                 address=egress if item.kind == "cloud" and egress is not None else address_of(item.url, item.tls),
                 models=dict(item.models),
                 endpoints=_endpoints(item),

@@ -18,6 +18,7 @@ from router.kv_feeds import KvFeeds
 from router.ledger.capturing import Capture
 from router.ledger.log import AuditLog
 from router.ledger.policies import policy_text
+from router.ledger.records import RELAX
 from router.placement.kv_messages import KV_PATH
 from router.placement.targets import Report, Target
 from router.placement.trust import SelfTest
@@ -123,10 +124,12 @@ class RouterProcess:
             if state.policy_alert:
                 state.adopt(config, policy, time.time())  # the fault was taken back
             return None
-        before = state.policy.epoch
+        before, source.running = state.policy.epoch, loaded
         cut = state.adopt(config, policy, time.time())
         if state.audit is not None:
             state.audit.policy(policy.epoch, policy_text(config))
+            if source.wider:
+                state.audit.event(RELAX, policy.epoch, {"before": before, "wider": source.wider})
         _log.warning("policy %s replaces %s; %d exchanges were cut", policy.epoch, before, cut)
         return loaded
 

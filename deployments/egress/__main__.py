@@ -38,7 +38,7 @@ async def serve_egress(source: PolicySource, host: str, port: int) -> None:
         ConfigError: no secret, or a credential is missing.
         OSError: the port is taken.
     """
-    config, _, policy = source.load()
+    config, _, policy = source.running = source.load()
     secret = read_secret(config.secret)
     if secret is None:
         raise ConfigError("secret: an egress outside Ray needs `secret.env` or `secret.file`, the same as the router's")
@@ -65,6 +65,7 @@ async def _watch_policy(egress: EgressServer, source: PolicySource) -> None:
             except ConfigError as error:
                 _log.error("policy refused, epoch %s stays: %s", egress.policy.epoch, error)
             else:
+                source.running = taken
                 egress.adopt(taken.config, taken.policy, time.time())
 
 

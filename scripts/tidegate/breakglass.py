@@ -21,7 +21,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from router.config import Config, ConfigError, load_file
 from router.ledger import records
 from router.ledger.policies import compile_without_keys
-from router.residency.break_glass import Relaxation, RelaxationError, read_relaxations, sign
+from router.residency.break_glass import (
+    Approval,
+    Relaxation,
+    RelaxationError,
+    read_approvals,
+    read_relaxations,
+    sign,
+    sign_bytes,
+)
 from tidegate.home import DEFAULT_CONFIG, Home
 from tidegate.recorded import NotRecorded, record
 
@@ -131,10 +139,7 @@ class BreakGlassFile:
         file = self._file_of(request)
         with self._locked():
             asked = self._read_request(file)
-            private = _read_private(private_key)
-            public = Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw().hex()
-            if self._rules.approvers.get(approver) != public:
-                raise GlassError(f"`{approver}` is no approver with this key: the configuration names their public keys")
+            private = self._private_of(approver, private_key)
             asked["signatures"][approver] = sign(asked, private)
             signed, required = len(asked["signatures"]), self._rules.required
             line = msgspec.json.encode(asked).decode()
@@ -148,6 +153,51 @@ class BreakGlassFile:
         self._record(records.GLASS_APPROVE, asked["id"], {"approver": approver, "signed": signed, "required": required})
         if signed >= required:
             self._record(records.GLASS_OPEN, opened.id, msgspec.structs.asdict(opened))
+        return signed, required
+
+    def approve_policy(self, before: str, after: str, reason: str, approver: str, private_key: Path) -> tuple[int, int]:
+        """Sign that a wider policy may replace the one that runs; with the last signature that it needs, routers take it.
+
+        Args:
+            before: the digest of the policy that runs, as the router's log says.
+            after: the digest of the one that is to run.
+            reason: why; every signer gives the same.
+            approver: whose signature it is.
+            private_key: that person's private key.
+
+        Returns:
+            How many have signed, and how many must.
+
+        Raises:
+            GlassError: the configuration does not ask for it, the digests are none, or the key is not theirs.
+        """
+        if self._rules.policies is None:
+            raise GlassError("the configuration asks for no signatures of wider policies: `break_glass.policies`")
+        if not (_is_digest(before) and _is_digest(after) and reason.strip()):
+            raise GlassError("give both digests as the router's log says them (64 hex digits), and a reason")
+        path = self._home.root / self._rules.policies
+        waiting = path.with_name(path.name + ".requests") / f"{before[:16]}-{after[:16]}.json"
+        with self._locked():
+            private = self._private_of(approver, private_key)
+            asked = Approval(before, after, reason)
+            if waiting.exists():
+                asked = msgspec.json.decode(waiting.read_bytes(), type=Approval)
+            if (asked.before, asked.after, asked.reason) != (before, after, reason):
+                raise GlassError(f"{waiting} was signed for another reason: {asked.reason}")
+            asked.signatures[approver] = sign_bytes(asked.statement(), private)
+            signed, required = len(asked.signatures), self._rules.required
+            line = msgspec.json.encode(asked).decode()
+            text = f"{path.read_text(encoding='utf-8') if path.exists() else ''}{line}\n"
+            try:
+                read_approvals(line if signed < required else text, self._rules.approvers, min(signed, required))
+            except RelaxationError as error:
+                raise GlassError(str(error)) from None
+            waiting.parent.mkdir(parents=True, exist_ok=True)
+            _write_whole(waiting, line + "\n", _PUBLIC)
+            if signed >= required:
+                _write_whole(path, text, _PUBLIC)
+        told = {"approver": approver, "after": after, "reason": reason, "signed": signed, "required": required}
+        self._record(records.GLASS_APPROVE, before, told)
         return signed, required
 
     def revoke(self, name: str, by: str) -> None:
@@ -183,6 +233,13 @@ class BreakGlassFile:
                 fields = {name: asked[name] for name in _FIELDS}
                 rows.append({**fields, "state": "asked", "approved_by": sorted(asked["signatures"])})
         return rows
+
+    def _private_of(self, approver: str, path: Path) -> bytes:
+        private = _read_private(path)
+        public = Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw().hex()
+        if self._rules.approvers.get(approver) != public:
+            raise GlassError(f"`{approver}` is no approver with this key: the configuration names their public keys")
+        return private
 
     def _file_of(self, request: str) -> Path:
         return self._requests / f"{request}.json" if _is_name(request) else Path(request)
@@ -257,6 +314,10 @@ def _id_of(line: str) -> str:
         return str(msgspec.json.decode(line, type=dict[str, Any]).get("id", ""))
     except msgspec.MsgspecError:
         return ""
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 def _is_name(text: str) -> bool:

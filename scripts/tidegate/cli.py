@@ -21,6 +21,7 @@ from tidegate import (
     keys,
     keys_commands,
     lifecycle,
+    policy_commands,
     processes,
     render,
     report,
@@ -42,6 +43,7 @@ audit.app.command()(audit_payloads.payload)
 audit.app.command()(audit_payloads.shred)
 app.add_typer(breakglass_commands.app, name="breakglass")
 app.add_typer(audit.app, name="audit")
+app.add_typer(policy_commands.app, name="policy")
 app.add_typer(report.app, name="report")
 app.command()(whatif)
 app.command()(plan)

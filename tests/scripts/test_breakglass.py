@@ -10,6 +10,7 @@ import yaml
 from tidegate.cli import app
 from typer.testing import CliRunner
 
+from router.config import ConfigError
 from router.policy_source import PolicySource
 from router.residency.resolve import relaxations_at, resolve_label
 from tests.router.builders import digest, grant_of
@@ -155,3 +156,41 @@ def test_without_a_block_in_the_configuration_and_with_a_damaged_file_it_says_so
     name = office.ask()
     assert office.sign(name, "alice")[0] == 0
     assert office.sign(name, "bob")[0] == 1, "a file that routers refuse is not written anew with one more line"
+
+
+def test_a_wider_policy_is_compared_signed_for_by_two_and_then_taken(office, tmp_path):
+    office.args["break_glass"]["policies"] = "glass/wider.jsonl"
+    config_file = office.root / "serve_config.yaml"
+    document = yaml.safe_load(config_file.read_text())
+    document["applications"][0]["args"] = office.args
+    config_file.write_text(yaml.safe_dump(document))
+    source = PolicySource({**office.args, "policy_file": "policy.yaml"}, office.root)
+    policy = office.root / "policy.yaml"
+    policy.write_text("{}\n...\n")
+    source.running = source.load()
+    policy.write_text(yaml.safe_dump({"residency": {"tags": {"local-only": {"process": ["local", "far"]}}}}) + "...\n")
+
+    compared = RUNNER.invoke(app, ["policy", "diff", str(policy)])
+    assert compared.exit_code == 1 and "+ key clinic: engines in far" in compared.output.splitlines(), compared.output
+    with pytest.raises(ConfigError, match="lets more through") as refused:
+        source.load()
+    words = str(refused.value).split()
+    step = ["--before", words[words.index("--before") + 1], "--after", words[words.index("--after") + 1].rstrip("`")]
+
+    def sign(who: str, reason: str = "far is built") -> tuple[int, str]:
+        key = str(office.root / f"{who}.key")
+        result = RUNNER.invoke(app, ["policy", "approve", *step, "--reason", reason, "--as", who, "--private-key", key])
+        return result.exit_code, result.output.strip()
+
+    assert sign("alice") == sign("alice") == (0, "signed: 1 of 2")
+    assert "for another reason" in sign("bob", "whatever")[1]
+    with pytest.raises(ConfigError):
+        source.load()
+    assert sign("bob") == (0, "signed: 2 of 2; routers may take it")
+    assert source.changed() and "key clinic: engines in far" in (source.load(), source.wider)[1]
+    assert office.events(step[1]) == ["glass.approve"] * 3
+    policy.write_text("{}\n...\n")
+    assert RUNNER.invoke(app, ["policy", "diff", str(policy)]).exit_code == 0
+    assert RUNNER.invoke(app, ["policy", "diff", str(office.root / "alice.key")]).exit_code == 2
+    step = ["--before", "x", "--after", "y"]
+    assert "both digests" in sign("alice")[1]
