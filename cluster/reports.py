@@ -30,7 +30,7 @@ class ReplicaFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     signals: Signals | None = None
     kv_port: int = 0
     policy: str = ""
-    """The epoch of the policy its guard decides again with; empty while it has none and lets nobody in."""
+    """What its guard decides again with (`GuardPolicy.stamp`); empty while it has none and lets nobody in."""
 
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -16,6 +16,7 @@ from router.config import Config
 from router.placement.targets import Address, Report
 from router.policy import Policy, address_of, fixed_targets
 from router.policy_source import Loaded
+from router.residency.guard import StoredCeilings
 from router.residency.guard_copy import copy_for_guards
 
 PERIOD_S = 0.5
@@ -97,7 +98,7 @@ class Membership:
                 _log.warning("tidegate: a replica of %s describes itself in a way this router cannot read", handle)
         self._known[index] = known
         # A replica without a policy lets nobody in, so it is not offered before it reports one.
-        if any(facts.policy != self._policy.epoch for facts in known):
+        if any(facts.policy != self._guards.stamp for facts in known):
             await self._guards.to_engines(handle)
 
     async def _ask_egress(self) -> None:
@@ -106,7 +107,7 @@ class Membership:
         answers = await _broadcast(self._egress, "describe")
         if answers is not None:
             self._egress_facts = msgspec.msgpack.decode(answers[0], type=EgressFacts) if answers else None
-            if self._egress_facts is not None and self._egress_facts.policy != self._policy.epoch:
+            if self._egress_facts is not None and self._egress_facts.policy != self._guards.stamp:
                 await self._guards.to_egress(self._egress)
 
     def _fixed(self) -> list[Report]:
@@ -123,15 +124,32 @@ class Membership:
 class GuardPolicies:
     """The current policy in the two shapes guards take: a `GuardPolicy` for engines, the configuration for the egress."""
 
-    def __init__(self, loaded: Loaded, issued: float) -> None:
-        self.adopt(loaded, issued)
+    def __init__(self, loaded: Loaded, issued: float, stored: StoredCeilings) -> None:
+        self.adopt(loaded, issued, stored)
 
-    def adopt(self, loaded: Loaded, issued: float) -> None:
-        """Take a new policy; `issued` (UNIX seconds) is what guards order copies by."""
-        self._copy = msgspec.json.encode(copy_for_guards(loaded.policy, issued))
+    def adopt(self, loaded: Loaded, issued: float, stored: StoredCeilings) -> None:
+        """Take a new policy, or news of stored keys.
+
+        Args:
+            loaded: the policy.
+            issued: UNIX time in seconds, by which guards order copies.
+            stored: the ceilings of the keys of the store.
+        """
+        copy = copy_for_guards(loaded.policy, issued, stored)
+        self.stamp = copy.stamp
+        self._copy = msgspec.json.encode(copy)
+        self._loaded, self._digest = loaded, stored.digest
         self._config = loaded.config.model_dump_json()
         self._glass = loaded.glass
+        self._stored = msgspec.msgpack.encode(stored)
         self._issued = issued
+
+    def renew(self, stored: StoredCeilings, issued: float) -> bool:
+        """Take news of stored keys under the same policy; True when there are any."""
+        if stored.digest == self._digest:
+            return False
+        self.adopt(self._loaded, issued, stored)
+        return True
 
     async def to_engines(self, handle: DeploymentHandle) -> None:
         """Give it to every replica of an engine deployment."""
@@ -139,7 +157,7 @@ class GuardPolicies:
 
     async def to_egress(self, handle: DeploymentHandle) -> None:
         """Give it to the egress."""
-        await _broadcast(handle, "take_policy", self._config, self._glass, self._issued)
+        await _broadcast(handle, "take_policy", self._config, self._glass, self._issued, self._stored)
 
 
 async def _broadcast(handle: DeploymentHandle, method: str, *arguments: object) -> list[bytes] | None:

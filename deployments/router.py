@@ -48,7 +48,7 @@ class RouterReplica:
         self._process = RouterProcess(config, policy, secret, credentials, f"router-{actor[:8]}", GRACE_S, audit, shared, capture)
         state = self._process.state
         state.find_elsewhere = self._ask_peers
-        self._guards = GuardPolicies(loaded, time.time())
+        self._guards = GuardPolicies(loaded, time.time(), state.stored_ceilings())
         self._membership = Membership(config, policy, engines, egress, self._update, self._guards)
         self._watch: asyncio.Task[None] | None = None
 
@@ -67,6 +67,7 @@ class RouterReplica:
         loaded = self._source.load()
         self._process.state.adopt(loaded.config, loaded.policy, time.time())
         self._hand_over(loaded)
+        self._source.running = loaded
         self._process.start()
         self._watch = asyncio.get_running_loop().create_task(self._run())
 
@@ -79,6 +80,7 @@ class RouterReplica:
             await asyncio.sleep(POLICY_PERIOD_S)
             if self._source.changed():
                 self._take_policy()
+            self._tell_of_stored_keys()
             self._process.state.recheck(time.time())
 
     async def _tell_lineage(self) -> None:
@@ -104,8 +106,14 @@ class RouterReplica:
             # Not awaited: a guard that hangs must not delay the next change.
             self._process.state.spawn(self._membership.hand_on())
 
+    def _tell_of_stored_keys(self) -> None:
+        """Let the guards know of keys that were made, changed or revoked in the store."""
+        state = self._process.state
+        if self._guards.renew(state.stored_ceilings(), time.time()):
+            state.spawn(self._membership.hand_on())
+
     def _hand_over(self, loaded: Loaded) -> None:
-        self._guards.adopt(loaded, time.time())
+        self._guards.adopt(loaded, time.time(), self._process.state.stored_ceilings())
         self._membership.adopt(loaded.config, loaded.policy)
 
     def _update(self, reports: Sequence[Report]) -> None:

@@ -52,7 +52,7 @@ def run(config_path: Path, port: int | None = None, admin_port: int | None = Non
 
 
 async def _serve(source: PolicySource) -> None:
-    config, _, policy = source.load()
+    config, _, policy = source.running = source.load()
     secret = read_secret(config.secret)
     cloud = any(target.kind == "cloud" for target in config.targets)
     if cloud and (secret is None or config.egress.url is None):

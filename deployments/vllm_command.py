@@ -16,7 +16,7 @@ import router
 from router.config import ConfigError, Model, home
 from router.residency.guard import ENV_INCARNATION, ENV_KEY, ENV_PLACE, ENV_POLICY, Place
 
-GUARD = "router.residency.guard.EngineGuard"
+GUARD = "router.residency.engine_guard.EngineGuard"
 
 _OURS = {
     "host": "the engine listens on its node's address",

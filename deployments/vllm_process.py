@@ -111,7 +111,7 @@ class VllmProcess:
             copy: a `GuardPolicy` as JSON.
 
         Returns:
-            The epoch of the policy the guard has then.
+            What the guard has then (`GuardPolicy.stamp`).
 
         Raises:
             msgspec.MsgspecError: it is none.
@@ -124,7 +124,7 @@ class VllmProcess:
             fresh.touch(mode=0o600)
             fresh.write_bytes(copy)
             fresh.replace(self.policy_path)
-            self.guard_policy, self._policy_issued = policy.epoch, policy.issued
+            self.guard_policy, self._policy_issued = policy.stamp, policy.issued
         return self.guard_policy
 
     async def start(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import reduce
 from pathlib import Path
@@ -36,7 +36,7 @@ from router.identity.networks import Networks, compile_networks
 from router.identity.priority import CLASSES, NORMAL
 from router.placement.targets import OFFERED, Address, Endpoint, Kind, Price, Target, TlsFiles
 from router.residency.break_glass import Relaxation
-from router.residency.guard import OUTSIDE, Place
+from router.residency.guard import STORED, Place
 from router.residency.label import Evidence, Label, Vocabulary, admits, translate_evidence
 
 
@@ -65,7 +65,7 @@ class KeyGrant(msgspec.Struct, frozen=True):
     """The ceiling of this key's redacted requests; None: nothing is ever redacted."""
     digest: bytes = b""
     guard_id: str = ""
-    """The name under which guards know the key: its own, or `OUTSIDE` for one that does not stand in the configuration."""
+    """The name under which guards know the key: its own, after `STORED` for one that does not stand in the configuration."""
     relaxed: tuple[Relaxed, ...] = ()
     networks: Networks | None = None
     """The addresses it may be used from; None: from anywhere."""
@@ -77,6 +77,8 @@ class KeyGrant(msgspec.Struct, frozen=True):
     """Whether its payloads are kept."""
     narrowing: Narrowing | None = None
     """What a token takes away from the key whose scopes it bears; already taken away in the other fields."""
+    bearer_tags: tuple[str, ...] = ()
+    """Tags that hold for a token besides the key's ceiling: its own, and those of its tenant. Guards are told of them."""
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -126,6 +128,12 @@ class Policy(msgspec.Struct, frozen=True):
     tenant_labels: dict[str, Label] = {}
     """What a tenant's tags demand of each of its keys and tokens."""
     tenant_limits: dict[str, tuple[Limit, ...]] = {}
+    tenants: dict[str, tuple[str, ...]] = {}
+    """The names of those tags."""
+    relaxed: dict[str, tuple[Relaxed, ...]] = {}
+    """Signed relaxations by the id of the key they are for, which may be one of the store."""
+    relaxations: tuple[Relaxation, ...] = ()
+    """The same as they were signed."""
 
     def label_for(self, label: Label, model: str) -> Label:
         """The label of a request once `model` answers it."""
@@ -191,7 +199,8 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
         for tier in config.complexity.tiers
     }
     budget = config.spill.daily_budget_usd
-    keys = _compile_keys(config, tags, base, relaxations)
+    relaxed = _relaxed_by_key(relaxations, tags)
+    keys = _compile_keys(config, tags, base, relaxed)
     policy = Policy(
         epoch=_epoch(config, relaxations),
         vocabulary=words,
@@ -212,6 +221,9 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
         widest=_widest(keys.values(), _of_any_tenant(config, keys.values())),
         tenant_labels={name: _meet_of(named, tags) for name, named in config.residency.tenants.items() if named},
         tenant_limits={name: limits_of(f"tenant:{name}", allowance) for name, allowance in config.tenants.items()},
+        tenants={tenant: tuple(named) for tenant, named in config.residency.tenants.items()},
+        relaxed=relaxed,
+        relaxations=tuple(relaxations),
     )
     check_satisfiable(config, policy)
     return policy
@@ -256,11 +268,12 @@ def _widest(grants: Iterable[KeyGrant], tokens: KeyGrant | None) -> dict[str, La
     """Per tenant how far its keys reach, and how far the bearers of `tokens` do, whose tenant can be any."""
     widest: dict[str, Label] = {}
     for grant in grants:
-        widest[grant.tenant] = _reach(grant).join(widest.get(grant.tenant, grant.ceiling))
-    return widest if tokens is None else {tenant: label.join(_reach(tokens)) for tenant, label in widest.items()}
+        widest[grant.tenant] = reach_of(grant).join(widest.get(grant.tenant, grant.ceiling))
+    return widest if tokens is None else {tenant: label.join(reach_of(tokens)) for tenant, label in widest.items()}
 
 
-def _reach(grant: KeyGrant) -> Label:
+def reach_of(grant: KeyGrant) -> Label:
+    """How far a key's requests can ever go, its relaxations included."""
     return reduce(Label.join, (grant.ceiling.join(relaxed.label) for relaxed in grant.relaxed), grant.ceiling)
 
 
@@ -274,8 +287,8 @@ def _of_any_tenant(config: Config, grants: Iterable[KeyGrant]) -> KeyGrant | Non
 def _epoch(config: Config, relaxations: Sequence[Relaxation]) -> str:
     if not relaxations:
         return epoch_of(config)
-    named = "\n".join([epoch_of(config), *(relaxation.id for relaxation in relaxations)])
-    return hashlib.sha256(named.encode()).hexdigest()[:16]
+    named = msgspec.json.encode([epoch_of(config), *relaxations])
+    return hashlib.sha256(named).hexdigest()[:16]
 
 
 def check_satisfiable(config: Config, policy: Policy) -> None:
@@ -308,7 +321,9 @@ def check_satisfiable(config: Config, policy: Policy) -> None:
         raise ConfigError(f"keys[{i}].residency: no configured place satisfies this key's ceiling ({label}){hint}")
 
 
-def _compile_keys(config: Config, tags: dict[str, Label], base: Path, relaxations: Sequence[Relaxation]) -> dict[bytes, KeyGrant]:
+def _compile_keys(
+    config: Config, tags: dict[str, Label], base: Path, relaxed: Mapping[str, tuple[Relaxed, ...]]
+) -> dict[bytes, KeyGrant]:
     grants: dict[bytes, KeyGrant] = {}
     for i, key in enumerate(config.keys):
         digest = key.sha256 or _read_digest(base / str(key.sha256_file), f"keys[{i}].sha256_file", key.id)
@@ -320,7 +335,7 @@ def _compile_keys(config: Config, tags: dict[str, Label], base: Path, relaxation
             tags,
             f"keys[{i}]",
             digest=bytes.fromhex(digest),
-            relaxed=tuple(_relaxed(r, tags) for r in relaxations if r.key == key.id),
+            relaxed=relaxed.get(key.id, ()),
         )
     return grants
 
@@ -366,7 +381,7 @@ def grant_of_key(
         timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
         continuation=config.continuation if key.continuation is None else key.continuation,
         digest=digest,
-        guard_id=key.id if digest else OUTSIDE,
+        guard_id=key.id if digest else STORED + key.id,
         relaxed=relaxed,
         redacted=None if key.redact is None else tags[key.redact.then],
         networks=None if key.cidr is None else compile_networks(key.cidr),
@@ -392,11 +407,15 @@ def limits_of(scope: str, allowance: Allowance | None) -> tuple[Limit, ...]:
     return tuple(limit for limit in wanted if limit.amount)
 
 
-def _relaxed(relaxation: Relaxation, tags: dict[str, Label]) -> Relaxed:
-    unknown = [tag for tag in relaxation.tags if tag not in tags]
-    if unknown:
-        raise ConfigError(f"break_glass: relaxation `{relaxation.id}` names the unknown tag `{unknown[0]}`")
-    return Relaxed(relaxation.id, _meet_of(relaxation.tags, tags), relaxation.begins, relaxation.ends)
+def _relaxed_by_key(relaxations: Iterable[Relaxation], tags: dict[str, Label]) -> dict[str, tuple[Relaxed, ...]]:
+    found: dict[str, tuple[Relaxed, ...]] = {}
+    for relaxation in relaxations:
+        unknown = [tag for tag in relaxation.tags if tag not in tags]
+        if unknown:
+            raise ConfigError(f"break_glass: relaxation `{relaxation.id}` names the unknown tag `{unknown[0]}`")
+        relaxed = Relaxed(relaxation.id, _meet_of(relaxation.tags, tags), relaxation.begins, relaxation.ends)
+        found[relaxation.key] = (*found.get(relaxation.key, ()), relaxed)
+    return found
 
 
 def _expand(names: Iterable[str], config: Config) -> frozenset[str]:
@@ -428,7 +447,7 @@ def _sites(config: Config, words: Vocabulary) -> Iterable[Site]:
             yield Site(model.id, Evidence(zone, zone, words.duty_mask(replicas.duties)), False, endpoints)
     for target in config.targets:
         for name in target.models:
-            yield Site(name, _declared(target, words), target.kind == "cloud", _endpoints(target))
+            yield Site(name, declared_evidence(target, words), target.kind == "cloud", _endpoints(target))
 
 
 def _endpoints(target: ExternalTarget) -> frozenset[str]:
@@ -439,7 +458,12 @@ def _endpoints(target: ExternalTarget) -> frozenset[str]:
     return OFFERED[target.task]
 
 
-def _declared(target: ExternalTarget, words: Vocabulary) -> Evidence:
+def declared_evidence(target: ExternalTarget, words: Vocabulary) -> Evidence:
+    """What the configuration states of a target.
+
+    Raises:
+        ConfigError: `expires` is no date.
+    """
     process = words.zone_mask([target.zone])
     store = process if target.store is None else words.zone_mask(target.store)
     expires = math.inf
@@ -470,7 +494,7 @@ def fixed_targets(config: Config, egress: Address | None, egress_incarnation: st
                 incarnation=f"{item.id}@{egress_incarnation}" if item.kind == "cloud" else f"{item.id}@{item.url}",
                 kind=Kind(item.kind),
                 zone=item.zone,
-                evidence=_declared(item, words),
+                evidence=declared_evidence(item, words),
                 address=egress if item.kind == "cloud" and egress is not None else address_of(item.url, item.tls),
                 models=dict(item.models),
                 endpoints=_endpoints(item),

@@ -7,15 +7,17 @@ come on top. Reading them is all or nothing: what cannot be read, checked and co
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from router.config import Config, ConfigError, parse_config, parse_yaml
+from router.config import Config, ConfigError, digest_of, parse_config, parse_yaml
 from router.policy import Policy, compile_policy
-from router.residency.break_glass import Relaxation, RelaxationError, read_relaxations
+from router.residency.break_glass import Relaxation, RelaxationError, read_approvals, read_relaxations
+from router.residency.relaxing import compare
 
 POLICY_KEYS = frozenset({"duties", "residency", "keys", "targets", "slo", "spill", "complexity", "classify"})
 """What may change while engines run. Everything else (models, zones, listeners, ...) needs a deployment."""
@@ -110,6 +112,10 @@ class PolicySource:
         self._base = base
         self._part: Any = None
         self._seen: object = None
+        self.running: Loaded | None = None
+        """What the process runs under, once it does: the next policy is held against it."""
+        self.wider: tuple[str, ...] = ()
+        """What the policy of the last `load` lets go further than the one that runs, signed for by enough people."""
 
     def offer(self, part: Any) -> None:
         """Take another uppermost layer; the next `load` reads it."""
@@ -127,26 +133,51 @@ class PolicySource:
             path = self._base / str(self._args["policy_file"])
             data = merge(data, read_policy_file(path), str(path))
         config = parse_config(merge(data, self._part, "user_config"))
-        return compile_loaded(config, self._read_glass(config), self._base)
+        loaded = compile_loaded(config, self._read_glass(config), self._base)
+        self.wider = self._approved(loaded)
+        return loaded
+
+    def _approved(self, loaded: Loaded) -> tuple[str, ...]:
+        rules, before = loaded.config.break_glass, self.running
+        if rules is None or rules.policies is None or before is None or digest_of(before.config) == digest_of(loaded.config):
+            return ()
+        change = compare((before.config, before.policy), (loaded.config, loaded.policy), time.time())
+        if not change.wider:
+            return ()
+        digests = digest_of(before.config), digest_of(loaded.config)
+        try:
+            approvals = read_approvals(self._read_signed(rules.policies), rules.approvers, rules.required)
+        except RelaxationError as error:
+            raise ConfigError(f"{rules.policies}: {error}") from None
+        if digests not in {(approval.before, approval.after) for approval in approvals}:
+            more = f" and {len(change.wider) - 3} more" if len(change.wider) > 3 else ""
+            step = f"--before {digests[0]} --after {digests[1]}"
+            raise ConfigError(
+                f"this policy lets more through than the one that runs ({'; '.join(change.wider[:3])}{more}), and "
+                f"{rules.required} approvers have not signed that: `tidegate policy approve {step}`"
+            )
+        return change.wider
 
     def changed(self) -> bool:
         """Whether a watched file is another than at the last `load`."""
         return self._signature() != self._seen
 
     def _read_glass(self, config: Config) -> str:
-        if config.break_glass is None:
-            return ""
-        path = self._base / config.break_glass.file
+        return "" if config.break_glass is None else self._read_signed(config.break_glass.file)
+
+    def _read_signed(self, name: str) -> str:
+        path = self._base / name
         try:
             return path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return ""  # no file, no relaxation
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"break_glass.file: cannot read {path} ({type(error).__name__})") from None
+            raise ConfigError(f"break_glass: cannot read {path} ({type(error).__name__})") from None
 
     def _signature(self) -> object:
         glass = self._args.get("break_glass")
-        files = [self._args.get("policy_file"), glass.get("file") if isinstance(glass, dict) else None]
+        named = [glass.get("file"), glass.get("policies")] if isinstance(glass, dict) else []
+        files = [self._args.get("policy_file"), *named]
         return tuple(_stat(self._base / str(name)) for name in files if name)
 
 

@@ -18,6 +18,7 @@ from router.kv_feeds import KvFeeds
 from router.ledger.capturing import Capture
 from router.ledger.log import AuditLog
 from router.ledger.policies import policy_text
+from router.ledger.records import RELAX
 from router.placement.kv_messages import KV_PATH
 from router.placement.targets import Report, Target
 from router.placement.trust import SelfTest
@@ -62,6 +63,7 @@ class RouterProcess:
     ) -> None:
         self.state = RouterState(config, policy, secret, credentials, router_id)
         self.state.audit = audit
+        self.state.record_relaxations()
         self._shared = shared
         if capture is not None:
             self.state.capture = capture
@@ -69,6 +71,7 @@ class RouterProcess:
         if shared is not None:
             self.state.limits, self.state.stored_keys = Limits(shared.books), shared.keys
             self.state.inflight.find_outside = shared.keys.by_id
+            self.state.lineage.stored_widest = lambda tenant: shared.keys.widest.get(tenant)
         self._servers: list[uvicorn.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._watch: asyncio.Task[None] | None = None
@@ -121,10 +124,12 @@ class RouterProcess:
             if state.policy_alert:
                 state.adopt(config, policy, time.time())  # the fault was taken back
             return None
-        before = state.policy.epoch
+        before, source.running = state.policy.epoch, loaded
         cut = state.adopt(config, policy, time.time())
         if state.audit is not None:
             state.audit.policy(policy.epoch, policy_text(config))
+            if source.wider:
+                state.audit.event(RELAX, policy.epoch, {"before": before, "wider": source.wider})
         _log.warning("policy %s replaces %s; %d exchanges were cut", policy.epoch, before, cut)
         return loaded
 

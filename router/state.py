@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -25,16 +25,18 @@ from router.ledger.cost import PriceList
 from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
+from router.ledger.records import RELAX
 from router.placement.fleet import Fleet
 from router.placement.prefix import CHUNK_COST, PrefixIndex
 from router.placement.targets import Kind, Report, Target, View
 from router.placement.trust import Verdict
 from router.policy import Policy, retargeter
 from router.prefixes import Prefixes, PromptChains
+from router.residency.break_glass import Relaxation
 from router.residency.cache_salt import FIELD, SALTED, cache_salt, salt_key
 from router.residency.classify.rule import make_classifier
 from router.residency.conversation import lineage_key
-from router.residency.guard import PASS_LIFETIME_S, ROUTER, Pass, derive_target_key, issue_pass
+from router.residency.guard import NONE_STORED, PASS_LIFETIME_S, ROUTER, Pass, StoredCeilings, derive_target_key, issue_pass
 from router.residency.inflight import InFlight
 from router.residency.label import Evidence, Label
 from router.residency.lineage import LineageBook
@@ -142,8 +144,10 @@ class RouterState:
         self.fleet.adopt(retarget, policy.daily_budget_usd)
         if (config.classify, policy.tags, policy.vocabulary) != (self.config.classify, self.policy.tags, self.policy.vocabulary):
             self.classifier = make_classifier(config.classify, policy.tags, self._secret)
+        known = frozenset(self.policy.relaxations)
         self.config, self.policy, self.tokens = config, policy, tokens
         self._plan_stages()
+        self.record_relaxations(known)
         self.policy_alert = ""
         self._label_texts.clear()
         cut = self.inflight.adopt(policy, self._evidence(), now)
@@ -162,6 +166,12 @@ class RouterState:
         else:
             books.learning.settings = wanted
 
+    def record_relaxations(self, known: Container[Relaxation] = ()) -> None:
+        """Put the signed relaxations of the policy into the audit log, whoever brought them here; `known` ones are there."""
+        for relaxation in self.policy.relaxations:
+            if self.audit is not None and relaxation not in known:
+                self.audit.event(RELAX, relaxation.id, msgspec.structs.asdict(relaxation))
+
     def refuse_policy(self, why: str) -> None:
         """The latest policy cannot be used: the one that runs stays, and everybody who looks is told."""
         _log.error("policy refused, epoch %s stays: %s", self.policy.epoch, why)
@@ -179,6 +189,12 @@ class RouterState:
         """What is known of each target now. A replica that left the membership is finishing: its last evidence counts."""
         known = {target.incarnation: target.evidence for target in self.fleet.membership.targets}
         return lambda target: known.get(target.incarnation, target.evidence if target.kind is Kind.REPLICA else None)
+
+    def stored_ceilings(self) -> StoredCeilings:
+        """What guards must know of the keys that do not stand in the configuration."""
+        if self.stored_keys is None:
+            return NONE_STORED
+        return self.stored_keys.ceilings
 
     @property
     def ready(self) -> bool:

@@ -18,6 +18,7 @@ import uvloop
 
 from deployments.credentials import LiveCredentials, read_secret
 from deployments.egress.server import EgressServer
+from deployments.egress.stored import StoreReader
 from router.config import ConfigError, home, read_args
 from router.policy_source import PolicySource
 from router.wire.http_server import make_server, open_socket
@@ -37,7 +38,7 @@ async def serve_egress(source: PolicySource, host: str, port: int) -> None:
         ConfigError: no secret, or a credential is missing.
         OSError: the port is taken.
     """
-    config, _, policy = source.load()
+    config, _, policy = source.running = source.load()
     secret = read_secret(config.secret)
     if secret is None:
         raise ConfigError("secret: an egress outside Ray needs `secret.env` or `secret.file`, the same as the router's")
@@ -48,22 +49,35 @@ async def serve_egress(source: PolicySource, host: str, port: int) -> None:
         loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))
     listener = open_socket(host, port)
     typer.echo(f"tidegate egress: listening on {host}:{port}", err=True)
-    watch = loop.create_task(_watch_policy(egress, source))
+    watches = [loop.create_task(_watch_policy(egress, source)), loop.create_task(_watch_store(egress))]
     await server.serve(sockets=[listener])
-    watch.cancel()
+    for watch in watches:
+        watch.cancel()
 
 
 async def _watch_policy(egress: EgressServer, source: PolicySource) -> None:
-    """Take a changed policy file; one that cannot be used changes nothing and is logged."""
+    """Take a changed policy file, for ever; one that cannot be used changes nothing and is logged."""
     while True:
         await asyncio.sleep(POLICY_PERIOD_S)
         if source.changed():
             try:
                 taken = source.load()
             except ConfigError as error:
-                _log.error("policy refused, epoch %s stays: %s", egress.epoch, error)
+                _log.error("policy refused, epoch %s stays: %s", egress.policy.epoch, error)
             else:
+                source.running = taken
                 egress.adopt(taken.config, taken.policy, time.time())
+
+
+async def _watch_store(egress: EgressServer) -> None:
+    """Take news of stored keys, for ever. Not where the policy is watched: a store that hangs must not delay a tighter one."""
+    store = StoreReader(home())
+    while True:
+        policy = egress.policy
+        found = await asyncio.to_thread(store.read, egress.config, policy)
+        if egress.policy is policy:
+            egress.learn(found)
+        await asyncio.sleep(POLICY_PERIOD_S)
 
 
 def main(

@@ -17,6 +17,7 @@ from deployments.secret import cluster_secret
 from router.config import home, parse_config
 from router.policy import compile_policy
 from router.policy_source import compile_loaded
+from router.residency.guard import StoredCeilings
 from router.wire.http_server import make_server, open_socket
 
 
@@ -55,18 +56,24 @@ class EgressReplica:
 
     async def describe(self) -> bytes:
         """`EgressFacts` as MessagePack."""
-        return msgspec.msgpack.encode(EgressFacts(self._host, self._port, self._incarnation, self._egress.epoch))
+        return msgspec.msgpack.encode(EgressFacts(self._host, self._port, self._incarnation, self._egress.stamp))
 
-    async def take_policy(self, config: str, glass: str, issued: float) -> bytes:
-        """Run under the configuration (JSON) and the relaxations that a router has taken; ones issued earlier are not taken.
+    async def take_policy(self, config: str, glass: str, issued: float, stored: bytes) -> bytes:
+        """Run under what a router has taken; what was issued earlier is not taken.
+
+        Args:
+            config: the configuration as JSON.
+            glass: the text of the break-glass file.
+            issued: UNIX time in seconds.
+            stored: `StoredCeilings` as MessagePack.
 
         Raises:
             ConfigError: this node cannot use it (a file of a key is missing here); the policy before goes on.
         """
         if issued >= self._egress.issued:
             taken = await asyncio.to_thread(compile_loaded, parse_config(json.loads(config)), glass, home())
-            self._egress.adopt(taken.config, taken.policy, issued)
-        return self._egress.epoch.encode()
+            self._egress.adopt(taken.config, taken.policy, issued, msgspec.msgpack.decode(stored, type=StoredCeilings))
+        return self._egress.stamp.encode()
 
     async def __del__(self) -> None:
         self._server.should_exit = True

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import httpx
+from msgspec.structs import replace
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,7 +23,17 @@ from deployments.egress.relay import Relay
 from router.config import Config, home
 from router.placement.targets import Address, Endpoint, Target
 from router.policy import Policy, fixed_targets, tls_files_of
-from router.residency.guard import PASS_HEADER, PassRefused, Place, check_pass, derive_target_key
+from router.residency.engine_guard import wait_for_key
+from router.residency.guard import (
+    NONE_STORED,
+    PASS_HEADER,
+    Pass,
+    PassRefused,
+    Place,
+    StoredCeilings,
+    check_pass,
+    derive_target_key,
+)
 from router.residency.guard_copy import copy_for_guards
 from router.residency.label import admits
 from router.wire.errors import ApiError
@@ -91,19 +102,22 @@ class EgressServer:
         routes = [Route(path, self._relay, methods=["POST"]) for path in ALLOWED_FIELDS]
         self.app = Starlette(routes=[*routes, Route("/healthz", self._health, methods=["GET"])])
 
-    def adopt(self, config: Config, policy: Policy, issued: float) -> None:
-        """Run under a policy from now on; answers that are passed back at this moment are held to it too."""
-        self._config = config
-        self._policy = policy
-        self._guard = copy_for_guards(policy, issued)
+    def adopt(self, config: Config, policy: Policy, issued: float, stored: StoredCeilings = NONE_STORED) -> None:
+        """Run under a policy, and what is known of stored keys, from now on."""
+        self.config, self.policy = config, policy
+        self._guard = copy_for_guards(policy, issued, stored)
         self._specs = {item.id: item for item in config.targets if item.kind == "cloud"}
         targets = fixed_targets(config, Address(), self._incarnation)
         self._targets: dict[str, Target] = {target.id: target for target in targets if target.id in self._specs}
 
+    def learn(self, stored: StoredCeilings) -> None:
+        """Take news of stored keys under the same policy."""
+        self._guard = replace(self._guard, stored=stored)
+
     @property
-    def epoch(self) -> str:
-        """The epoch of the policy it runs under."""
-        return self._policy.epoch
+    def stamp(self) -> str:
+        """The epoch, and the state of the store's keys where there are any."""
+        return self._guard.stamp
 
     @property
     def issued(self) -> float:
@@ -118,7 +132,7 @@ class EgressServer:
 
     async def _relay(self, request: Request) -> Response:
         try:
-            target_id = self._admit(request)
+            target_id = await self._admit(request)
             body = await self._rebuild(request)
             return await self._calls.call(self._specs[target_id], self._credentials.get(target_id), request.url.path, body)
         except ApiError as error:
@@ -126,7 +140,7 @@ class EgressServer:
             response.raw_headers += error.headers()
             return response
 
-    def _admit(self, request: Request) -> str:
+    async def _admit(self, request: Request) -> str:
         """The target this request may enter, checked before its body is read."""
         target_id = request.headers.get(TARGET_HEADER, "")
         target = self._targets.get(target_id)
@@ -134,22 +148,28 @@ class EgressServer:
             raise ApiError(403, "pass_refused", "this address answers only to tidegate's router")
         key = derive_target_key(self._secret, target.incarnation)
         now = time.time()
-        place = self._policy.place_of(target.evidence)
+        place = self.policy.place_of(target.evidence)
         token = request.headers.get(PASS_HEADER, "")
         try:
             permission = check_pass(key, token, "POST", request.url.path, target.incarnation, place, now)
         except PassRefused as refused:
             raise ApiError(403, "pass_refused", str(refused)) from None
-        if self._guard.refuses(permission, place, now) or not admits(
-            self._policy.label_of(Place.from_text(permission.label_text)), target.evidence, now
-        ):
+        await wait_for_key(lambda: self._guard, permission)
+        if not self._allows(target_id, permission):
             raise ApiError(403, "pass_refused", "the egress's own policy does not allow this")
         return target_id
+
+    def _allows(self, target_id: str, permission: Pass) -> bool:
+        """What the egress's own copy of the policy says by now."""
+        target, now = self._targets.get(target_id), time.time()
+        if target is None or self._guard.refuses(permission, self.policy.place_of(target.evidence), now) is not None:
+            return False
+        return admits(self.policy.label_of(Place.from_text(permission.label_text)), target.evidence, now)
 
     async def _rebuild(self, request: Request) -> dict[str, Any]:
         """The fields that may leave, under the provider's own model name."""
         announced = request.headers.get("content-length", "")
-        if not announced.isdigit() or int(announced) > self._config.max_body_bytes:
+        if not announced.isdigit() or int(announced) > self.config.max_body_bytes:
             raise ApiError(413, "invalid_request", "The body is too large or has no length.")
         parsed = parse_object(await request.body())
         allowed = ALLOWED_FIELDS[request.url.path]

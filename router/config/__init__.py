@@ -8,7 +8,7 @@ bare mapping those `args` hold.
 from router.config.access import Credential, Listen, PublicListen, moment_of
 from router.config.capture import Capture
 from router.config.check import ANY, AUTO, LOCAL, zones_in
-from router.config.read import epoch_of, home, load_file, parse_config, parse_yaml, read_args
+from router.config.read import digest_of, epoch_of, home, load_file, parse_config, parse_yaml, read_args
 from router.config.schema import (
     Allowance,
     Config,
@@ -40,6 +40,7 @@ __all__ = [
     "Replicas",
     "Secret",
     "Tls",
+    "digest_of",
     "epoch_of",
     "home",
     "load_file",

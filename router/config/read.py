@@ -127,4 +127,9 @@ def home() -> Path:
 
 def epoch_of(config: Config) -> str:
     """The policy epoch: the first 16 hex digits of the SHA-256 of the configuration in canonical JSON."""
-    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+    return digest_of(config)[:16]
+
+
+def digest_of(config: Config) -> str:
+    """The SHA-256 of the configuration in canonical JSON, in hex."""
+    return hashlib.sha256(config.model_dump_json().encode()).hexdigest()

@@ -341,6 +341,9 @@ class BreakGlass(_Strict):
     """Ed25519 public keys in hex, by the name of the person."""
     required: int = Field(default=2, ge=2)
     max_hours: float = Field(default=8.0, gt=0, le=168)
+    policies: str | None = None
+    """With this file (relative to TIDEGATE_HOME), a new policy that lets anything go further than the one that runs is taken only
+    once the same number of approvers has signed it there (`tidegate policy approve`)."""
 
     @model_validator(mode="after")
     def _enough(self) -> BreakGlass:

@@ -50,6 +50,7 @@ def bearer_grant(grant: KeyGrant, name: str, tenant: str, narrowing: Narrowing |
         networks=_fewer_networks(grant.networks, narrowing.cidr),
         priority=max(grant.priority, 0 if narrowing.priority is None else CLASSES.index(narrowing.priority)),
         narrowing=narrowing,
+        bearer_tags=(*narrowing.residency, *policy.tenants.get(tenant, ())),
     )
 
 

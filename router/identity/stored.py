@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from router.config import Config, ConfigError, Key
 from router.identity.leases import LeasedBooks
 from router.identity.limit import Limit
-from router.policy import KeyGrant, Policy, grant_of_key
+from router.policy import KeyGrant, Policy, grant_of_key, reach_of
+from router.residency.guard import NONE_STORED
+from router.residency.guard_copy import ceilings_of
+from router.residency.label import Label
 from router.store.counters import Counters
 from router.store.database import Database, StoreError
 from router.store.keys import KeyTable, StoredKey, mac_of, read_pepper
@@ -29,16 +32,21 @@ class StoredKeys:
     Args:
         table: the keys in the store.
         pepper: the HMAC's key.
-        compile_grant: makes a grant of a stored key.
+        config: gives names their meaning.
+        policy: the same, compiled.
     """
 
-    def __init__(self, table: KeyTable, pepper: bytes, compile_grant: Callable[[StoredKey], KeyGrant]) -> None:
+    def __init__(self, table: KeyTable, pepper: bytes, config: Config, policy: Policy) -> None:
         self._table = table
         self._pepper = pepper
-        self._compile = compile_grant
+        self._config, self._policy = config, policy
         self._grants: Mapping[bytes, tuple[KeyGrant, float]] = {}
         self._by_id: Mapping[str, tuple[KeyGrant, float]] = {}
         """For each id the grant that ends last: a key that was rotated has two for a while."""
+        self.widest: Mapping[str, Label] = {}
+        """Per tenant the join of its stored keys' ceilings; see `Policy.widest`."""
+        self.ceilings = NONE_STORED
+        """What guards must know of them; another object after every change."""
         self._version = -1
         self._failing = False
         self._lock = threading.Lock()
@@ -72,13 +80,14 @@ class StoredKeys:
         What the store cannot say now is not valid until it can.
         """
         with self._lock:
-            self._compile = lambda key: compile_stored(key, config, policy)
-            self._grants, self._by_id, self._version = {}, {}, -1
+            self._config, self._policy = config, policy
+            self._grants, self._by_id, self.widest, self.ceilings, self._version = {}, {}, {}, NONE_STORED, -1
         self._refresh()
 
     def limits(self) -> tuple[Limit, ...]:
         """The limits of all stored keys."""
-        return tuple({limit for grant, _ in self._grants.values() for limit in grant.limits})
+        now = time.time()
+        return tuple({limit for grant, ends in self._grants.values() if now < ends for limit in grant.limits})
 
     def _run(self) -> None:
         while not self._stop.wait(_POLL_S):
@@ -99,17 +108,31 @@ class StoredKeys:
             self._failing = False
 
     def _load(self) -> None:
-        now, grants = time.time(), {}
-        for key in self._table.all():
-            if not key.is_valid(now):
-                continue
-            try:
-                grants[key.mac] = (self._compile(key), float("inf") if key.expires is None else key.expires)
-            except (ConfigError, ValueError) as error:
-                # Its tags or models are not in this configuration: such a key may do nothing.
-                _log.error("keys: the stored key %s cannot be used: %s", key.id, error)
-        self._by_id = {entry[0].id: entry for entry in sorted(grants.values(), key=lambda entry: entry[1])}
-        self._grants = grants
+        self._grants = compile_all(self._table, self._config, self._policy)
+        self._by_id = {entry[0].id: entry for entry in sorted(self._grants.values(), key=lambda entry: entry[1])}
+        widest: dict[str, Label] = {}
+        for grant, _ in self._grants.values():
+            widest[grant.tenant] = reach_of(grant).join(widest.get(grant.tenant, grant.ceiling))
+        self.widest = widest
+        self.ceilings = ceilings_of((grant for grant, _ in self._grants.values()), self._policy)
+
+
+def compile_all(table: KeyTable, config: Config, policy: Policy) -> dict[bytes, tuple[KeyGrant, float]]:
+    """What every key that was not revoked may do, by its HMAC, with the UNIX time at which it ends.
+
+    Raises:
+        StoreError: the store cannot be reached.
+    """
+    grants = {}
+    for key in table.all():
+        if key.revoked is not None:
+            continue
+        try:
+            grants[key.mac] = (compile_stored(key, config, policy), float("inf") if key.expires is None else key.expires)
+        except (ConfigError, ValueError) as error:
+            # Its tags or models are not in this configuration: such a key may do nothing.
+            _log.error("keys: the stored key %s cannot be used: %s", key.id, error)
+    return grants
 
 
 def compile_stored(key: StoredKey, config: Config, policy: Policy) -> KeyGrant:
@@ -118,7 +141,8 @@ def compile_stored(key: StoredKey, config: Config, policy: Policy) -> KeyGrant:
     Raises:
         ConfigError, ValueError: it names tags or models that the configuration does not have.
     """
-    return grant_of_key(Key.model_validate_json(key.scopes), config, policy.tags, f"key {key.id}")
+    relaxed = policy.relaxed.get(key.id, ())
+    return grant_of_key(Key.model_validate_json(key.scopes), config, policy.tags, f"key {key.id}", relaxed=relaxed)
 
 
 class Shared:
@@ -138,7 +162,7 @@ class Shared:
     def __init__(self, database: Database, config: Config, policy: Policy, base: Path, replica: str) -> None:
         self._database = database
         pepper = read_pepper(base / PEPPER_FILE, make=True)
-        self.keys = StoredKeys(KeyTable(database), pepper, lambda key: compile_stored(key, config, policy))
+        self.keys = StoredKeys(KeyTable(database), pepper, config, policy)
         configured = tuple({limit for grant in policy.keys.values() for limit in grant.limits})
         self.books = LeasedBooks(Counters(database, replica), lambda: configured + self.keys.limits())
 

@@ -19,6 +19,9 @@ DECIDE, INTENT, END, REFUSE = "decide", "egress.intent", "end", "refuse"
 TURNED_AWAY = "refused.unknown"
 FEEDBACK = "feedback"
 PRUNE, HOLD, RELEASE, SHRED, SEAL, READ = "prune", "hold", "release", "shred", "capture", "payload.read"
+GLASS_REQUEST, GLASS_APPROVE, GLASS_OPEN, GLASS_REVOKE = "glass.request", "glass.approve", "glass.open", "glass.revoke"
+RELAX = "relax"
+"""A router has taken a signed relaxation, or a policy that is wider than the one before it."""
 
 
 class RecordError(ValueError):

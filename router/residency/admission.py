@@ -8,7 +8,7 @@ import msgspec
 
 from router.policy import KeyGrant, Policy
 from router.residency.conversation import NO_CONVERSATION, Conversation
-from router.residency.guard import OUTSIDE, PASS_LIFETIME_S, REDACTED, Pass
+from router.residency.guard import PASS_LIFETIME_S, REDACTED, Pass
 from router.residency.inflight import Ticket
 from router.residency.label import Label
 from router.residency.lineage import LineageBook
@@ -71,8 +71,6 @@ def permission_for(
 ) -> Pass:
     """The pass for one attempt: the label in names that holds once `model` answers (`Policy.label_for`), and what the guard
     decides again with."""
-    tags = "+".join(ticket.tags)
-    known_as = ticket.grant.guard_id
-    if ticket.declassified and known_as != OUTSIDE:
-        known_as += REDACTED
+    tags = "+".join((*ticket.tags, *ticket.grant.bearer_tags))
+    known_as = ticket.grant.guard_id + REDACTED if ticket.declassified else ticket.grant.guard_id
     return Pass(request_id, incarnation, epoch, label_text, now + PASS_LIFETIME_S, known_as, tags, model)

@@ -21,6 +21,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 _DOMAIN = b"tidegate break-glass v1\n"
+_POLICY_DOMAIN = b"tidegate wider policy v1\n"
 _FIELDS = ("begins", "ends", "id", "key", "reason", "tags")
 
 
@@ -62,7 +63,7 @@ def sign(fields: Mapping[str, Any], private_key: bytes) -> str:
         fields: id, key, tags, begins, ends and reason, as they stand in the line.
         private_key: the approver's 32 private bytes (Ed25519, RFC 8032).
     """
-    return Ed25519PrivateKey.from_private_bytes(private_key).sign(statement(fields)).hex()
+    return sign_bytes(statement(fields), private_key)
 
 
 def read_relaxations(text: str, approvers: Mapping[str, str], required: int, max_hours: float) -> tuple[Relaxation, ...]:
@@ -89,6 +90,49 @@ def read_relaxations(text: str, approvers: Mapping[str, str], required: int, max
     return tuple(found.values())
 
 
+class Approval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Leave to go from one policy to another, wider one; both by the digest of their configuration (`config.digest_of`)."""
+
+    before: str
+    after: str
+    reason: str
+    signatures: dict[str, str] = {}
+
+    def statement(self) -> bytes:
+        """The bytes that approvers sign."""
+        return _POLICY_DOMAIN + msgspec.json.encode([self.before, self.after, self.reason])
+
+
+def read_approvals(text: str, approvers: Mapping[str, str], required: int) -> tuple[Approval, ...]:
+    """The approvals of wider policies in a file's text, one JSON object a line, every one checked.
+
+    Args:
+        text: the file's text.
+        approvers: public keys in hex by name.
+        required: how many different approvers must have signed each.
+
+    Raises:
+        RelaxationError: a line that cannot be read, or whose signatures do not hold or are too few.
+    """
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        where = f"line {number}"
+        try:
+            approval = msgspec.json.decode(line, type=Approval)
+        except msgspec.MsgspecError as error:
+            raise RelaxationError(f"{where}: {error}") from None
+        _check_signatures(where, approval.signatures, approval.statement(), approvers, required)
+        found.append(approval)
+    return tuple(found)
+
+
+def sign_bytes(signed: bytes, private_key: bytes) -> str:
+    """An approver's signature in hex; `private_key` is 32 bytes (Ed25519, RFC 8032)."""
+    return Ed25519PrivateKey.from_private_bytes(private_key).sign(signed).hex()
+
+
 def _read_line(line: str, where: str, approvers: Mapping[str, str], required: int, max_hours: float) -> Relaxation:
     try:
         parsed = msgspec.json.decode(line, type=_Line)
@@ -100,13 +144,19 @@ def _read_line(line: str, where: str, approvers: Mapping[str, str], required: in
     if not 0 < ends - begins <= max_hours * 3600:
         raise RelaxationError(f"{where}: a relaxation lasts more than nothing and at most {max_hours:g} hours")
     signed = statement(msgspec.to_builtins(parsed))
-    for name, signature in parsed.signatures.items():
-        _check_signature(where, name, signature, signed, approvers)
-    # By key, not by name: the configuration refuses shared keys, this refuses them once more.
-    if len({approvers[name] for name in parsed.signatures}) < required:
-        raise RelaxationError(f"{where}: {required} approvers must sign, {len(parsed.signatures)} did")
+    _check_signatures(where, parsed.signatures, signed, approvers, required)
     names: Sequence[str] = sorted(parsed.signatures)
     return Relaxation(parsed.id, parsed.key, tuple(parsed.tags), begins, ends, parsed.reason, tuple(names))
+
+
+def _check_signatures(
+    where: str, signatures: Mapping[str, str], signed: bytes, approvers: Mapping[str, str], required: int
+) -> None:
+    for name, signature in signatures.items():
+        _check_signature(where, name, signature, signed, approvers)
+    # By key, not by name: the configuration refuses shared keys, this refuses them once more.
+    if len({approvers[name] for name in signatures}) < required:
+        raise RelaxationError(f"{where}: {required} approvers must sign, {len(signatures)} did")
 
 
 def _check_signature(where: str, name: str, signature: str, signed: bytes, approvers: Mapping[str, str]) -> None:

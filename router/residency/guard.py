@@ -4,8 +4,7 @@ The router issues a pass for one request, one label and one incarnation of one t
 checks it before a byte of the body is read, on the connection that carries the body. Keys are derived per incarnation
 (HMAC-SHA256, RFC 2104, of a cluster secret), so an engine holds only its own key and cannot enter another one.
 
-`EngineGuard` is the ASGI middleware that `vllm serve --middleware router.residency.guard.EngineGuard` loads into vLLM's own
-process. It imports nothing but the standard library, msgspec and this package.
+`router.residency.engine_guard` puts it in front of vLLM. Nothing is imported but the standard library and msgspec.
 """
 
 from __future__ import annotations
@@ -13,12 +12,9 @@ from __future__ import annotations
 import functools
 import hmac
 import math
-import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -37,11 +33,6 @@ REREAD_S = 0.2
 _VERSION = "2"
 _FIELDS = 10
 """Of a pass: its version, the eight of `Pass`, and the signature over them."""
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class PassRefused(Exception):
@@ -113,13 +104,29 @@ class GuardKey(msgspec.Struct, frozen=True):
     """Ceiling while it lasts, and UNIX seconds of its begin and end."""
 
 
-OUTSIDE = "*"
-"""Stands for every key that is not in the configuration but in the store: guards have no copy of those. For them a guard decides
-again by tags and models; that the key's own ceiling holds, it has from the router's signature."""
+STORED = "!stored:"
+"""Stands before the name of a key of the store, so that a key of the configuration is never taken for one of the same name."""
 ROUTER = "!router"
 """Stands for the router itself, which asks for a self-test with made-up words and for hashes, never with a client's request."""
 REDACTED = "!redacted"
 """Follows a key's name in the pass of a redacted request, which has a ceiling of its own."""
+
+
+class StoredCeilings(msgspec.Struct, frozen=True):
+    """The ceilings of the keys of the store: each once in `ceilings`, because many keys share few; `keys` says which is whose."""
+
+    ceilings: list[GuardKey] = []
+    keys: dict[str, int] = {}
+    digest: str = ""
+    """Of the rest; empty while there is no such key."""
+
+    def find(self, name: str) -> GuardKey | None:
+        """What is known of a key of the store, by the name it has in passes."""
+        index = self.keys.get(name)
+        return None if index is None else self.ceilings[index]
+
+
+NONE_STORED = StoredCeilings()
 
 
 class GuardPolicy(msgspec.Struct, frozen=True):
@@ -130,10 +137,20 @@ class GuardPolicy(msgspec.Struct, frozen=True):
     keys: dict[str, GuardKey]
     tags: dict[str, str]
     models: dict[str, str] = {}
+    stored: StoredCeilings = NONE_STORED
+
+    @property
+    def stamp(self) -> str:
+        """What a guard reports to have: the epoch, and the state of the store's keys where there are any."""
+        return f"{self.epoch}+{self.stored.digest}" if self.stored.digest else self.epoch
+
+    def knows(self, key: str) -> bool:
+        """Whether a key, by the name it has in passes, is in this copy."""
+        return key in self.keys or key in self.stored.keys
 
     def refuses(self, permission: Pass, place: Place, now: float) -> str | None:
         """Why this policy keeps the holder of `permission` out of `place` at UNIX time `now`, or None when it does not."""
-        key = self.keys.get(permission.key)
+        key = self.keys.get(permission.key) or self.stored.find(permission.key)
         if key is None:
             return "the guard's policy does not know this key"
         if not lets_in(key.ceiling, place) and not any(
@@ -246,96 +263,3 @@ class PolicyCopy:
             return
         if self.policy is None or policy.issued >= self.policy.issued:
             self.policy = policy
-
-
-class EngineGuard:
-    """ASGI middleware: every HTTP path of the wrapped application needs a pass; websockets are refused.
-
-    The key, the incarnation and the place come from the environment (`ENV_KEY` in hex, `ENV_INCARNATION`, `ENV_PLACE`),
-    because vLLM constructs middleware without arguments. A guard that cannot read them refuses to start: a door without
-    a lock must not open. With `ENV_POLICY` set, whatever may carry a body is also decided again under the guard's own copy
-    of the policy: nobody enters before there is one, and a running answer is cut when a new one forbids it.
-    """
-
-    def __init__(self, app: AsgiApp) -> None:
-        self._app = app
-        try:
-            self._key = bytes.fromhex(os.environ[ENV_KEY])
-            self._incarnation = os.environ[ENV_INCARNATION]
-            self._place = Place.from_text(os.environ[ENV_PLACE])
-        except (KeyError, ValueError) as error:
-            raise RuntimeError(f"the guard has no valid {ENV_KEY}, {ENV_INCARNATION} and {ENV_PLACE}") from error
-        if len(self._key) < 32:
-            raise RuntimeError(f"{ENV_KEY} is shorter than 32 bytes")
-        path = os.environ.get(ENV_POLICY, "")
-        self._copy = PolicyCopy(Path(path)) if path else None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 403 without reading its body."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            await send({"type": "websocket.close", "code": 1008})
-            return
-        try:
-            permission = self._admit(scope)
-        except PassRefused as refused:
-            await _send_refusal(send, str(refused))
-            return
-        if self._copy is None or scope["method"] == "GET":
-            await self._app(scope, receive, send)
-        else:
-            try:
-                await self._app(scope, receive, self._watched(permission, self._copy, send))
-            except _Revoked:
-                return
-            except BaseExceptionGroup as group:  # an application with tasks of its own raises in groups
-                if group.split(_Revoked)[1] is not None:
-                    raise
-
-    def _admit(self, scope: Scope) -> Pass:
-        tokens = [value for name, value in scope["headers"] if name == PASS_HEADER.encode()]
-        if len(tokens) != 1:
-            raise PassRefused("this address answers only to tidegate's router")
-        try:
-            token = tokens[0].decode("ascii")
-        except UnicodeDecodeError:
-            raise PassRefused("malformed pass") from None
-        now = time.time()
-        permission = check_pass(self._key, token, scope["method"], scope["path"], self._incarnation, self._place, now)
-        if self._copy is not None and scope["method"] != "GET":  # a GET carries nobody's bytes: health, metrics, models
-            policy = self._copy.current()
-            refusal = "the guard has no policy yet" if policy is None else policy.refuses(permission, self._place, now)
-            if refusal is not None:
-                raise PassRefused(refusal)
-        return permission
-
-    def _watched(self, permission: Pass, copy: PolicyCopy, send: Send) -> Send:
-        """`send`, until a new policy forbids the answer: then the response breaks off, which no client takes for success."""
-        admitted_under = copy.policy
-        revoked = False
-
-        async def watched(message: MutableMapping[str, Any]) -> None:
-            nonlocal admitted_under, revoked
-            policy = copy.current()
-            if policy is not admitted_under and policy is not None:
-                admitted_under = policy
-                revoked = revoked or policy.refuses(permission, self._place, time.time()) is not None
-            if revoked:
-                raise _Revoked
-            await send(message)
-
-        return watched
-
-
-class _Revoked(Exception):
-    """A new policy forbids an answer that has begun."""
-
-
-async def _send_refusal(send: Send, reason: str) -> None:
-    error = {"message": reason, "type": "permission_error", "param": None, "code": "pass_refused"}
-    body = msgspec.json.encode({"error": error})
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 403, "headers": [*headers, (b"connection", b"close")]})
-    await send({"type": "http.response.body", "body": body})

@@ -11,7 +11,7 @@ is *not* known (the state was lost, evicted, or the client invented it) is held 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -74,6 +74,8 @@ class LineageBook:
         self._known: OrderedDict[bytes, str] = OrderedDict()
         self.outbox: deque[tuple[bytes, str]] = deque(maxlen=_OUTBOX)
         """Entries other machines' routers have not been told of; whoever tells them takes them out."""
+        self.stored_widest: Callable[[str], Label | None] = lambda _: None
+        """Of a tenant the join of the ceilings of its stored keys, which the policy does not know."""
 
     def __len__(self) -> int:
         return len(self._known)
@@ -112,7 +114,7 @@ class LineageBook:
         """
         if not conversation.prefixes or not self._is_worth_noting(policy, tenant, label):
             return
-        narrows = _narrows(policy, tenant, label)
+        narrows = _narrows(policy, tenant, label, self.stored_widest(tenant))
         text = policy.label_text(label) if narrows else CLEAN
         entries = {conversation.prefixes[-1]: text}
         if narrows and conversation.last:
@@ -128,7 +130,7 @@ class LineageBook:
         self._take(dict(entries))
 
     def _is_worth_noting(self, policy: Policy, tenant: str, label: Label) -> bool:
-        return policy.lineage_label is not None or _narrows(policy, tenant, label)
+        return policy.lineage_label is not None or _narrows(policy, tenant, label, self.stored_widest(tenant))
 
     def _take(self, entries: dict[bytes, str]) -> dict[bytes, str]:
         """Enter the meet of old and new; returns what changed."""
@@ -159,9 +161,18 @@ class LineageBook:
         return found
 
 
-def _narrows(policy: Policy, tenant: str, label: Label) -> bool:
-    """Whether a follow-up with another key of the tenant, or without a tag, could go further than this label."""
-    widest = policy.widest.get(tenant)
+def _narrows(policy: Policy, tenant: str, label: Label, stored: Label | None) -> bool:
+    """Whether a follow-up with another key of the tenant, or without a tag, could go further than this label.
+
+    Args:
+        policy: the compiled configuration.
+        tenant: whose request it is.
+        label: the request's label.
+        stored: how far the tenant's stored keys reach, if it has any.
+    """
+    if stored is not None and not stored.is_within(label):
+        return True
+    widest = policy.widest.get(tenant, stored)
     return widest is None or not widest.is_within(label)
 
 

@@ -14,12 +14,14 @@ from router.config import ConfigError, load_file
 from tidegate import (
     audit,
     audit_payloads,
+    breakglass_commands,
     client,
     doctor,
     eval_commands,
     keys,
     keys_commands,
     lifecycle,
+    policy_commands,
     processes,
     render,
     report,
@@ -39,7 +41,9 @@ app.add_typer(keys_commands.app, name="keys")
 app.add_typer(eval_commands.app, name="eval")
 audit.app.command()(audit_payloads.payload)
 audit.app.command()(audit_payloads.shred)
+app.add_typer(breakglass_commands.app, name="breakglass")
 app.add_typer(audit.app, name="audit")
+app.add_typer(policy_commands.app, name="policy")
 app.add_typer(report.app, name="report")
 app.command()(whatif)
 app.command()(plan)

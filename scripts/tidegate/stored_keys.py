@@ -13,15 +13,12 @@ import msgspec
 
 from router.config import Config, ConfigError, Key, load_file, moment_of
 from router.identity.stored import PEPPER_FILE, compile_stored
-from router.ledger import records
-from router.ledger.checkpoint import CheckpointError, load_signer
 from router.ledger.policies import compile_without_keys
-from router.ledger.slots import SIGNING_KEY, open_slot
-from router.ledger.store import LogBusy
 from router.store.database import Database, StoreError
 from router.store.keys import KeyTable, StoredKey, mac_of, read_pepper
 from tidegate.home import DEFAULT_CONFIG, Home
 from tidegate.keys import KeyFileError, generate_key
+from tidegate.recorded import NotRecorded, record
 
 
 class KeyStore:
@@ -125,16 +122,10 @@ class KeyStore:
 
     def _record(self, event: str, name: str, data: dict[str, Any]) -> None:
         """What an operator does to keys stands in the audit log."""
-        if not self._config.audit.enabled:
-            return
-        where = self._home.root / self._config.audit.dir
         try:
-            seed = self._config.audit.signing_key
-            log = open_slot(where, load_signer(self._home.root / seed if seed else where / SIGNING_KEY), "cli")
-            log.append([records.encode(log.size, time.time(), time.monotonic(), event, name, data)])
-            log.close()
-        except (OSError, CheckpointError, LogBusy) as error:
-            raise KeyFileError(f"done, but it could not be recorded in the audit log: {error}") from None
+            record(self._home, self._config, event, name, data)
+        except NotRecorded as error:
+            raise KeyFileError(f"done, but {error}") from None
 
 
 @contextmanager

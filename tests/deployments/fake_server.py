@@ -13,7 +13,7 @@ import time
 
 import uvicorn
 
-from router.residency.guard import EngineGuard
+from router.residency.engine_guard import EngineGuard
 
 METRICS = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
 vllm:num_requests_running{engine="0",model_name="fake"} 3.0

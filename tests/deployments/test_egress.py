@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from pathlib import Path
@@ -11,8 +12,22 @@ import httpx
 import pytest
 
 from deployments.egress.server import EgressServer
+from deployments.egress.stored import StoreReader
 from router.policy import compile_policy
-from router.residency.guard import PASS_HEADER, PASS_LIFETIME_S, Pass, derive_target_key, issue_pass
+from router.residency import engine_guard
+from router.residency.guard import (
+    NONE_STORED,
+    PASS_HEADER,
+    PASS_LIFETIME_S,
+    STORED,
+    GuardKey,
+    Pass,
+    StoredCeilings,
+    derive_target_key,
+    issue_pass,
+)
+from router.store.database import Database
+from router.store.keys import KeyTable, StoredKey
 from tests.router.builders import make_config
 from tests.router.certificates import Authority
 from tests.router.simulated_engine import SimulatedEngine
@@ -146,3 +161,48 @@ async def test_a_provider_behind_mutual_tls_gets_the_egresss_certificate_and_one
         seen[name] = (await setup.post(issue())).status_code, len(engine.requests)
     await engine.stop()
     assert seen == {"provider.internal": (200, 1), "somebody.else": (502, 1)}
+
+
+def stored(name: str, mac: int, **scopes: Any) -> StoredKey:
+    text = json.dumps({"id": name, "sha256": "0" * 64, "spill": True, **scopes})
+    return StoredKey(bytes([mac]) * 32, name, "default", text.encode(), time.time())
+
+
+def test_an_egress_outside_ray_reads_the_ceilings_of_stored_keys_and_nothing_of_the_keys(tmp_path):
+    config = make_config()
+    policy = compile_policy(config, Path())
+    reader = StoreReader(tmp_path)
+    assert reader.read(config, policy) is NONE_STORED and not list(tmp_path.iterdir())
+    path = tmp_path / config.store.path
+    path.parent.mkdir()
+    table = KeyTable(Database(f"sqlite:///{path}"))
+    table.add(stored("a", 1, residency="any"))
+    table.add(stored("b", 2, residency="us"))
+    table.add(stored("strange", 3, residency="gone"))
+    known = reader.read(config, policy)
+    assert set(known.keys) == {STORED + "a", STORED + "b"} and reader.read(config, policy) is known
+    assert known.find(STORED + "b").ceiling == "us/us/"
+    table.revoke("a", time.time())
+    assert set(reader.read(config, policy).keys) == {STORED + "b"}
+    path.unlink()
+    path.mkdir()
+    reader.close()
+    assert set(reader.read(config, policy).keys) == {STORED + "b"}, "what was known stays while the store is away"
+    narrower = make_config(duties=["baa", "x"])
+    assert reader.read(narrower, compile_policy(narrower, Path())) is NONE_STORED, "but not under another policy"
+
+
+async def test_a_stored_key_leaves_only_as_far_as_the_egress_knows_its_ceiling(monkeypatch):
+    setup = Setup()
+    monkeypatch.setattr(engine_guard, "WAIT_S", 0.05)
+    ceilings = [GuardKey("cloud+eu+us/cloud+eu+us/"), GuardKey("eu/eu/")]
+    setup.egress.learn(StoredCeilings(ceilings, {STORED + "far": 0, STORED + "near": 1}, "d"))
+    assert (await setup.post(issue(key=STORED + "far"))).status_code == 200
+    for key in ("near", "unknown"):
+        assert (await setup.post(issue(key=STORED + key))).status_code == 403
+    assert (await setup.post(issue(key="far"))).status_code == 403, "a key of the store is none of the configuration"
+    assert len(setup.provider.requests) == 1
+    waiting = asyncio.create_task(setup.post(issue(key=STORED + "new")))
+    monkeypatch.setattr(engine_guard, "WAIT_S", 20)
+    setup.egress.learn(StoredCeilings(ceilings, {STORED + "new": 0}, "e"))
+    assert (await waiting).status_code == 200

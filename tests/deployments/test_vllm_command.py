@@ -72,7 +72,7 @@ def test_the_users_arguments_pass_as_they_are():
     start = argv.index("--model") + 2
     assert argv[start : start + len(args)] == args
     assert argv[argv.index("--host") + 1] == "10.0.0.1" and argv[argv.index("--port") + 1] == "31000"
-    assert argv[argv.index("--middleware") + 1] == "router.residency.guard.EngineGuard"
+    assert argv[argv.index("--middleware") + 1] == "router.residency.engine_guard.EngineGuard"
     assert "--disable-uvicorn-access-log" in argv
 
 

@@ -5,7 +5,7 @@ import sys
 
 import uvicorn
 
-from router.residency.guard import EngineGuard
+from router.residency.engine_guard import EngineGuard
 
 MODELS = b'{"data":[{"id":"m","max_model_len":1024}]}'
 CHOICE = b'{"index":0,"delta":{"content":"t "}}'

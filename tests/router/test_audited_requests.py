@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from router.config import parse_config
 from router.ledger import records
@@ -24,7 +27,9 @@ from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
 from router.placement.targets import Address, Report
 from router.policy import compile_policy, fixed_targets
+from router.policy_source import PolicySource
 from router.process import RouterProcess
+from router.residency.break_glass import sign
 from tests.router.builders import digest
 from tests.router.conftest import free_port
 from tests.router.simulated_engine import SimulatedEngine
@@ -191,3 +196,41 @@ async def test_a_log_that_cannot_be_opened_keeps_the_router_running_and_everythi
     log.close()
     off = parse_config({**config.model_dump(), "audit": {"enabled": False}})
     assert open_audit(off, compile_policy(off, tmp_path), tmp_path) is None
+
+
+async def test_a_break_glass_relaxation_stands_in_the_log_and_on_every_receipt_it_touched(tmp_path):
+    private = {name: bytes([i]) * 32 for i, name in enumerate(("alice", "bob"), start=1)}
+    public = {
+        name: Ed25519PrivateKey.from_private_bytes(key).public_key().public_bytes_raw().hex() for name, key in private.items()
+    }
+    now = datetime.now(UTC)
+    times = {"begins": (now - timedelta(minutes=1)).isoformat(), "ends": (now + timedelta(hours=1)).isoformat()}
+    fields = {"id": "inc-7", "key": "spill", "tags": ["any"], "reason": "eu is down", **times}
+    line = json.dumps({**fields, "signatures": {name: sign(fields, key) for name, key in private.items()}})
+    keys = [
+        {"id": "inside", "sha256": digest(KEY)},
+        {"id": "spill", "sha256": digest(SPILL_KEY), "residency": "eu", "spill": True},
+    ]
+    glass = {"file": "open", "approvers": public}
+    async with audited(tmp_path, keys=keys, break_glass=glass) as door:
+        assert (await door.chat(SPILL_KEY, "big")).json()["error"]["code"] == "residency_denied"
+        (tmp_path / "open").write_text(line)
+        source = PolicySource(door.router.state.config.model_dump(mode="json", exclude_none=True), tmp_path)
+        assert door.router.take_policy(source) is not None
+        answer = await door.chat(SPILL_KEY, "big")
+        assert answer.status_code == 200 and len(door.outside.requests) == 1
+        receipt = door.router.state.receipts.find(answer.headers["x-request-id"])
+        assert receipt["label_sources"]["break_glass"] == "inc-7"
+        untouched = await door.chat(KEY)
+        assert "break_glass" not in door.router.state.receipts.find(untouched.headers["x-request-id"])["label_sources"]
+        # Taken back: the next request is refused again.
+        (tmp_path / "open").write_text("")
+        assert door.router.take_policy(source) is not None
+        assert (await door.chat(SPILL_KEY, "big")).json()["error"]["code"] == "residency_denied"
+    found = read(tmp_path)
+    [relax] = [record for record in found if record.e == records.RELAX]
+    told = records.read_data(relax)
+    assert (relax.id, told["key"], told["reason"], told["approved_by"]) == ("inc-7", "spill", "eu is down", ["alice", "bob"])
+    for event in (records.DECIDE, records.END):
+        data = [records.read_data(r) for r in found if r.e == event and r.id == answer.headers["x-request-id"]]
+        assert data and all(entry["sources"]["break_glass"] == "inc-7" for entry in data)

@@ -9,14 +9,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from router.config import ConfigError, parse_config
+from router.identity.stored import compile_stored
 from router.policy import compile_policy
 from router.residency.admission import label_request
 from router.residency.break_glass import RelaxationError, read_relaxations, sign
 from router.residency.conversation import NO_CONVERSATION
-from router.residency.guard_copy import copy_for_guards
+from router.residency.guard_copy import ceilings_of, copy_for_guards
 from router.residency.inflight import InFlight
 from router.residency.lineage import LineageBook
 from router.residency.resolve import relaxations_at, resolve_label
+from router.store.keys import StoredKey
 from tests.router.builders import grant_of, make_config, make_target
 
 PRIVATE = {name: bytes([i]) * 32 for i, name in enumerate(("alice", "bob", "carol"), start=1)}
@@ -120,6 +122,17 @@ def test_the_ceiling_widens_only_meanwhile_and_tags_still_tighten():
         "key": "local", "header": "any", "widen_ignored": "any", "classification": "IBAN", "break_glass": "inc-42"
     }  # fmt: skip
     assert copy_for_guards(policy, 0.0).keys["plain"].relaxed == [(policy.label_text(policy.tags["any"]), BEGINS, ENDS)]
+
+
+def test_a_relaxation_that_is_changed_is_another_policy_and_stored_keys_have_theirs():
+    epochs = {relaxed_policy(**changes).epoch for changes in ({}, {"ends": "2026-11-22T04:00:00Z"}, {"reason": "drill"})}
+    assert len(epochs) == 3
+    config, policy = make_config(), relaxed_policy(key="stored")
+    key = StoredKey(b"m" * 32, "stored", "default", b'{"id": "stored", "sha256": "%s"}' % (b"0" * 64), 0.0)
+    grant = compile_stored(key, config, policy)
+    assert relaxations_at(grant, BEGINS) == ("inc-42",) and resolve_label(grant, (), policy, now=BEGINS) == policy.tags["any"]
+    known = ceilings_of([grant], policy).find(grant.guard_id)
+    assert known.relaxed == [(policy.label_text(policy.tags["any"]), BEGINS, ENDS)]
 
 
 def test_its_end_cuts_what_it_let_out():

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.residency.engine_guard import EngineGuard
 from router.residency.guard import (
     ENV_INCARNATION,
     ENV_KEY,
     ENV_PLACE,
     PASS_HEADER,
-    EngineGuard,
     Pass,
     PassRefused,
     Place,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 
@@ -9,19 +10,22 @@ import httpx
 import msgspec
 import pytest
 
+from router.residency import engine_guard
 from router.residency import guard as guard_module
+from router.residency.engine_guard import EngineGuard
 from router.residency.guard import (
     ENV_INCARNATION,
     ENV_KEY,
     ENV_PLACE,
     ENV_POLICY,
     PASS_HEADER,
-    EngineGuard,
+    STORED,
     GuardKey,
     GuardPolicy,
     Pass,
     Place,
     PolicyCopy,
+    StoredCeilings,
     derive_target_key,
     issue_pass,
 )
@@ -243,3 +247,33 @@ async def test_a_pass_that_is_no_text_or_comes_twice_is_refused_over_http(guarde
     transport = httpx.ASGITransport(app=guard)
     async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
         assert (await client.post("/v1/completions", headers={PASS_HEADER: token})).text == "x" * 6
+
+
+async def test_a_key_that_the_copy_does_not_know_yet_is_waited_for_and_no_longer_than_that(guarded, monkeypatch):
+    guard, path, chunks = guarded
+    write(path, make_guard_policy())
+    headers = headers_for("/v1/completions", key=STORED + "new")
+    asking = asyncio.create_task(ask(guard, "/v1/completions", headers=headers))
+    await asyncio.sleep(0.12)
+    assert not asking.done() and chunks == []
+    stored = StoredCeilings([GuardKey("us/us/"), GuardKey("eu/eu/")], {STORED + "new": 1, STORED + "far": 0}, "d1")
+    write(path, make_guard_policy(issued=2.0, stored=stored))
+    assert (await asking)[0]["status"] == 200 and len(chunks) == 6
+    far = await ask(guard, "/v1/completions", headers=headers_for("/v1/completions", key=STORED + "far"))
+    assert far[0]["status"] == 403 and len(chunks) == 6
+    monkeypatch.setattr(engine_guard, "WAIT_S", 0.1)
+    nobody = await ask(guard, "/v1/completions", headers=headers_for("/v1/completions", key=STORED + "nobody"))
+    assert nobody[0]["status"] == 403 and b"does not know this key" in nobody[1]["body"] and len(chunks) == 6
+    # Whoever has no pass is told so at once.
+    monkeypatch.setattr(engine_guard, "WAIT_S", 1e9)
+    assert (await ask(guard, "/v1/completions", headers={PASS_HEADER: headers[PASS_HEADER][:-1] + "!"}))[0]["status"] == 403
+
+
+def test_a_key_of_the_store_has_its_own_ceiling_and_relaxation():
+    stored = StoredCeilings([GuardKey("us/us/"), GuardKey("us/us/", [("eu+us/eu+us/", 900.0, 1100.0)])], {"a": 0, "b": 1}, "d")
+    policy = make_guard_policy(stored=stored)
+    assert policy.refuses(make_pass(key="a"), Place(("us",), ("us",)), NOW) is None
+    assert "this key's requests" in policy.refuses(make_pass(key="a"), EU, NOW)
+    assert policy.refuses(make_pass(key="b"), EU, NOW) is None and "this key's" in policy.refuses(make_pass(key="b"), EU, 1200.0)
+    assert "does not know" in policy.refuses(make_pass(key="c"), EU, NOW)
+    assert [policy.knows(key) for key in ("a", "clinic", "c")] == [True, True, False]

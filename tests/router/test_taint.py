@@ -9,7 +9,7 @@ from router.residency.conversation import NO_CONVERSATION, lineage_key, read_con
 from router.residency.lineage import CLEAN, NOTHING, LineageBook, meet_texts
 from router.residency.lineage_store import LineageStore
 from router.residency.resolve import resolve_label
-from tests.router.builders import NOW, SPILL_KEY, grant_of, make_policy
+from tests.router.builders import NOW, SPILL_KEY, digest, grant_of, make_policy
 
 KEY = lineage_key(b"s" * 32)
 LONG = "The patient, born in the spring of that year, was seen on the ward twice."
@@ -119,6 +119,21 @@ def test_nothing_is_kept_of_what_narrows_nothing():
     assert book.inherited(NO_CONVERSATION, policy) is NOTHING
     book.record(NO_CONVERSATION, "default", label_of(policy, "phi"), policy, NOW)
     assert len(book) == 0
+
+
+def test_stored_keys_that_reach_further_than_the_configured_ones_count_as_well():
+    policy = make_policy(keys=[{"id": "plain", "sha256": digest("plain"), "residency": "eu"}])
+    book = LineageBook(1000)
+    narrow, wide = policy.tags["eu"], policy.tags["local"]
+    assert not book.needs(policy, "default", narrow) and book.needs(policy, "only stored", narrow)
+    book.stored_widest = {"default": wide, "only stored": narrow}.get
+    assert book.needs(policy, "default", narrow) and not book.needs(policy, "only stored", narrow)
+    book.record(read(say("hello")), "default", narrow, policy, NOW)
+    assert book.inherited(read(say("hello", "hi", "more")), policy).label == narrow
+    keys = [{"id": "plain", "sha256": digest("plain"), "residency": "eu"}, {"id": "all", "sha256": digest("x"), "tenant": "t"}]
+    claims = {"issuer": "i", "audience": "a", "jwks_file": "x", "key": "all", "tenant_claim": "team"}
+    assert not LineageBook(10).needs(make_policy(keys=keys), "default", narrow)
+    assert LineageBook(10).needs(make_policy(keys=keys, jwt=claims), "default", narrow), "a token may name this tenant"
 
 
 def test_an_unknown_past_is_held_to_the_tags_that_require_lineage():

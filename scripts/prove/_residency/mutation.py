@@ -29,10 +29,12 @@ TRUSTED = {
         "Place.is_allowed_by",
         "GuardPolicy.refuses",
         "check_pass",
-        "EngineGuard._admit",
+        "GuardPolicy.knows",
+        "StoredCeilings.find",
         "PolicyCopy._read",
         "PolicyCopy.current",
     ),
+    "router.residency.engine_guard": ("EngineGuard._admit",),
     "router.residency.inflight": (
         "InFlight.current",
         "InFlight.adopt",
@@ -74,6 +76,9 @@ _SWAPS: dict[type, type] = {
 }
 
 
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
 class Mutant(NamedTuple):
     """One change: where it is, what it is, and the function's code with it."""
 
@@ -97,15 +102,15 @@ def mutants() -> Iterator[Mutant]:
                     yield Mutant(module_name, function, line, change, code)
 
 
-def _find(tree: ast.AST, qualified: str) -> ast.FunctionDef:
+def _find(tree: ast.AST, qualified: str) -> _Function:
     node: Any = tree
     for name in qualified.split("."):
         node = next(child for child in node.body if getattr(child, "name", "") == name)
-    assert isinstance(node, ast.FunctionDef)
+    assert isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     return node
 
 
-def _without_annotations(function: ast.FunctionDef) -> ast.FunctionDef:
+def _without_annotations(function: _Function) -> _Function:
     """Nobody evaluates them, so a change there is none."""
     function.returns = None
     for argument in function.args.args:
@@ -116,7 +121,7 @@ def _without_annotations(function: ast.FunctionDef) -> ast.FunctionDef:
     return function
 
 
-def _changes(function: ast.FunctionDef) -> Iterator[tuple[str, int, ast.FunctionDef]]:
+def _changes(function: _Function) -> Iterator[tuple[str, int, _Function]]:
     """Copies of the function with one change each."""
     count = len(list(ast.walk(function)))
     for index in range(count):
@@ -171,7 +176,7 @@ def _unnot(node: Any) -> None:
     node.op, node.operand = ast.Not(), ast.UnaryOp(ast.Not(), node.operand)
 
 
-def _compiled(tree: ast.Module, function: ast.FunctionDef, mutated: ast.FunctionDef, qualified: str) -> CodeType | None:
+def _compiled(tree: ast.Module, function: _Function, mutated: _Function, qualified: str) -> CodeType | None:
     """The mutated function's code, compiled where the original stands."""
     body, mutated_body = function.body, mutated.body
     function.body = mutated_body

@@ -1,0 +1,58 @@
+"""What routers hand on to guards: the policy, and the ceilings of stored keys as soon as those change."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+
+from deployments.membership import GuardPolicies
+from router.identity.stored import StoredKeys
+from router.policy_source import compile_loaded
+from router.residency.guard import NONE_STORED, STORED, GuardPolicy, StoredCeilings
+from router.store.database import Database
+from router.store.keys import KeyTable, StoredKey
+from tests.router.builders import make_config
+
+PEPPER = b"p" * 32
+
+
+class Handle:
+    """Stands for a deployment's handle: keeps what its replicas are told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+
+    def broadcast(self, method: str, *arguments: object) -> Handle:
+        self.told.append((method, *arguments))
+        return self
+
+    async def results_async(self, **_: object) -> list[bytes]:
+        return []
+
+
+async def test_guards_are_told_of_stored_keys_when_those_change_and_only_then():
+    loaded = compile_loaded(make_config(), "", Path())
+    table = KeyTable(Database("sqlite://"))
+    keys = StoredKeys(table, PEPPER, loaded.config, loaded.policy)
+    keys.adopt(loaded.config, loaded.policy)
+    guards = GuardPolicies(loaded, 1.0, keys.ceilings)
+    assert guards.stamp == loaded.policy.epoch and not guards.renew(keys.ceilings, 2.0)
+
+    scopes = b'{"id": "new", "tenant": "t", "sha256": "%s", "residency": "us"}' % (b"0" * 64)
+    table.add(StoredKey(b"m" * 32, "new", "t", scopes, time.time()))
+    keys.adopt(loaded.config, loaded.policy)
+    assert guards.renew(keys.ceilings, 3.0) and not guards.renew(keys.ceilings, 4.0)
+    engines, egress = Handle(), Handle()
+    await guards.to_engines(engines)
+    await guards.to_egress(egress)
+    copy = msgspec.json.decode(engines.told[0][1], type=GuardPolicy)
+    assert (copy.stamp, copy.issued) == (guards.stamp, 3.0) and guards.stamp != loaded.policy.epoch
+    assert copy.stored.find(STORED + "new").ceiling == "us/us/"
+    assert msgspec.msgpack.decode(egress.told[0][4], type=StoredCeilings) == copy.stored
+    assert keys.widest == {"t": loaded.policy.tags["us"]}
+
+    table.revoke("new", time.time())
+    keys.adopt(loaded.config, loaded.policy)
+    assert keys.ceilings == NONE_STORED and guards.renew(keys.ceilings, 5.0)
