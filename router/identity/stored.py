@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from router.config import Config, ConfigError, Key
@@ -39,6 +39,9 @@ class StoredKeys:
         self._grants: Mapping[bytes, tuple[KeyGrant, float]] = {}
         self._by_id: Mapping[str, tuple[KeyGrant, float]] = {}
         """For each id the grant that ends last: a key that was rotated has two for a while."""
+        self.before_use: Callable[[tuple[Limit, ...]], None] = lambda _: None
+        """Told the limits of keys before any of these keys is valid here."""
+        self._of_policy: tuple[Limit, ...] = ()
         self._version = -1
         self._failing = False
         self._lock = threading.Lock()
@@ -74,11 +77,18 @@ class StoredKeys:
         with self._lock:
             self._compile = lambda key: compile_stored(key, config, policy)
             self._grants, self._by_id, self._version = {}, {}, -1
+        self.limit_by(policy)
         self._refresh()
 
+    def limit_by(self, policy: Policy) -> None:
+        """Know the limits of a policy's own keys and tenants, too."""
+        of_keys = (limit for grant in policy.keys.values() for limit in grant.limits)
+        self._of_policy = tuple({*of_keys, *(limit for limits in policy.tenant_limits.values() for limit in limits)})
+        self.before_use(self._of_policy)
+
     def limits(self) -> tuple[Limit, ...]:
-        """The limits of all stored keys."""
-        return tuple({limit for grant, _ in self._grants.values() for limit in grant.limits})
+        """The limits of all keys, stored and configured."""
+        return tuple({*self._of_policy, *_limits_of(self._grants.values())})
 
     def _run(self) -> None:
         while not self._stop.wait(_POLL_S):
@@ -108,8 +118,13 @@ class StoredKeys:
             except (ConfigError, ValueError) as error:
                 # Its tags or models are not in this configuration: such a key may do nothing.
                 _log.error("keys: the stored key %s cannot be used: %s", key.id, error)
+        self.before_use(_limits_of(grants.values()))
         self._by_id = {entry[0].id: entry for entry in sorted(grants.values(), key=lambda entry: entry[1])}
         self._grants = grants
+
+
+def _limits_of(entries: Iterable[tuple[KeyGrant, float]]) -> tuple[Limit, ...]:
+    return tuple({limit for grant, _ in entries for limit in grant.limits})
 
 
 def compile_stored(key: StoredKey, config: Config, policy: Policy) -> KeyGrant:
@@ -139,8 +154,9 @@ class Shared:
         self._database = database
         pepper = read_pepper(base / PEPPER_FILE, make=True)
         self.keys = StoredKeys(KeyTable(database), pepper, lambda key: compile_stored(key, config, policy))
-        configured = tuple({limit for grant in policy.keys.values() for limit in grant.limits})
-        self.books = LeasedBooks(Counters(database, replica), lambda: configured + self.keys.limits())
+        self.books = LeasedBooks(Counters(database, replica), self.keys.limits)
+        self.keys.limit_by(policy)
+        self.keys.before_use = self.books.ask_for
 
     def start(self) -> None:
         """Begin to keep both fresh."""
