@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from router.identity.limit import Limit, Period
 from router.identity.limits import Window, window_of
@@ -61,13 +61,29 @@ class LeasedBooks:
         self._failing = False
         self._wake = threading.Event()
         self._closing = False
+        self._syncing = threading.Lock()
+        """Held by whoever talks to the store: the thread, or who asks for leases that must be there first."""
         self._thread = threading.Thread(target=self._run, name="tidegate-limits", daemon=True)
 
     def start(self) -> None:
         """Get first leases, then keep them renewed."""
-        self._prepare()
-        self._sync()
+        self._renew()
         self._thread.start()
+
+    def ask_for(self, limits: Iterable[Limit]) -> None:
+        """Have leases on limits before anybody may use them, so that a new key's first requests are counted everywhere.
+
+        Waits for the store; where that fails, the leases are asked for later, as for a limit nobody knew.
+        """
+        now = time.time()
+        fresh = {limit for limit in limits if (limit, window_of(limit.period, now).index) not in self._leases}
+        if fresh:
+            self._renew(fresh)
+
+    def _renew(self, more: Iterable[Limit] = ()) -> None:
+        with self._syncing:
+            self._prepare(more)
+            self._sync()
 
     def close(self) -> None:
         """Report the last use and give everything back."""
@@ -75,7 +91,8 @@ class LeasedBooks:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(10)
-        self._sync()
+        with self._syncing:
+            self._sync()
         try:
             self._counters.leave()
         except StoreError as error:
@@ -111,15 +128,14 @@ class LeasedBooks:
             moment = time.monotonic()
             if moment - beat >= _HEARTBEAT_S or any(lease.used != lease.reported for lease in list(self._leases.values())):
                 beat = moment
-                self._prepare()
-                self._sync()
+                self._renew()
                 time.sleep(0.005)
 
-    def _prepare(self) -> None:
+    def _prepare(self, more: Iterable[Limit]) -> None:
         """Leases for the limits that are known, in this window and in the one that is about to begin."""
         now, moment = time.time(), time.monotonic()
         recent = {lease.limit for lease in list(self._leases.values()) if moment - lease.touched < _FORGET_S}
-        for limit in recent | set(self._known()):
+        for limit in recent | {*self._known(), *more}:
             for at in (now, now + 2.0):
                 window = window_of(limit.period, at)
                 if (limit, window.index) not in self._leases:

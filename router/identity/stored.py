@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from router.config import Config, ConfigError, Key
@@ -47,6 +47,9 @@ class StoredKeys:
         """Per tenant the join of its stored keys' ceilings; see `Policy.widest`."""
         self.ceilings = NONE_STORED
         """What guards must know of them; another object after every change."""
+        self.before_use: Callable[[tuple[Limit, ...]], None] = lambda _: None
+        """Told the limits of keys before any of these keys is valid here."""
+        self._of_policy: tuple[Limit, ...] = ()
         self._version = -1
         self._failing = False
         self._lock = threading.Lock()
@@ -82,12 +85,19 @@ class StoredKeys:
         with self._lock:
             self._config, self._policy = config, policy
             self._grants, self._by_id, self.widest, self.ceilings, self._version = {}, {}, {}, NONE_STORED, -1
+        self.limit_by(policy)
         self._refresh()
 
+    def limit_by(self, policy: Policy) -> None:
+        """Know the limits of a policy's own keys and tenants, too."""
+        of_keys = (limit for grant in policy.keys.values() for limit in grant.limits)
+        self._of_policy = tuple({*of_keys, *(limit for limits in policy.tenant_limits.values() for limit in limits)})
+        self.before_use(self._of_policy)
+
     def limits(self) -> tuple[Limit, ...]:
-        """The limits of all stored keys."""
+        """The limits of all keys, stored and configured."""
         now = time.time()
-        return tuple({limit for grant, ends in self._grants.values() if now < ends for limit in grant.limits})
+        return tuple({*self._of_policy, *_limits_of(entry for entry in self._grants.values() if now < entry[1])})
 
     def _run(self) -> None:
         while not self._stop.wait(_POLL_S):
@@ -108,13 +118,19 @@ class StoredKeys:
             self._failing = False
 
     def _load(self) -> None:
-        self._grants = compile_all(self._table, self._config, self._policy)
-        self._by_id = {entry[0].id: entry for entry in sorted(self._grants.values(), key=lambda entry: entry[1])}
+        grants = compile_all(self._table, self._config, self._policy)
+        self.before_use(_limits_of(grants.values()))
+        self._by_id = {entry[0].id: entry for entry in sorted(grants.values(), key=lambda entry: entry[1])}
+        self._grants = grants
         widest: dict[str, Label] = {}
         for grant, _ in self._grants.values():
             widest[grant.tenant] = reach_of(grant).join(widest.get(grant.tenant, grant.ceiling))
         self.widest = widest
         self.ceilings = ceilings_of((grant for grant, _ in self._grants.values()), self._policy)
+
+
+def _limits_of(entries: Iterable[tuple[KeyGrant, float]]) -> tuple[Limit, ...]:
+    return tuple({limit for grant, _ in entries for limit in grant.limits})
 
 
 def compile_all(table: KeyTable, config: Config, policy: Policy) -> dict[bytes, tuple[KeyGrant, float]]:
@@ -163,8 +179,9 @@ class Shared:
         self._database = database
         pepper = read_pepper(base / PEPPER_FILE, make=True)
         self.keys = StoredKeys(KeyTable(database), pepper, config, policy)
-        configured = tuple({limit for grant in policy.keys.values() for limit in grant.limits})
-        self.books = LeasedBooks(Counters(database, replica), lambda: configured + self.keys.limits())
+        self.books = LeasedBooks(Counters(database, replica), self.keys.limits)
+        self.keys.limit_by(policy)
+        self.keys.before_use = self.books.ask_for
 
     def start(self) -> None:
         """Begin to keep both fresh."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from router.config import load_file
 from router.identity.keys import authenticate
+from router.identity.limits import LimitReached, Limits
 from router.identity.stored import open_shared
 from router.policy import compile_policy
 from router.wire.errors import ApiError
@@ -95,6 +97,32 @@ def test_routers_take_and_refuse_keys_within_a_second(home, configured):
         assert sum(took) < 5, "a poll every 0.4 s, on a machine that may be busy"
     finally:
         shared.close()
+
+
+def test_a_new_keys_limit_holds_over_all_replicas_from_its_first_request_on(home, configured):
+    config = load_file(configured)
+    policy = compile_policy(config, home.root)
+    routers = [open_shared(config, policy, home.root, f"r{number}") for number in range(4)]
+    passed = 0
+    try:
+        key = created("app", "--requests-per-minute", "2", "--daily-tokens", "9000")
+        for shared in routers:
+            assert shared is not None
+            grant = None
+            deadline = time.monotonic() + 10
+            while grant is None and time.monotonic() < deadline:
+                grant = shared.keys.find(key.encode(), time.time())
+                time.sleep(0.001)
+            assert grant is not None, "the key never came to this router"
+            for _ in range(3):  # at once, before any heartbeat
+                with contextlib.suppress(LimitReached):
+                    Limits(shared.books).reserve(grant.limits, 1, 1, time.time())
+                    passed += 1
+    finally:
+        for shared in routers:
+            assert shared is not None
+            shared.close()
+    assert passed <= 2
 
 
 def test_a_rotation_without_overlap_ends_the_old_key_and_an_expiry_ends_any(home, configured):
