@@ -36,7 +36,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def engine(source: Path, slots: int, work: Path, cpus: int, *, name: str = "engine", prefix_cache: bool = False) -> Iterator[str]:
-    """vLLM without the guard, so that it may be asked directly too; a prefix cache, where it has one, can be emptied from outside."""
+    """vLLM without the guard, so that it may be asked directly too; its prefix cache, if any, can be emptied from outside."""
     args = ["--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "2048", "--max-num-seqs", str(slots)]
     args.append("--enable-prefix-caching" if prefix_cache else "--no-enable-prefix-caching")
     model = Model(id=MODEL, source=str(source), args=args, replicas=[{"zone": "local"}])
