@@ -41,7 +41,8 @@ def ratio(pairs: Sequence[tuple[Take, Take]]) -> dict[str, Any]:
     }
 
 
-def _model(given: Path | None) -> Path:
+def default_model(given: Path | None) -> Path:
+    """The model's directory: as given, of the tests, or the quickstart's."""
     if found := given or os.environ.get("TIDEGATE_TEST_MODEL"):
         return Path(found).resolve()
     from tidegate.models import prepare_default_model
@@ -89,8 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
     work.mkdir(exist_ok=True)
     try:
         with contextlib.ExitStack() as up:
-            direct = up.enter_context(stack.engine(_model(options.model), options.concurrency, work, options.cpus))
-            routed = up.enter_context(stack.router(direct, work))
+            direct = up.enter_context(stack.engine(default_model(options.model), options.concurrency, work, options.cpus))
+            routed = up.enter_context(stack.router([direct], work))
             found = ratio(uvloop.run(_pairs(console, direct, routed, options)))
     except stack.NotUp as error:
         console.print(f"[red]cannot run[/]: {error}", highlight=False)

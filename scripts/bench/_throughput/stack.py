@@ -35,29 +35,32 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def engine(source: Path, slots: int, work: Path, cpus: int) -> Iterator[str]:
-    """vLLM without the guard, so that it may be asked directly too, and without a prefix cache, so that turns are alike."""
+def engine(source: Path, slots: int, work: Path, cpus: int, *, name: str = "engine", prefix_cache: bool = False) -> Iterator[str]:
+    """vLLM without the guard, so that it may be asked directly too; its prefix cache, if any, can be emptied from outside."""
     args = ["--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "2048", "--max-num-seqs", str(slots)]
-    model = Model(id=MODEL, source=str(source), args=[*args, "--no-enable-prefix-caching"], replicas=[{"zone": "local"}])
+    args.append("--enable-prefix-caching" if prefix_cache else "--no-enable-prefix-caching")
+    model = Model(id=MODEL, source=str(source), args=args, replicas=[{"zone": "local"}])
     port = free_port()
     argv = build_argv(model, str(source), "127.0.0.1", port)
     guard = argv.index("--middleware")
     gpus = 0.0 if os.environ.get("CUDA_VISIBLE_DEVICES", "") == "" else 1.0
     env = build_env(model, str(source), {}, cpus=cpus, gpus=gpus)
-    with _running("engine", argv[:guard] + argv[guard + 2 :], env, work, f"http://127.0.0.1:{port}", "/health", 600) as url:
+    if prefix_cache:
+        env["VLLM_SERVER_DEV_MODE"] = "1"  # it has /reset_prefix_cache
+    with _running(name, argv[:guard] + argv[guard + 2 :], env, work, f"http://127.0.0.1:{port}", "/health", 600) as url:
         yield url
 
 
 @contextlib.contextmanager
-def router(target: str, work: Path) -> Iterator[str]:
-    """`tidegate router` with that engine as its only target."""
+def router(urls: list[str], work: Path) -> Iterator[str]:
+    """`tidegate router` with these engines as its targets."""
     port = free_port()
-    server = {"id": "engine", "kind": "server", "vouched": True, "url": target, "zone": "local", "tier": "small"}
+    server = {"kind": "server", "vouched": True, "zone": "local", "tier": "small", "models": {MODEL: MODEL}}
     config = {
         "listen": {"host": "127.0.0.1", "port": port},
         "admin": {"host": "127.0.0.1", "port": free_port()},
         "zones": {"local": {}},
-        "targets": [{**server, "models": {MODEL: MODEL}}],
+        "targets": [{**server, "id": f"engine-{number}", "url": url} for number, url in enumerate(urls)],
         "keys": [{"id": "bench", "sha256": hashlib.sha256(KEY.encode()).hexdigest()}],
         # Nothing is to be turned away: the engine's own queue is what both ways share.
         "slo": {"ttft_ms": 1e9, "max_wait_ms": 1e9},

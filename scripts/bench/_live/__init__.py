@@ -1,0 +1,1 @@
+"""Conversations with several real vLLM engines behind one router after another: the modules of `scripts/bench/live`."""

@@ -1,0 +1,58 @@
+"""Real vLLM engines with prefix caching, and what they say of it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from _throughput import stack
+
+_COUNTER = re.compile(r"^(vllm:prefix_cache_(?:hits|queries)_total|vllm:prompt_tokens_total)\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class CacheCounts:
+    """Prompt tokens looked up in prefix caches, and those found there, over all engines."""
+
+    queries: float
+    hits: float
+
+    def since(self, before: CacheCounts) -> float:
+        """The share found since then; 0 where nothing was looked up."""
+        asked = self.queries - before.queries
+        return (self.hits - before.hits) / asked if asked else 0.0
+
+
+@contextlib.contextmanager
+def engines(count: int, source: Path, slots: int, work: Path, cpus: int) -> Iterator[list[str]]:
+    """So many engines of one model, one after the other (each needs both cores to start); their addresses."""
+    with contextlib.ExitStack() as up:
+        yield [
+            up.enter_context(stack.engine(source, slots, work, cpus, name=f"live-{number}", prefix_cache=True))
+            for number in range(count)
+        ]
+
+
+def forget(urls: list[str]) -> None:
+    """Empty the prefix caches, so that each router begins with nothing.
+
+    Raises:
+        httpx.HTTPError: an engine cannot.
+    """
+    for url in urls:
+        httpx.post(f"{url}/reset_prefix_cache", timeout=30, trust_env=False).raise_for_status()
+
+
+def cache_counts(urls: list[str]) -> CacheCounts:
+    """The engines' own counters."""
+    sums = {"hits": 0.0, "queries": 0.0}
+    for url in urls:
+        for name, value in _COUNTER.findall(httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text):
+            for which in sums:
+                if name.endswith(f"{which}_total"):
+                    sums[which] += float(value)
+    return CacheCounts(sums["queries"], sums["hits"])
