@@ -77,7 +77,7 @@ class LeasedBooks:
         """
         now = time.time()
         fresh = {limit for limit in limits if (limit, window_of(limit.period, now).index) not in self._leases}
-        if fresh:
+        if fresh and not self._failing:  # without the store every replica keeps to its share anyway
             self._renew(fresh)
 
     def _renew(self, more: Iterable[Limit] = ()) -> None:

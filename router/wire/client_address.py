@@ -25,15 +25,17 @@ def client_address(peer: str | None, headers: Headers, proxies: Networks) -> byt
     found = None if peer is None else packed(peer)
     if found is None or not proxies.firsts or not proxies.holds(found):
         return found
-    entries = [entry for name, value in headers if name == _FORWARDED for entry in value.decode("latin-1").split(",")]
     told: bytes | None = None
-    for entry in reversed(entries):
-        told = _read(entry.strip())
-        if told is None or not proxies.holds(told):
-            break
+    for value in reversed([value for name, value in headers if name == _FORWARDED]):
+        for entry in reversed(value.decode("latin-1").split(",")):
+            told = _read(entry.strip())
+            if told is None or not proxies.holds(told):
+                return told
     return told
 
 
 def _read(entry: str) -> bytes | None:
-    match = _WITH_PORT.match(entry)
-    return packed((match.group(1) or match.group(2)) if match is not None else entry)
+    found = packed(entry)
+    if found is None and (match := _WITH_PORT.match(entry)) is not None:
+        found = packed(match.group(1) or match.group(2))
+    return found

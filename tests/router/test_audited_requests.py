@@ -234,3 +234,12 @@ async def test_a_break_glass_relaxation_stands_in_the_log_and_on_every_receipt_i
     for event in (records.DECIDE, records.END):
         data = [records.read_data(r) for r in found if r.e == event and r.id == answer.headers["x-request-id"]]
         assert data and all(entry["sources"]["break_glass"] == "inc-7" for entry in data)
+
+
+async def test_a_key_used_at_the_wrong_place_is_counted_by_its_name(tmp_path):
+    keys = [{"id": "bound", "sha256": digest(KEY), "cidr": ["203.0.113.0/24"]}]
+    async with audited(tmp_path, keys=keys) as door:
+        for _ in range(3):
+            assert (await door.chat(KEY)).status_code == 401
+    counted = [records.read_data(record) for record in read(tmp_path) if record.e == records.TURNED_AWAY]
+    assert sum(item["ip_not_authorized bound"] for item in counted) == 3

@@ -324,6 +324,9 @@ async def test_over_the_wire_a_proxy_header_is_the_clients_address():
         assert await send(known[:9], known[9:] + request[:30], request[30:]) == b"HTTP/1.1 200"
         assert await send(b"PROXY TCP4 192.0.2.1 127.0.0.1 4711 8000\r\n" + request) == b"HTTP/1.1 401"
         assert await send(b"PROXY UNKNOWN\r\n" + request) == b"HTTP/1.1 401"
+        listing = f"GET /v1/models HTTP/1.1\r\nhost: x\r\nx-api-key: {DOOR_KEY}\r\nconnection: close\r\n\r\n".encode()
+        assert await send(known + listing) == b"HTTP/1.1 200"
+        assert await send(b"PROXY UNKNOWN\r\n" + listing) == b"HTTP/1.1 401"
         assert await send(request) == b"HTTP/1.1 400", "this proxy is declared to send a header"
         packed_address = socket.inet_aton("203.0.113.7") + socket.inet_aton("127.0.0.1") + b"\x12\x67\x1f\x40"
         assert await send(b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + packed_address + request) == b"HTTP/1.1 200"
