@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from cluster.labels import zone_of
 from deployments.credentials import read_credentials
 from deployments.membership import GuardPolicies, Membership
 from deployments.secret import cluster_secret
@@ -49,6 +50,8 @@ class RouterReplica:
         state = self._process.state
         state.find_elsewhere = self._ask_peers
         self._guards = GuardPolicies(loaded, time.time(), state.stored_ceilings())
+        labels = ray.get_runtime_context().get_node_labels()
+        state.stand_in(zone_of(labels, config.residency.zone_label, config.zones))
         self._membership = Membership(config, policy, engines, egress, self._update, self._guards)
         self._watch: asyncio.Task[None] | None = None
 

@@ -145,4 +145,13 @@ def describe_cluster(state: RouterState) -> dict[str, Any]:
         "spilling": [{"label": state.label_text(label), "models": models} for label, models in view.spilling],
         "zones": {zone: {"external": spec.external} for zone, spec in state.config.zones.items()},
         "targets": targets,
+        "response_cache": _describe_cache(state),
     }
+
+
+def _describe_cache(state: RouterState) -> dict[str, Any] | None:
+    """How full the response cache is and where it keeps things, None without one."""
+    if state.cache is None or state.cache_place is None:
+        return None
+    entries, size = state.cache.measure()
+    return {"entries": entries, "bytes": size, "zones": state.policy.vocabulary.zone_names(state.cache_place.store)}

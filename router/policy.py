@@ -38,6 +38,7 @@ from router.placement.targets import OFFERED, Address, Endpoint, Kind, Price, Ta
 from router.residency.break_glass import Relaxation
 from router.residency.guard import STORED, Place
 from router.residency.label import Evidence, Label, Vocabulary, admits, translate_evidence
+from router.response_cache.rule import CacheRule, compile_rule
 
 
 class Relaxed(msgspec.Struct, frozen=True, gc=False):
@@ -79,6 +80,8 @@ class KeyGrant(msgspec.Struct, frozen=True):
     """What a token takes away from the key whose scopes it bears; already taken away in the other fields."""
     bearer_tags: tuple[str, ...] = ()
     """Tags that hold for a token besides the key's ceiling: its own, and those of its tenant. Guards are told of them."""
+    cache: CacheRule | None = None
+    """Its part in the response cache; None: it has none."""
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -388,6 +391,7 @@ def grant_of_key(
         expires=math.inf if key.expires is None else moment_of(key.expires),
         priority=CLASSES.index(key.priority),
         capture=key.capture,
+        cache=compile_rule(key, config, vocabulary_of(config), ceiling, where),
     )
 
 

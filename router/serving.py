@@ -30,6 +30,7 @@ from router.residency.cache_salt import SALTED, with_cache_salt
 from router.residency.guard import issue_pass
 from router.residency.inflight import POLICY_REVOKED
 from router.residency.restored_answer import RestoredBody, RestoredEvents
+from router.response_cache.turn import CacheTurn, turn_for
 from router.screen import shortlist
 from router.state import RouterState
 from router.wire.continuation import ask_for_token_ids
@@ -66,6 +67,7 @@ class Serving:
         "_admitted",
         "_attempt",
         "_booking",
+        "_cache_turn",
         "_choice",
         "_client",
         "_closed",
@@ -95,6 +97,8 @@ class Serving:
         """What a stream that could be carried on has brought so far."""
         self._join: Join | None = None
         """Set while an attempt carries a broken stream on."""
+        self._cache_turn: CacheTurn | None = None
+        """Set where the response cache may answer, or take the answer."""
         self._choice: Choice
         self._attempt: Attempt
         self._booking: Booking
@@ -104,6 +108,8 @@ class Serving:
         state, admitted = self._state, self._admitted
         state.retry_budget.deposit()
         try:
+            if self._facts.key.cache is not None:
+                self._cache_turn = turn_for(state, admitted)
             if admitted.path in FILLS_CACHE:
                 models = shortlist(self._facts, state.policy, state.fleet.membership, time.time()).models
                 admitted.chains = state.chains_for(self._facts, admitted.parsed, models)
@@ -128,6 +134,8 @@ class Serving:
         choice, chunks = self._choice, self._client.speaks_chunked
         head = decision_headers(self._facts.request_id, choice.model, choice.target.id, choice.target.zone, choice.reason)
         head += self._reserved.headers
+        if self._cache_turn is not None:
+            head += self._cache_turn.begin_copy(exchange)
         if self._admitted.values and not is_event_stream(exchange.headers):
             exchange.events = RestoredBody(self._admitted.values)
             head += response_headers(exchange.headers, Framing.CHUNKED if chunks else Framing.CLOSE)
@@ -166,6 +174,8 @@ class Serving:
         try:
             self._admitted.ticket.end()
             self._close_attempt(exchange, ending)
+            if self._cache_turn is not None:
+                self._cache_turn.end_copy(exchange, ending, self._choice)
             broken = ending in (Ending.HELD, Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER)
             if broken and (self._join is not None or ending is Ending.BROKEN_AFTER):
                 self._carry_on(exchange)
@@ -194,6 +204,8 @@ class Serving:
             audit.decided(self._facts, state.policy.epoch, view, decision, now, self._admitted.receipt.label_sources)
         if not self._tries and self._join is None:
             state.fleet.set_saturated(self._facts.label, decision.models, decision.saturated)
+        if self._cache_turn is not None and not self._tries and self._join is None and self._answer_from_cache(decision):
+            return
         if decision.chosen is None:
             assert decision.refusal is not None
             raise as_error(decision.refusal, self._held)
@@ -203,6 +215,16 @@ class Serving:
             raise ApiError(502, "upstream_error", "A target failed, and the router's retry budget is used up.")
         self._tries += 1
         self._send(decision.chosen, now)
+
+    def _answer_from_cache(self, decision: Decision) -> bool:
+        """Let the response cache answer in place of a target; false when it has nothing that this request may have."""
+        client = self._client
+        if self._cache_turn is None or not self._cache_turn.give(decision, self._facts, client, self._reserved):
+            return False
+        self._close()
+        if not client.gone:
+            client.finish()
+        return True
 
     def _prepare_retry(self) -> None:
         """The facts of another try: without the target that failed, and with what is left of the deadline.

@@ -41,6 +41,8 @@ from router.residency.inflight import InFlight
 from router.residency.label import Evidence, Label
 from router.residency.lineage import LineageBook
 from router.residency.lineage_store import LineageStore
+from router.response_cache.book import open_cache
+from router.response_cache.rule import place_of_cache
 from router.wire.retry_budget import RetryBudget
 from router.wire.tls import TlsContexts
 from router.wire.upstream import Pool
@@ -111,6 +113,13 @@ class RouterState:
         self.draining = False
         self.find_elsewhere: FindReceipt | None = None
         """Asks the other router replicas for a receipt; None where there are none."""
+        self.cache = None if config.cache is None else open_cache(config.cache)
+        """The response cache, for keys that ask for it; None without one."""
+        if self.cache is not None:
+            self.metrics.watch_cache(self.cache.measure)
+        self.cache_secret = secrets.token_bytes(32)
+        self.cache_place = place_of_cache(config, policy.vocabulary)
+        self._stands_in: tuple[str, ...] = ()
         self._secret = secret
         self._credentials = {target: token.encode("latin-1") for target, token in credentials.items()}
         self._keys: dict[str, bytes] = {}
@@ -150,6 +159,7 @@ class RouterState:
         self.record_relaxations(known)
         self.policy_alert = ""
         self._label_texts.clear()
+        self._empty_cache()
         cut = self.inflight.adopt(policy, self._evidence(), now)
         self.metrics.policy_offered(taken=True)
         self.metrics.revoked(cut)
@@ -172,6 +182,19 @@ class RouterState:
             if self.audit is not None and relaxation not in known:
                 self.audit.event(RELAX, relaxation.id, msgspec.structs.asdict(relaxation))
 
+    def stand_in(self, zone: str) -> None:
+        """This router is known to stand in a zone (an undeclared one: nobody knows where), and what it keeps with it."""
+        self._stands_in = (zone,)
+        self._empty_cache()
+        if self.cache is not None and zone not in self.config.zones:
+            _log.warning("the zone of this router's node is unknown, so its response cache keeps nothing")
+
+    def _empty_cache(self) -> None:
+        """Nothing that was kept under another policy is given under this one; answers under way are not kept either."""
+        self.cache_place = place_of_cache(self.config, self.policy.vocabulary, self._stands_in)
+        if self.cache is not None:
+            self.cache.clear()
+
     def refuse_policy(self, why: str) -> None:
         """The latest policy cannot be used: the one that runs stays, and everybody who looks is told."""
         _log.error("policy refused, epoch %s stays: %s", self.policy.epoch, why)
@@ -180,6 +203,8 @@ class RouterState:
 
     def recheck(self, now: float) -> int:
         """Cut what time or changed evidence forbids by now; returns how many exchanges that were."""
+        if self.cache is not None:
+            self.cache.sweep()
         cut = self.inflight.recheck(self._evidence(), now)
         if cut:
             self.metrics.revoked(cut)

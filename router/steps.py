@@ -19,7 +19,7 @@ from router.captured import end_capture
 from router.decision import Decision, Facts
 from router.identity.limit import Kind
 from router.identity.limits import NOTHING, UNBOUNDED_ANSWER_TOKENS, Reservation
-from router.ledger.receipts import Receipt, StepRecord
+from router.ledger.receipts import CACHE_HIT, CACHE_MISS, Receipt, StepRecord
 from router.serving import Serving
 from router.state import RouterState
 from router.wire.direct import DirectRequest
@@ -318,8 +318,12 @@ def merge_receipts(receipt: Receipt, mode: str, steps: list[Step], answering: St
         if own.attempts and own.attempts[-1].prompt_tokens < 0:
             own.attempts[-1].prompt_tokens, own.attempts[-1].completion_tokens = own.prompt_tokens, own.completion_tokens
     receipt.attempts.sort(key=lambda attempt: attempt.started)
+    computed = [own for _, own in known if own.cache != CACHE_HIT]
+    if any(own.cache for _, own in known):
+        receipt.cache = CACHE_MISS if computed else CACHE_HIT
     for name in ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"):
-        counts = [getattr(own, name) for _, own in known if getattr(own, name) >= 0]
+        # What the response cache gave was not used, unless it gave all: then the receipt tells what it was.
+        counts = [getattr(own, name) for own in computed or [own for _, own in known] if getattr(own, name) >= 0]
         setattr(receipt, name, sum(counts) if counts else -1)
     if answering is not None and answering.receipt is not None:
         receipt.status, receipt.code = answering.receipt.status, answering.receipt.code

@@ -74,6 +74,13 @@ def check_references(config: Config) -> None:
                 f"targets[{i}].zone: `{target.zone}` is not external, but a cloud target is outside the cluster: "
                 f"declare the zone with `external: true`"
             )
+    if config.cache is not None:
+        for zone in config.cache.zones:
+            known("zone", zone, zones, "cache.zones")
+            if config.zones[zone].external:
+                raise ValueError(f"cache.zones: `{zone}` is external; routers, and what they keep, are inside")
+        for duty in config.cache.duties:
+            known("duty", duty, duties, "cache.duties")
     _check_identities(config, tags)
     if config.capture is not None:
         known("zone", config.capture.zone, zones, "capture.zone")
@@ -131,6 +138,8 @@ def _check_identities(config: Config, tags: set[str]) -> None:
     ):
         for name in {name for name in ids if ids.count(name) > 1}:
             raise ValueError(f"{where}: `{name}` is there twice")
+    if config.cache is not None and any(target.id == "cache" for target in config.targets):
+        raise ValueError("targets: `cache` is the name that answers from the response cache have; a target needs another id")
     tiers = set(config.complexity.tiers)
     served = {model.id for model in config.models} | {name for target in config.targets for name in target.models}
     for name in served & (tiers | {AUTO}):

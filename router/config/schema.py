@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from router.config.access import Access, Credential, Listen, PublicListen
+from router.config.cache import Cache, KeyCache, read_switch
 from router.config.capture import Capture
 from router.config.check import CATEGORIES, KINDS, LOCAL, check_references, nearest
 from router.config.complexity import Complexity
@@ -320,8 +321,11 @@ class Key(Allowance, Access):
     """Whether this key's broken streams may be carried on at another replica. Default: the top-level `continuation`."""
     redact: Redact | None = None
     """Lets requests with sensitive values go further than the ceiling once the values are taken out."""
+    cache: KeyCache | None = None
+    """Whether this key's questions may be answered from the response cache: `true`, or a mapping. Default: they never are."""
 
     _id = field_validator("id")(_check_name)
+    _cache = field_validator("cache", mode="before")(read_switch)
 
     @model_validator(mode="after")
     def _one_source(self) -> Key:
@@ -513,6 +517,8 @@ class Config(_Strict):
     """A YAML file (relative to TIDEGATE_HOME) whose keys replace those of this configuration, watched while it runs."""
     audit: Audit = Audit()
     capture: Capture | None = None
+    cache: Cache | None = None
+    """The response cache, for keys with `cache`. Default: there is none."""
     store: Store = Store()
     jwt: Jwt | None = None
     tenants: dict[Name, Allowance] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from router.config import Config
-from router.ledger.receipts import Receipt
+from router.ledger.receipts import CACHE_HIT, Receipt
 from router.placement.targets import Price
 
 
@@ -29,7 +29,10 @@ class PriceList:
         return cost_usd(self._dearest, prompt_tokens, completion_tokens)
 
     def cost(self, receipt: Receipt) -> float | None:
-        """What a request cost in US dollars; None when an answer began and nobody counted its tokens."""
+        """What a request cost in US dollars, nothing when the cache answered; None when an answer began and nobody counted its
+        tokens."""
+        if receipt.cache == CACHE_HIT:
+            return 0.0
         began = [attempt for attempt in receipt.attempts if attempt.first_byte and 200 <= attempt.status < 300]
         if not began:
             return 0.0

@@ -130,6 +130,9 @@ class Metrics:
         self._breaks = prometheus_client.Counter(
             "tidegate_stream_breaks", "streams that broke, by what became of them", ["target", "outcome"], registry=self._registry
         )
+        self._lookups = prometheus_client.Counter(
+            "tidegate_cache_lookups", "requests that the response cache was asked for", ["result"], registry=self._registry
+        )
         self._registry.register(_FleetCollector(fleet, trust_of))
 
     def answered(self, model: str, target: str, zone: str, status: int, first_byte_s: float, total_s: float) -> None:
@@ -141,6 +144,21 @@ class Metrics:
         if first_byte_s >= 0:
             timers[0].observe(first_byte_s)
         timers[1].observe(total_s)
+
+    def looked_up(self, *, hit: bool) -> None:
+        """The response cache was asked."""
+        self._lookups.labels("hit" if hit else "miss").inc()
+
+    def answered_from_cache(self, model: str, zone: str) -> None:
+        """The response cache answered. How fast says nothing about a model, so the times are not counted."""
+        self._answered.answers[model, "cache", zone, 200] += 1
+
+    def watch_cache(self, size: Callable[[], tuple[int, int]]) -> None:
+        """There is a response cache: `size` gives its entries and bytes."""
+        entries = prometheus_client.Gauge("tidegate_cache_entries", "answers in the response cache", registry=self._registry)
+        entries.set_function(lambda: size()[0])
+        held = prometheus_client.Gauge("tidegate_cache_bytes", "memory of the response cache", registry=self._registry)
+        held.set_function(lambda: size()[1])
 
     def refused(self, code: str) -> None:
         """A request got an error of ours."""

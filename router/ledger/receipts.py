@@ -24,6 +24,9 @@ _FIELDS = {
 _COUNT = re.compile(rb'"(' + b"|".join(_FIELDS) + rb')"\s*:\s*(\d{1,12})')
 
 
+CACHE_HIT, CACHE_MISS = "hit", "miss"
+
+
 class Attempt(msgspec.Struct, gc=False):
     """One try at one target. Times are UNIX seconds; 0 means it did not come to that. Token counts are -1 while unknown; those
     of an attempt that broke or was given up are of what had come by then."""
@@ -93,6 +96,8 @@ class Receipt(msgspec.Struct, gc=False):
     mode: str = ""
     """`cascade`, `vote` or `shadow` where several models were asked: the counts above are the sums over `steps`."""
     steps: list[StepRecord] = []
+    cache: str = ""
+    """What the response cache had: `hit` or `miss`; "" when it was not asked. A hit has the tokens of the kept answer."""
 
 
 def open_receipt(facts: Facts, epoch: str, label_text: str, tags: tuple[str, ...], now: float) -> Receipt:
@@ -133,7 +138,9 @@ def read_usage(receipt: Receipt, tail: bytes) -> None:
 
 
 def used_tokens(receipt: Receipt) -> int | None:
-    """Tokens a request used; 0 when nothing was answered, None when something was but nobody counted."""
+    """Tokens a request used; 0 when nothing was answered or the cache did, None when something was but nobody counted."""
+    if receipt.cache == CACHE_HIT:
+        return 0
     if receipt.prompt_tokens >= 0:
         return receipt.prompt_tokens + max(0, receipt.completion_tokens)
     began = any(attempt.first_byte and 200 <= attempt.status < 300 for attempt in receipt.attempts)

@@ -139,4 +139,5 @@ def end_data(receipt: Receipt) -> records.EndData:
         trial=receipt.trial,
         mode=receipt.mode,
         steps=msgspec.Raw(records.pack(receipt.steps)),
+        cache=receipt.cache,
     )

@@ -22,6 +22,8 @@ PRUNE, HOLD, RELEASE, SHRED, SEAL, READ = "prune", "hold", "release", "shred", "
 GLASS_REQUEST, GLASS_APPROVE, GLASS_OPEN, GLASS_REVOKE = "glass.request", "glass.approve", "glass.open", "glass.revoke"
 RELAX = "relax"
 """A router has taken a signed relaxation, or a policy that is wider than the one before it."""
+CACHE_HIT = "cache.hit"
+"""An answer was given from the response cache: what its gate went by, and the request that the answer was made for."""
 
 
 class RecordError(ValueError):
@@ -121,6 +123,7 @@ class EndData(msgspec.Struct, frozen=True, gc=False):
     trial: str = ""
     mode: str = ""
     steps: msgspec.Raw = msgspec.Raw(b"\x90")
+    cache: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode

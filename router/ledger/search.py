@@ -11,6 +11,7 @@ import msgspec
 
 from router.ledger import records
 from router.ledger.reader import LogReader, merged
+from router.ledger.receipts import CACHE_HIT
 from router.ledger.records import Record
 
 _SPAN = re.compile(r"(\d+)([smhdw])\Z")
@@ -100,6 +101,8 @@ class Handled(msgspec.Struct):
     prompt_tokens: int = -1
     completion_tokens: int = -1
     cached_tokens: int = -1
+    cache: str = ""
+    """`hit` when the response cache answered: its tokens were not computed for this request, and nothing left for it."""
     complete: bool = False
     """Whether its end is recorded; one without was cut off by a crash, or is still at work."""
 
@@ -151,7 +154,9 @@ def _take_end(handled: Handled, data: records.EndData) -> None:
     handled.requested_model, handled.label, handled.epoch = data.requested_model, data.label, data.epoch
     handled.status, handled.code, handled.attempts = data.status, data.code, len(attempts)
     handled.prompt_tokens, handled.completion_tokens = data.prompt_tokens, data.completion_tokens
-    handled.cached_tokens = data.cached_tokens
+    handled.cached_tokens, handled.cache = data.cached_tokens, data.cache
+    if data.cache == CACHE_HIT:
+        handled.external = handled.intents > 0
     if attempts:
         last = attempts[-1]
         handled.target, handled.zone, handled.model = last["target"], last["zone"], last["model"]

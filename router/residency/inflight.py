@@ -174,12 +174,26 @@ class InFlight:
 
 def may_stay(policy: Policy, ticket: Ticket, target: Target, evidence: Evidence | None, now: float) -> bool:
     """Whether a request may go on at the target it is at."""
-    grant = ticket.grant
+    return evidence is not None and may_use(policy, ticket.grant, ticket.label, ticket.model, target, evidence, now)
+
+
+def may_use(policy: Policy, grant: KeyGrant, label: Label, model: str, target: Target, evidence: Evidence, now: float) -> bool:
+    """Whether a key's request may have what a target makes of it, whatever is up and however loaded.
+
+    Args:
+        policy: the policy of now.
+        grant: what the key may do under it.
+        label: the request's label, before what the model demands.
+        model: the model that answers.
+        target: where.
+        evidence: what is known of the target.
+        now: UNIX time in seconds.
+    """
     if target.kind is Kind.CLOUD and not (policy.spill_enabled and grant.spill):
         return False
-    if grant.models is not None and ticket.model not in grant.models:
+    if grant.models is not None and model not in grant.models:
         return False
-    return evidence is not None and admits(policy.label_for(ticket.label, ticket.model), evidence, now)
+    return admits(policy.label_for(label, model), evidence, now)
 
 
 def _cut(exchange: Cuttable) -> None:

@@ -11,6 +11,7 @@ from router.wire.direct import DirectRequest
 from router.wire.events import EventStream
 
 if TYPE_CHECKING:
+    from router.response_cache.answer import AnswerCopy
     from router.wire.upstream import Connection
 
 DEADLINE = "the request's deadline has passed"
@@ -63,6 +64,7 @@ class Exchange:
         "client",
         "connection",
         "content_length",
+        "copy",
         "deadline",
         "ended",
         "events",
@@ -106,6 +108,8 @@ class Exchange:
         self.forwarding = False
         self.events: EventStream | None = None
         self.outbox: list[bytes] = []
+        self.copy: AnswerCopy | None = None
+        """Set while the answer is copied for the response cache."""
         self.head = b""
         self.held = bytearray()
         self.tail = b""
@@ -177,6 +181,8 @@ class Exchange:
         self.outbox.clear()
         if complete:
             data += self.events.finish()
+        if self.copy is not None:
+            self.copy.take(data)
         if self.client.speaks_chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             if complete:

@@ -123,7 +123,8 @@ class Connection(asyncio.Protocol):
                 return
             exchange.write_events(self._complete)
             aligned = self._between_chunks and data.endswith(b"\r\n") and not self._complete
-            if aligned and exchange.events.empty and exchange.client.speaks_chunked and not exchange.head:
+            unseen = exchange.events.empty and exchange.copy is None
+            if aligned and unseen and exchange.client.speaks_chunked and not exchange.head:
                 self._pass_on = exchange.client.transport.write
         elif exchange.forwarding and (body or exchange.head) and (exchange.client.speaks_chunked or not exchange.chunked):
             exchange.write(body)
@@ -238,8 +239,11 @@ class Connection(asyncio.Protocol):
         elif not exchange.forwarding:
             if len(exchange.held) + len(body) <= MAX_HELD_BODY:
                 exchange.held += body
-        elif exchange.chunked and not exchange.client.speaks_chunked:
-            exchange.write(body)
+        else:
+            if exchange.copy is not None:
+                exchange.copy.take(body)
+            if exchange.chunked and not exchange.client.speaks_chunked:
+                exchange.write(body)
 
     def on_message_complete(self) -> None:
         """The response is whole."""

@@ -229,7 +229,7 @@ def export(
     logs = open_logs(directory)
     verifiers = trusted(directory, key, logs)
     checked = [verify_log(log.root, verifiers) for log in logs]
-    usual = {records.DECIDE, records.END, records.INTENT, records.LOADS, records.MEMBERS, records.GRANT}
+    usual = {records.DECIDE, records.END, records.INTENT, records.LOADS, records.MEMBERS, records.GRANT, records.CACHE_HIT}
     try:
         handled = list(requests(logs, start, end))
         events: list[dict[str, Any]] = []

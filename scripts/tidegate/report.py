@@ -15,6 +15,7 @@ from router.ledger import records
 from router.ledger.cost import PriceList, cost_usd
 from router.ledger.policies import read_policy
 from router.ledger.reader import LogReader
+from router.ledger.receipts import CACHE_HIT
 from router.ledger.records import RecordError
 from router.ledger.search import Handled, requests
 from router.ledger.tiles import TileError
@@ -36,6 +37,8 @@ class Line(msgspec.Struct):
     uncounted: int = 0
     """Requests that were answered, at least in part, and whose tokens nobody counted."""
     usd: float = 0.0
+    cached: int = 0
+    """Requests that the response cache answered: they cost nothing, and their tokens are not among these."""
 
 
 @app.command()
@@ -84,6 +87,9 @@ def add_up(logs: list[LogReader], by: str, since: float = 0.0, until: float = fl
 def _count(line: Line, item: Handled, prices: PriceList | None) -> None:
     line.requests += 1
     line.failed += item.status >= 400
+    if item.cache == CACHE_HIT:
+        line.cached += 1
+        return
     if item.prompt_tokens < 0:
         line.uncounted += 200 <= item.status < 300
         return
@@ -117,7 +123,8 @@ def _csv(lines: list[Line]) -> str:
 
 def _print_table(lines: list[Line], by: str) -> None:
     width = max([len(by), *(len(line.name) for line in lines)])
-    console.print(f"{by:{width}}  {'requests':>9} {'failed':>8} {'prompt':>12} {'answer':>12} {'uncounted':>9} {'USD':>12}")
+    counted = f"{'requests':>9} {'failed':>8} {'cached':>8} {'prompt':>12} {'answer':>12} {'uncounted':>9}"
+    console.print(f"{by:{width}}  {counted} {'USD':>12}")
     for line in lines:
-        counts = f"{line.requests:9} {line.failed:8} {line.prompt_tokens:12} {line.completion_tokens:12} {line.uncounted:9}"
-        console.print(f"{line.name:{width}}  {counts} {line.usd:12.6f}")
+        counts = f"{line.requests:9} {line.failed:8} {line.cached:8} {line.prompt_tokens:12} {line.completion_tokens:12}"
+        console.print(f"{line.name:{width}}  {counts} {line.uncounted:9} {line.usd:12.6f}")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from tidegate.cli import app
 from tidegate.keys import is_well_formed
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from router.identity.keys import authenticate
 from router.identity.limits import LimitReached, Limits
 from router.identity.stored import open_shared
 from router.policy import compile_policy
+from router.response_cache.rule import CacheRule
 from router.wire.errors import ApiError
 
 RUNNER = CliRunner()
@@ -57,6 +59,22 @@ def test_every_scope_of_a_stored_key_is_kept(home, configured):
     row = json.loads(run("list")[1])
     assert (row["cidr"], row["priority"], row["spill"]) == (["10.0.0.0/8", "2001:db8::/32"], "low", True)
     assert (row["models"], row["residency"], row["expires"]) == (["small"], ["any"], "2999-01-01T10:00:00+00:00")
+
+
+def test_a_stored_key_takes_part_in_the_response_cache(home, configured):
+    document = yaml.safe_load(configured.read_text())
+    document["applications"][0]["args"]["cache"] = {"zones": ["local"], "ttl_s": 9}
+    configured.write_text(yaml.safe_dump(document))
+    key = created("app", "--cache")
+    config = load_file(configured)
+    policy = compile_policy(config, home.root)
+    shared = open_shared(config, policy, home.root, "router-a")
+    assert shared is not None
+    try:
+        grant = authenticate([(b"x-api-key", key.encode())], policy.keys, shared.keys)
+        assert grant.cache == CacheRule(False, False, 9)
+    finally:
+        shared.close()
 
 
 def test_routers_take_and_refuse_keys_within_a_second(home, configured):
@@ -150,6 +168,7 @@ def test_a_rotation_without_overlap_ends_the_old_key_and_an_expiry_ends_any(home
         (("create", "x", "--stored", "--expires", "soon"), "is no date"),
         (("create", "x", "--stored", "--cidr", "10.0.0.1/8"), "did you mean `10.0.0.0/8`"),
         (("create", "x", "--stored", "--priority", "urgent"), "'high', 'normal' or 'low'"),
+        (("create", "x", "--stored", "--cache"), "there is no cache: say where answers may be kept"),
         (("create", "x", "--spill"), "with --stored"),
         (("create", "x", "--cidr", "10.0.0.0/8"), "with --stored"),
         (("create", "x", "--priority", "low"), "with --stored"),

@@ -41,6 +41,7 @@ TRUSTED = {
         "InFlight.recheck",
         "InFlight._narrow",
         "may_stay",
+        "may_use",
         "_cut",
     ),
     "router.residency.lineage": (
@@ -53,8 +54,17 @@ TRUSTED = {
         "_is_traced",
     ),
     "router.residency.cache_salt": ("cache_salt", "with_cache_salt"),
+    "router.residency.cache_gate": ("owner_of", "may_keep", "may_give"),
 }
-TESTS = ("test_label.py", "test_guard.py", "test_guard_policy.py", "test_taint.py", "test_inflight.py", "test_cache_salt.py")
+TESTS = (
+    "test_label.py",
+    "test_guard.py",
+    "test_guard_policy.py",
+    "test_taint.py",
+    "test_inflight.py",
+    "test_cache_salt.py",
+    "test_cache_gate.py",
+)
 _LIMIT_S = 60
 _SWAPS: dict[type, type] = {
     ast.Eq: ast.NotEq,
