@@ -75,6 +75,8 @@ class KeyGrant(msgspec.Struct, frozen=True):
     """Its class, the place in `router.identity.priority.CLASSES`; 0 goes first."""
     capture: bool = False
     """Whether its payloads are kept."""
+    vote: bool = False
+    """Whether it may ask for a vote of several models."""
     narrowing: Narrowing | None = None
     """What a token takes away from the key whose scopes it bears; already taken away in the other fields."""
     bearer_tags: tuple[str, ...] = ()
@@ -388,6 +390,7 @@ def grant_of_key(
         expires=math.inf if key.expires is None else moment_of(key.expires),
         priority=CLASSES.index(key.priority),
         capture=key.capture,
+        vote=key.vote,
     )
 
 
