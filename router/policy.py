@@ -76,6 +76,8 @@ class KeyGrant(msgspec.Struct, frozen=True):
     """Its class, the place in `router.identity.priority.CLASSES`; 0 goes first."""
     capture: bool = False
     """Whether its payloads are kept."""
+    vote: bool = False
+    """Whether it may ask for a vote of several models."""
     narrowing: Narrowing | None = None
     """What a token takes away from the key whose scopes it bears; already taken away in the other fields."""
     bearer_tags: tuple[str, ...] = ()
@@ -392,6 +394,7 @@ def grant_of_key(
         priority=CLASSES.index(key.priority),
         capture=key.capture,
         cache=compile_rule(key, config, vocabulary_of(config), ceiling, where),
+        vote=key.vote,
     )
 
 

@@ -9,14 +9,28 @@ from router.feedback import note_repeat
 from router.identity.limits import Reservation
 from router.serving import Serving
 from router.state import RouterState
+from router.voting import Vote, vote_asked
 from router.wire.direct import DirectRequest
+from router.wire.errors import ApiError
 
 
 def serve(state: RouterState, stages: Stages, admitted: AdmittedRequest, client: DirectRequest, reserved: Reservation) -> None:
     """Serve a request where at least one stage is configured."""
     if stages.learning is not None:
         note_repeat(state, admitted)
-    if stages.cascade is not None and may_cascade(admitted, state.policy):
+    if stages.vote is not None and _wants_vote(state, admitted, reserved):
+        Vote(state, admitted, client, reserved, stages.vote).start()
+    elif stages.cascade is not None and may_cascade(admitted, state.policy):
         Cascade(state, admitted, client, reserved, stages.cascade).start()
     else:
         Serving(state, admitted, client, reserved).start()
+
+
+def _wants_vote(state: RouterState, admitted: AdmittedRequest, reserved: Reservation) -> bool:
+    """As `vote_asked`; a request that is refused gives back what it had taken."""
+    try:
+        return vote_asked(admitted)
+    except ApiError:
+        state.limits.settle(reserved, 0, 0.0)
+        state.inflight.leave(admitted.ticket)
+        raise

@@ -167,7 +167,7 @@ class RouterState:
 
     def _plan_stages(self) -> None:
         """What may follow the first choice of a model under this policy; what was learnt is kept while learning goes on."""
-        self.stages = stages = plan_stages(self.config.complexity, voting=False)
+        self.stages = stages = plan_stages(self.config.complexity, voting=any(key.vote for key in self.config.keys))
         wanted, books = None if stages is None else stages.learning, self.complexity
         if wanted is None:
             books.learning = None

@@ -17,14 +17,21 @@ class CascadeSettings(msgspec.Struct, frozen=True):
     samples: int = 3
 
 
+class VoteSettings(msgspec.Struct, frozen=True):
+    """`models` in order (empty: of all tiers, the largest first), and how many of them a vote asks at most."""
+
+    models: tuple[str, ...] = ()
+    most: int = 3
+
+
 class Stages(msgspec.Struct, frozen=True):
     """None or empty: that stage is off."""
 
     cascade: CascadeSettings | None = None
     trials: tuple[Trial, ...] = ()
     learning: LearningSettings | None = None
-    voters: int = 0
-    """The most models a vote may ask; 0: no key may ask for one."""
+    vote: VoteSettings | None = None
+    """None: no key may ask for one."""
 
 
 def plan_stages(section: Complexity, voting: bool) -> Stages | None:
@@ -37,6 +44,7 @@ def plan_stages(section: Complexity, voting: bool) -> Stages | None:
     stages = Stages(
         cascade=_cascade(section.cascade) if section.cascade.enabled else None,
         learning=_learning(section.feedback) if section.feedback.enabled else None,
+        vote=VoteSettings(tuple(section.vote.models), section.vote.most) if voting else None,
     )
     return None if stages == Stages() else stages
 

@@ -150,6 +150,9 @@ def _check_identities(config: Config, tags: set[str]) -> None:
     ):
         if tier not in tiers:
             raise ValueError(f"{where}: unknown tier `{tier}`{nearest(tier, tiers)} (complexity.tiers lists them)")
+    for name in config.complexity.vote.models:
+        if name not in served:
+            raise ValueError(f"complexity.vote.models: unknown model `{name}`{nearest(name, served)}")
     for name in set(config.residency.models) - served:
         raise ValueError(f"residency.models: unknown model `{name}`{nearest(name, served)}")
     for i, key in enumerate(config.keys):

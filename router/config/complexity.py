@@ -102,6 +102,13 @@ class Feedback(_Strict):
     """Whether a prompt that is sent again, and an escalation, count as feedback, too."""
 
 
+class Voting(_Strict):
+    """Which models vote for keys with `vote: true`. Default: of all tiers, the largest first."""
+
+    models: list[Name] = []
+    most: int = Field(default=3, ge=2, le=9)
+
+
 class Experiment(_Strict):
     """A share of the traffic through another setting: `ab` answers with it, `shadow` only looks at what it would do."""
 
@@ -139,6 +146,7 @@ class Complexity(_Strict):
     pin_conversations: bool = True
     pin_margin: float = Field(default=0.02, ge=0, le=1)
     cascade: Cascade = Cascade()
+    vote: Voting = Voting()
     feedback: Feedback = Feedback()
     experiments: list[Experiment] = Field(default=[], max_length=16)
 

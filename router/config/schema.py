@@ -319,6 +319,8 @@ class Key(Allowance, Access):
     """Bound on a whole request of this key; the header `x-request-timeout-ms` goes before it. 0: `timeouts.request_s`."""
     continuation: bool | None = None
     """Whether this key's broken streams may be carried on at another replica. Default: the top-level `continuation`."""
+    vote: bool = False
+    """Whether this key may have several models vote on an answer (`x-tidegate-mode: vote`)."""
     redact: Redact | None = None
     """Lets requests with sensitive values go further than the ceiling once the values are taken out."""
     cache: KeyCache | None = None
