@@ -21,11 +21,12 @@ from router.identity.networks import compile_networks
 from router.identity.stored import StoredKeys
 from router.identity.tokens import TokenVerifier
 from router.ledger.capturing import Capture
+from router.ledger.clock import ClockWatch, in_words
 from router.ledger.cost import PriceList
 from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
 from router.ledger.receipts import ReceiptBook
-from router.ledger.records import RELAX
+from router.ledger.records import CLOCK, RELAX
 from router.placement.fleet import Fleet
 from router.placement.prefix import CHUNK_COST, PrefixIndex
 from router.placement.targets import Kind, Report, Target, View
@@ -129,6 +130,7 @@ class RouterState:
         self.salt_key = salt_key(secret)
         self.policy_alert = ""
         """Why the latest policy was not taken; empty while the one that runs is the latest."""
+        self._clock = ClockWatch()
         self._tasks: set[asyncio.Task[None]] = set()
         self._label_texts: dict[Label, str] = {}
 
@@ -205,6 +207,10 @@ class RouterState:
         """Cut what time or changed evidence forbids by now; returns how many exchanges that were."""
         if self.cache is not None:
             self.cache.sweep()
+        if jump := self._clock.look(now, time.monotonic()):
+            _log.warning("%s; limits, expiries and the times in the audit log follow it", in_words(jump))
+            if self.audit is not None:
+                self.audit.event(CLOCK, "", {"seconds": round(jump, 3)})
         cut = self.inflight.recheck(self._evidence(), now)
         if cut:
             self.metrics.revoked(cut)

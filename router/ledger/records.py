@@ -22,6 +22,8 @@ PRUNE, HOLD, RELEASE, SHRED, SEAL, READ = "prune", "hold", "release", "shred", "
 GLASS_REQUEST, GLASS_APPROVE, GLASS_OPEN, GLASS_REVOKE = "glass.request", "glass.approve", "glass.open", "glass.revoke"
 RELAX = "relax"
 """A router has taken a signed relaxation, or a policy that is wider than the one before it."""
+CLOCK = "clock"
+"""The machine's clock was set while the router ran: `seconds` ahead, or back if negative."""
 CACHE_HIT = "cache.hit"
 """An answer was given from the response cache: what its gate went by, and the request that the answer was made for."""
 

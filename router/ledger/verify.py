@@ -12,6 +12,7 @@ from pathlib import Path
 
 from router.ledger import records
 from router.ledger.checkpoint import Checkpoint, CheckpointError, Verifier, open_note
+from router.ledger.clock import ClockWatch, in_words
 from router.ledger.merkle import HASH_BYTES, leaf_hash
 from router.ledger.reader import LogReader, parse_path
 from router.ledger.records import RecordError
@@ -67,6 +68,7 @@ class _Verification:
         self.wanted_blobs: dict[str, int] = {}
         self.pruned: set[int] = set()
         self.may_be_pruned: set[int] = set()
+        self.clock = ClockWatch()
 
     def run(self) -> None:
         signed = [*self._frames(), *self._heads()]
@@ -233,6 +235,9 @@ class _Verification:
                 self._problem(f"entry {n} says that it is entry {record.n}: entries were moved, dropped or added")
             for blob in records.blobs_of(record):
                 self.wanted_blobs.setdefault(blob, n)
+            jump = (self.clock.start if record.e == records.OPEN else self.clock.look)(record.t, record.m)
+            if jump:
+                self.report.notes.append(f"entry {n}: {in_words(jump)}; times before and after it do not compare")
             if record.e == records.PRUNE:
                 data = records.read_data(record)
                 self.may_be_pruned.update(range(int(data["first"]) // WIDTH, int(data["end"]) // WIDTH))
