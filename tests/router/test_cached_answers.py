@@ -568,3 +568,45 @@ async def test_a_step_that_was_kept_is_not_paid_for_and_one_that_was_not_is():
         assert (receipt["cache"], receipt["prompt_tokens"], receipt["completion_tokens"]) == ("miss", 10, 2)
         assert [attempt["target"] for attempt in receipt["attempts"]] == ["cache", "large"]
         assert [step["cost_usd"] > 0 for step in receipt["steps"]] == [False, True] and len(small.requests) == 1
+
+
+async def test_random_reloads_and_moves_never_let_an_answer_out_of_where_its_label_allows():
+    """Policies tighten and relax, machines turn out to stand elsewhere: a hit was made under this very policy, in a place that
+    the label allowed then and, as far as is known, allows now."""
+    randomness, hits, moves = random.Random(11), 0, 0
+    zones_of = {"any": {"eu", "us"}, "eu": {"eu"}}
+    keys = [{"id": name, "sha256": digest(f"tg_{name}"), "residency": "any", "cache": True} for name in "ab"]
+    async with cached({"one": "eu", "two": "us"}, keys=keys, zones={"eu": {}, "us": {}}, cache={"zones": ["eu"]}) as door:
+        ceiling, stands, kept = {"a": "any", "b": "any"}, {"one": "eu", "two": "us"}, {}
+        for step in range(400):
+            event = randomness.random()
+            if event < 0.05:
+                ceiling = {name: randomness.choice(["any", "eu"]) for name in ceiling}
+                part = [{**key, "residency": ceiling[key["id"]], "timeout_ms": 60_000 + step} for key in keys]
+                assert door.router.take_policy(source_with(door, {"keys": part}))
+                kept, stands = {}, {"one": "eu", "two": "us"}
+                continue
+            if event < 0.12:
+                moves += 1
+                stands = {name: randomness.choice(["eu", "us"]) for name in stands}
+                words, moved = door.state.policy.vocabulary, []
+                for target in fixed_targets(door.state.config, None, ""):
+                    zone = words.zone_mask([stands[target.id]])
+                    moved.append(Report(replace(target, evidence=replace(target.evidence, process=zone, store=zone))))
+                door.state.fleet.update(moved)
+                continue
+            who, what = randomness.choice("ab"), randomness.randrange(4)
+            response = await ask(door, headers={"authorization": f"Bearer tg_{who}"}, max_tokens=what + 1)
+            allowed, question = zones_of[ceiling[who]], (ceiling[who], what)
+            if response.status_code == 503:
+                assert not set(stands.values()) & allowed
+            elif was_hit(response):
+                hits += 1
+                maker, made_in = kept[question]
+                assert f"by {maker} in" in response.headers["x-tidegate-reason"]
+                assert made_in in allowed and stands[maker] in allowed
+            else:
+                maker = response.headers["x-tidegate-target"]
+                assert stands[maker] in allowed
+                kept[question] = (maker, stands[maker])
+        assert hits > 80 and moves > 10
