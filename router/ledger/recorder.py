@@ -140,4 +140,5 @@ def end_data(receipt: Receipt) -> records.EndData:
         mode=receipt.mode,
         steps=msgspec.Raw(records.pack(receipt.steps)),
         cache=receipt.cache,
+        waited_ms=receipt.waited_ms,
     )

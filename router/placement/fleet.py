@@ -103,6 +103,11 @@ class Fleet:
         """Incarnation to place in the membership."""
         return self._index
 
+    def load_of(self, incarnation: str) -> Load:
+        """The books on one target; empty ones for a target that is not known."""
+        index = self._index.get(incarnation)
+        return Load() if index is None else self._loads[index]
+
     def view(self, now: float, prefix: Sequence[int] = (), chunk_tokens: float = 0.0) -> View:
         """Everything a decision may see, frozen.
 
