@@ -302,7 +302,6 @@ def _chose(best: _Scored, basis: _Basis, question: _Question, reason: str, model
             cached_tokens=min(facts.prompt_tokens, basis.view.cached.get(entry.index, 0)),
             output_tokens=question.ask.output_tokens,
             limit_s=max(0.001, limit - facts.waited_s),
-            prefix=facts.prefix,
         )
     choice = Choice(entry.index, entry.target, entry.model, reason, seen.ttft_s, cost, work)
     return Decision(choice, None, models, saturated, best.late, basis)

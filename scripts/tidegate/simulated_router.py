@@ -18,9 +18,9 @@ from router.decide import decide
 from router.decision import Choice, Complexity, Decision, Facts
 from router.placement.admission import AdmissionQueue, Ticket
 from router.placement.fleet import Booking, Fleet, Notice
-from router.placement.history import RoutedPrefixes
+from router.placement.prefix import PrefixIndex
 from router.placement.profile import EngineProfile
-from router.placement.targets import Address, Endpoint, Kind, Price, Report, Signals, Target, Work
+from router.placement.targets import Address, Endpoint, Kind, Price, Report, Signals, Target, View, Work
 from router.placement.waiting import Bounds, counted_wait_s, make_ticket, worth_waiting
 from router.policy import Policy, compile_policy
 from router.residency.label import Evidence
@@ -75,8 +75,9 @@ class SimulatedRouter:
         self.policy = policy
         self.number = number
         profiles = {} if setup.believed is None else {MODEL: setup.believed}
-        capacity = setup.profile.kv_tokens // BLOCK_TOKENS
-        self.fleet = Fleet(math.inf, profiles, RoutedPrefixes(capacity) if setup.prefixes else None, setup.goal, setup.slo.tpot_s)
+        self.fleet = Fleet(math.inf, profiles, setup.goal, setup.slo.tpot_s)
+        self.prefixes = PrefixIndex(history_chunks=setup.profile.kv_tokens // BLOCK_TOKENS)
+        """Without events it goes by what was routed where, as much as fits an engine's cache."""
         self._grant = policy.keys[bytes.fromhex(_KEY_DIGEST)]
         self._bookings: dict[int, Booking] = {}
         self._setup = setup
@@ -86,6 +87,9 @@ class SimulatedRouter:
         self._targets = [_engine(policy, i, setup.profile) for i in range(setup.engines)]
         self._cloud = [_cloud(policy)] if setup.cloud else []
         self.fleet.update([Report(target) for target in (*self._targets, *self._cloud)])
+        if setup.prefixes:
+            for target in self._targets:
+                self.prefixes.join(target.incarnation)
 
     def facts(self, request: SimulatedRequest, waited_s: float = 0.0) -> Facts:
         """The facts the live router would have gathered."""
@@ -98,7 +102,6 @@ class SimulatedRouter:
             complexity=_PLAIN,
             prompt_bytes=request.prompt * 4,
             prompt_tokens=request.prompt,
-            prefix=request.blocks,
             waited_s=waited_s,
         )
 
@@ -135,15 +138,22 @@ class SimulatedRouter:
         facts = self.facts(request, waited_s)
         if barred:
             facts = replace(facts, excluded=frozenset(t.incarnation for i, t in enumerate(self._targets) if barred >> i & 1))
-        decision = decide(facts, self.policy, self.fleet.view(now, facts.prefix, BLOCK_TOKENS), now)
+        decision = decide(facts, self.policy, self.view(request.blocks, now), now)
         self.fleet.set_saturated(facts.label, decision.models, decision.saturated)
         return decision
+
+    def view(self, blocks: Sequence[int], now: float, block_tokens: float = BLOCK_TOKENS) -> View:
+        """What the live router's `view_for` would make of a prompt in these blocks."""
+        places = self.fleet.places
+        held = {places[name]: int(count * block_tokens) for name, count in self.prefixes.depths(blocks).items()}
+        return replace(self.fleet.view(now), cached=held)
 
     def _book(self, request: SimulatedRequest, choice: Choice, now: float) -> int:
         booking = self.fleet.book(choice.target, request.prompt, now, choice.cost_usd, choice.work, choice.model)
         if choice.target.kind is Kind.CLOUD:
             self.fleet.end(booking, now, completed=True)
             return CLOUD
+        self.prefixes.route(choice.target.incarnation, request.blocks)
         self._bookings[request.index] = booking
         request.work = choice.work
         return choice.index
@@ -171,6 +181,8 @@ class SimulatedRouter:
         """A peer's request."""
         event = {"placed": "sent", "first": "first", "done": "end"}[kind]
         work = request.work if isinstance(request.work, Work) and kind == "placed" else None
+        if work is not None:
+            self.prefixes.route(self._targets[engine].incarnation, request.blocks)
         self.fleet.noticed(Notice(str(request.index), self._targets[engine].incarnation, event, work), now)
 
     def release(self, now: float) -> Iterable[tuple[SimulatedRequest, int]]:
