@@ -237,6 +237,7 @@ class Serving:
         if not client.gone:
             client.finish()
         return True
+
     def _record(self, facts: Facts, view: View, decision: Decision, now: float) -> None:
         state = self._state
         if state.audit is not None:
@@ -269,13 +270,12 @@ class Serving:
         assert decision.chosen is not None
         self._admitted.receipt.held = decision.chosen.reason
 
-    def resume(self, facts: Facts, view: View, decision: Decision, waited_s: float) -> None:
-        """A place was found after so many seconds."""
+    def resume(self, facts: Facts, view: View, decision: Decision, now: float, waited_s: float) -> None:
+        """A place was found, by a decision made `now`, after so many seconds."""
         try:
-            now = time.time()
-            decision = self._decision = note_wait(self._admitted.receipt, decision, waited_s)
             self._record(facts, view, decision, now)
-            self._follow(decision, now)
+            self._decision = note_wait(self._admitted.receipt, decision, waited_s)
+            self._follow(self._decision, now)
         except ApiError as error:
             self._refuse(error)
         except Exception as error:

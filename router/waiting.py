@@ -58,8 +58,8 @@ class Waiter(Protocol):
     def wait(self, decision: Decision) -> None:
         """It waits from now on, by this decision."""
 
-    def resume(self, facts: Facts, view: View, decision: Decision, waited_s: float) -> None:
-        """A place was found after so many seconds: send it there."""
+    def resume(self, facts: Facts, view: View, decision: Decision, now: float, waited_s: float) -> None:
+        """A place was found, by a decision made `now`, after so many seconds: send it there."""
 
     def end_wait(self, error: Exception | None, waited_s: float) -> None:
         """It waits no longer, and is not sent: refused with an error, or its client has left (None)."""
@@ -217,7 +217,7 @@ class WaitingRoom:
             self._end(ticket, now, error)
             return None
         self._queue.take(ticket, now)
-        self._out(ticket, now, "sent").resume(facts, view, decision, now - ticket.arrived)
+        self._out(ticket, now, "sent").resume(facts, view, decision, now, now - ticket.arrived)
         return None
 
     def _decide(self, waiter: Waiter, facts: Facts, now: float) -> tuple[View, Decision]:
