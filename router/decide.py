@@ -25,7 +25,7 @@ from router.placement.predict import (
     forecast,
 )
 from router.placement.profile import EngineProfile
-from router.placement.targets import Kind, Load, Target, View, Work
+from router.placement.targets import Kind, Load, Membership, Target, View, Work
 from router.policy import Policy
 from router.screen import Admitted, Group, Shortlist, shortlist
 
@@ -302,7 +302,6 @@ def _chose(best: _Scored, basis: _Basis, question: _Question, reason: str, model
             cached_tokens=min(facts.prompt_tokens, basis.view.cached.get(entry.index, 0)),
             output_tokens=question.ask.output_tokens,
             limit_s=max(0.001, limit - facts.waited_s),
-            prefix=facts.prefix,
         )
     choice = Choice(entry.index, entry.target, entry.model, reason, seen.ttft_s, cost, work)
     return Decision(choice, None, models, saturated, best.late, basis)
@@ -318,11 +317,16 @@ def _refuse_capacity(basis: _Basis, best: _Scored | None) -> Refusal:
         pauses = [load.down_until - now for load in view.loads if load.down_until > now]
         retry = max(1.0, min(pauses, default=_RETRY_WHEN_DOWN_S))
         message = "No allowed target is up at the moment."
+    return Refusal(capacity_code(facts, policy, view.membership), 503, message, retry)
+
+
+def capacity_code(facts: Facts, policy: Policy, membership: Membership) -> str:
+    """What a request is refused with that no allowed target has room for: by residency where that keeps it from others."""
     narrowed = facts.label != policy.default_label and facts.label.is_within(policy.default_label)
     held_back = any(
-        target.kind is not Kind.CLOUD and target.evidence.process & ~facts.label.process for target in view.membership.targets
+        target.kind is not Kind.CLOUD and target.evidence.process & ~facts.label.process for target in membership.targets
     )
-    return Refusal("residency_capacity" if narrowed or held_back else "overloaded", 503, message, retry)
+    return "residency_capacity" if narrowed or held_back else "overloaded"
 
 
 class _Basis(msgspec.Struct, frozen=True, gc=False):

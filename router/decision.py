@@ -60,8 +60,6 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     max_tokens: int = 0
     excluded: frozenset[str] = frozenset()
     timeout_s: float = 0.0
-    prefix: tuple[int, ...] = ()
-    """Keyed hashes of the prompt's chunks, each over everything up to its end; empty when nothing is known of caches."""
     waited_s: float = 0.0
     """Seconds the request has been held already; they count against its limit."""
     priority: int = NORMAL

@@ -19,7 +19,7 @@ from router.policy import Policy, compile_policy
 from router.residency.break_glass import Relaxation, RelaxationError, read_approvals, read_relaxations
 from router.residency.relaxing import compare
 
-POLICY_KEYS = frozenset({"duties", "residency", "keys", "targets", "slo", "spill", "complexity", "classify"})
+POLICY_KEYS = frozenset({"admission", "duties", "residency", "keys", "targets", "slo", "spill", "complexity", "classify"})
 """What may change while engines run. Everything else (models, zones, listeners, ...) needs a deployment."""
 _END_OF_DOCUMENT = "..."
 

@@ -142,6 +142,7 @@ class RouterProcess:
     async def drain(self) -> None:
         """Stop accepting, let running responses finish within the grace, then close everything."""
         self.state.draining = True
+        self.state.waiting.drain(time.time() + self._grace_s / 2)
         for server in self._servers:
             server.should_exit = True
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -16,13 +16,13 @@ from msgspec.structs import replace
 from router.admitted import AdmittedRequest
 from router.captured import end_capture
 from router.decide import decide
-from router.decision import Choice, Decision
+from router.decision import Choice, Decision, Facts
 from router.identity.limits import Reservation
 from router.joining import Join, count_usage, next_join, trail_for
-from router.ledger.receipts import Attempt, Receipt, read_usage, used_tokens
+from router.ledger.receipts import Attempt, Receipt, note_wait, read_usage, used_tokens
 from router.ledger.writer import AuditUnavailable
 from router.placement.fleet import Booking
-from router.placement.targets import Endpoint, Kind
+from router.placement.targets import Endpoint, Kind, View
 from router.prefixes import FILLS_CACHE
 from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
 from router.residency.admission import permission_for
@@ -168,6 +168,8 @@ class Serving:
             self._state.fleet.first_byte(self._booking, now)
             choice = self._choice
             self._state.prefixes.computed(self._admitted.chains, choice.model, choice.target.incarnation, time.monotonic())
+            if self._state.waiting.depth:
+                self._state.waiting.walk(now)
 
     def on_end(self, exchange: Exchange, ending: Ending) -> None:
         """The attempt is over: answered, or try again."""
@@ -189,6 +191,8 @@ class Serving:
             self._refuse(error)
         except Exception as error:
             self._fail(error)
+        if self._state.waiting.depth:
+            self._state.waiting.walk(time.time())
 
     # -- trying
 
@@ -197,15 +201,23 @@ class Serving:
         if self._tries >= MAX_ATTEMPTS:
             raise ApiError(502, "upstream_error", f"{MAX_ATTEMPTS} targets failed this request.")
         now = time.time()
-        self._policy, self._facts = state.policy, state.inflight.current(self._admitted.ticket, self._facts)
-        view, audit = state.view_for(self._facts, self._admitted.chains, now), state.audit
-        decision = self._decision = decide(self._facts, state.policy, view, now)
-        if audit is not None:
-            audit.decided(self._facts, state.policy.epoch, view, decision, now, self._admitted.receipt.label_sources)
-        if not self._tries and self._join is None:
-            state.fleet.set_saturated(self._facts.label, decision.models, decision.saturated)
-        if self._cache_turn is not None and not self._tries and self._join is None and self._answer_from_cache(decision):
-            return
+        facts = self.facts()
+        view = state.view_for(facts, self._admitted.chains, now)
+        decision = self._decision = decide(facts, state.policy, view, now)
+        self._record(facts, view, decision, now)
+        if self._join is None:
+            if not self._tries:
+                state.fleet.set_saturated(facts.label, decision.models, decision.saturated)
+                if self._cache_turn is not None and self._answer_from_cache(decision):
+                    return
+            if (decision.late or state.waiting.depth) and state.waiting.takes(self, facts, view, decision, now):
+                return
+        self._follow(decision, now)
+
+    def _follow(self, decision: Decision, now: float) -> None:
+        """Do what was decided."""
+        state = self._state
+        audit = state.audit
         if decision.chosen is None:
             assert decision.refusal is not None
             raise as_error(decision.refusal, self._held)
@@ -225,6 +237,61 @@ class Serving:
         if not client.gone:
             client.finish()
         return True
+
+    def _record(self, facts: Facts, view: View, decision: Decision, now: float) -> None:
+        state = self._state
+        if state.audit is not None:
+            state.audit.decided(facts, state.policy.epoch, view, decision, now, self._admitted.receipt.label_sources)
+
+    # -- waiting: what the room asks of it (`router.waiting.Waiter`)
+
+    @property
+    def client(self) -> DirectRequest:
+        """Its way back."""
+        return self._client
+
+    @property
+    def admitted(self) -> AdmittedRequest:
+        """The request."""
+        return self._admitted
+
+    def facts(self) -> Facts:
+        """What is known of it under the policy and label of now.
+
+        Raises:
+            ApiError: 403 when the policy no longer lets it go anywhere.
+        """
+        state = self._state
+        self._policy, self._facts = state.policy, state.inflight.current(self._admitted.ticket, self._facts)
+        return self._facts
+
+    def wait(self, decision: Decision) -> None:
+        """It waits from now on: the number that decided so is kept."""
+        assert decision.chosen is not None
+        self._admitted.receipt.held = decision.chosen.reason
+
+    def resume(self, facts: Facts, view: View, decision: Decision, now: float, waited_s: float) -> None:
+        """A place was found, by a decision made `now`, after so many seconds."""
+        try:
+            self._record(facts, view, decision, now)
+            self._decision = note_wait(self._admitted.receipt, decision, waited_s)
+            self._follow(self._decision, now)
+        except ApiError as error:
+            self._refuse(error)
+        except Exception as error:
+            self._fail(error)
+
+    def end_wait(self, error: Exception | None, waited_s: float) -> None:
+        """It waits no longer, and is not sent: refused with an error, or its client has left (None)."""
+        receipt = self._admitted.receipt
+        receipt.waited_ms += round(waited_s * 1e3)
+        if error is None:
+            receipt.code = "client_gone"
+            self._close()
+        elif isinstance(error, ApiError):
+            self._refuse(error)
+        else:
+            self._fail(error)
 
     def _prepare_retry(self) -> None:
         """The facts of another try: without the target that failed, and with what is left of the deadline.

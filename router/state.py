@@ -44,6 +44,8 @@ from router.residency.lineage import LineageBook
 from router.residency.lineage_store import LineageStore
 from router.response_cache.book import open_cache
 from router.response_cache.rule import place_of_cache
+from router.waiting import WaitingRoom
+from router.waiting_metrics import WaitingCollector
 from router.wire.retry_budget import RetryBudget
 from router.wire.tls import TlsContexts
 from router.wire.upstream import Pool
@@ -131,6 +133,8 @@ class RouterState:
         self.policy_alert = ""
         """Why the latest policy was not taken; empty while the one that runs is the latest."""
         self._clock = ClockWatch()
+        self.waiting = WaitingRoom(self)
+        self.metrics.add(WaitingCollector(self.waiting))
         self._tasks: set[asyncio.Task[None]] = set()
         self._label_texts: dict[Label, str] = {}
 
@@ -162,7 +166,9 @@ class RouterState:
         self.policy_alert = ""
         self._label_texts.clear()
         self._empty_cache()
+        self.waiting.adopt(config)
         cut = self.inflight.adopt(policy, self._evidence(), now)
+        self.waiting.recheck(now)
         self.metrics.policy_offered(taken=True)
         self.metrics.revoked(cut)
         return cut
@@ -214,6 +220,8 @@ class RouterState:
         cut = self.inflight.recheck(self._evidence(), now)
         if cut:
             self.metrics.revoked(cut)
+        if self.waiting.depth:
+            self.waiting.recheck(now)
         return cut
 
     def _evidence(self) -> Callable[[Target], Evidence | None]:
@@ -240,6 +248,8 @@ class RouterState:
         """The cluster's word for who is up, to everybody here who keeps books on targets."""
         self.fleet.update(reports)
         self.prefixes.update(reports)
+        if self.waiting.depth:
+            self.waiting.walk(time.time())
 
     def view_for(self, facts: Facts, chains: PromptChains, now: float) -> View:
         """Everything a decision on this request may see: the books, and who holds how much of its prompt."""

@@ -114,7 +114,10 @@ class Simulation:
     def _arrive(self, request: SimulatedRequest) -> None:
         request.arrival = self.now
         placer = self.placers[request.index % len(self.placers)]
-        self._put(request, placer.place(request, self.now))
+        where = placer.place(request, self.now)
+        self._put(request, where)
+        if where == HOLD:
+            self._release(placer)
 
     def _put(self, request: SimulatedRequest, where: int) -> None:
         if where == HOLD:
@@ -190,8 +193,10 @@ class Simulation:
 
     def on_first(self, request: SimulatedRequest, now: float) -> None:
         """The router that placed it sees the first token."""
-        self.placers[request.index % len(self.placers)].on_first(request, now)
+        placer = self.placers[request.index % len(self.placers)]
+        placer.on_first(request, now)
         self._tell_peers("first", request)
+        self._at(now, self._release, placer)
 
     def on_done(self, request: SimulatedRequest, now: float) -> None:
         """The router sees the end; held requests may move up, and the next turn follows."""

@@ -390,6 +390,17 @@ class Slo(_Strict):
     """Spilling ends once the predicted wait is below this share of `ttft_ms` (hysteresis)."""
 
 
+class Admission(_Strict):
+    """The queue of requests that no allowed target can serve within `slo.ttft_ms` yet, per router replica."""
+
+    max_waiting: int = Field(default=1000, ge=0, le=100_000)
+    """How many requests may wait at once; 0: none does, they wait in the engines as long as `slo.max_wait_ms` lets them."""
+    max_waiting_mib: int = Field(default=256, ge=1)
+    """Bound on the memory that waiting requests take."""
+    shares: dict[Name, Annotated[float, Field(gt=0)]] = {}
+    """Shares of tenants that wait at the same time; 1 for those not named."""
+
+
 class Spill(_Strict):
     """Bounds on what goes outside, over all keys, per router replica."""
 
@@ -507,6 +518,7 @@ class Config(_Strict):
     targets: list[ExternalTarget] = []
     keys: list[Key] = []
     slo: Slo = Slo()
+    admission: Admission = Admission()
     spill: Spill = Spill()
     complexity: Complexity = Complexity()
     classify: Classify = Classify()

@@ -56,7 +56,7 @@ class _FleetCollector(Collector):
         yield from (up, inflight, foreign, kv, age, health, trust)
 
 
-class _Durations:
+class Durations:
     """A histogram of seconds: one bisection per observation, where the library's own takes a lock per bucket walked."""
 
     __slots__ = ("counts", "total")
@@ -81,7 +81,7 @@ class _AnswerCollector(Collector):
 
     def __init__(self) -> None:
         self.answers: Counter[tuple[str, str, str, int]] = Counter()
-        self.timers: dict[str, tuple[_Durations, _Durations]] = {}
+        self.timers: dict[str, tuple[Durations, Durations]] = {}
 
     def collect(self) -> Iterator[Metric]:
         """Requests by outcome, and how long they took."""
@@ -135,12 +135,16 @@ class Metrics:
         )
         self._registry.register(_FleetCollector(fleet, trust_of))
 
+    def add(self, collector: Collector) -> None:
+        """Ask this collector as well when somebody scrapes."""
+        self._registry.register(collector)
+
     def answered(self, model: str, target: str, zone: str, status: int, first_byte_s: float, total_s: float) -> None:
         """A response was forwarded to its end; a `first_byte_s` below 0 is not counted."""
         self._answered.answers[model, target, zone, status] += 1
         timers = self._answered.timers.get(model)
         if timers is None:
-            timers = self._answered.timers[model] = (_Durations(), _Durations())
+            timers = self._answered.timers[model] = (Durations(), Durations())
         if first_byte_s >= 0:
             timers[0].observe(first_byte_s)
         timers[1].observe(total_s)

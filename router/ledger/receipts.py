@@ -7,6 +7,7 @@ from collections import OrderedDict
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from router.decision import Decision, Facts
 from router.identity.priority import CLASSES, NORMAL
@@ -98,6 +99,10 @@ class Receipt(msgspec.Struct, gc=False):
     steps: list[StepRecord] = []
     cache: str = ""
     """What the response cache had: `hit` or `miss`; "" when it was not asked. A hit has the tokens of the kept answer."""
+    waited_ms: int = 0
+    """How long it was held in the router's queue."""
+    held: str = ""
+    """What was predicted for it when it began to wait there."""
 
 
 def open_receipt(facts: Facts, epoch: str, label_text: str, tags: tuple[str, ...], now: float) -> Receipt:
@@ -122,6 +127,16 @@ def open_receipt(facts: Facts, epoch: str, label_text: str, tags: tuple[str, ...
         trial=facts.complexity.trial,
         priority=CLASSES[facts.priority],
     )
+
+
+def note_wait(receipt: Receipt, decision: Decision, waited_s: float) -> Decision:
+    """Keep how long a request waited for this decision, which says so in its reason from then on."""
+    waited_ms = round(waited_s * 1e3)
+    receipt.waited_ms += waited_ms
+    choice = decision.chosen
+    if choice is None or not waited_ms:
+        return decision
+    return replace(decision, chosen=replace(choice, reason=f"{choice.reason}; waited {waited_ms} ms"))
 
 
 def read_usage(receipt: Receipt, tail: bytes) -> None:

@@ -14,8 +14,7 @@ from router.ledger.receipts import Receipt
 from router.placement.targets import Load, Membership, View
 from router.policy import KeyGrant
 
-_FACTS = tuple(name for name in Facts.__struct_fields__ if name not in ("key", "request_id", "prefix"))
-"""`prefix` is left out: hashes of what a prompt says have no place in a log, and what they led to is in `View.cached`."""
+_FACTS = tuple(name for name in Facts.__struct_fields__ if name not in ("key", "request_id"))
 _VIEW = tuple(name for name in View.__struct_fields__ if name not in ("membership", "loads"))
 _MOST_LOADS = 64
 """Loads in one record: an entry of the log has at most 65,535 bytes."""
@@ -140,4 +139,5 @@ def end_data(receipt: Receipt) -> records.EndData:
         mode=receipt.mode,
         steps=msgspec.Raw(records.pack(receipt.steps)),
         cache=receipt.cache,
+        waited_ms=receipt.waited_ms,
     )

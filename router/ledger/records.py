@@ -126,6 +126,7 @@ class EndData(msgspec.Struct, frozen=True, gc=False):
     mode: str = ""
     steps: msgspec.Raw = msgspec.Raw(b"\x90")
     cache: str = ""
+    waited_ms: int = 0
 
 
 _encode = msgspec.msgpack.Encoder().encode

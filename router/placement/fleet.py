@@ -16,7 +16,7 @@ from router.placement import breaker as breakers
 from router.placement.books import Calibration, Entry, Shared, TargetBook
 from router.placement.breaker import Breaker, Cause
 from router.placement.profile import EngineProfile
-from router.placement.targets import Kind, Load, Membership, PrefixLookup, Report, Signals, Target, View, Work
+from router.placement.targets import Kind, Load, Membership, Report, Signals, Target, View, Work
 from router.residency.label import Label
 
 _SMOOTHING = 0.2
@@ -62,7 +62,6 @@ class Fleet:
     Args:
         daily_budget_usd: what may be spent outside per UTC day; infinite for no bound.
         profiles: what a step costs, by model id; models that are not there are predicted with a generic profile.
-        prefixes: who holds which prefixes; None where that is not known.
         goal: share of answers that are to meet their limits.
         tpot_s: the limit on seconds per answer token; infinite for none.
     """
@@ -71,11 +70,9 @@ class Fleet:
         self,
         daily_budget_usd: float,
         profiles: Mapping[str, EngineProfile] | None = None,
-        prefixes: PrefixLookup | None = None,
         goal: float = 0.95,
         tpot_s: float = float("inf"),
     ) -> None:
-        self.prefixes = prefixes
         self.calibration = Calibration(goal)
         self._profiles = dict(profiles or {})
         self._tpot_s = tpot_s
@@ -103,27 +100,20 @@ class Fleet:
         """Incarnation to place in the membership."""
         return self._index
 
-    def view(self, now: float, prefix: Sequence[int] = (), chunk_tokens: float = 0.0) -> View:
-        """Everything a decision may see, frozen.
+    def load_of(self, incarnation: str) -> Load:
+        """The books on one target; empty ones for a target that is not known."""
+        index = self._index.get(incarnation)
+        return Load() if index is None else self._loads[index]
 
-        Args:
-            now: UNIX time.
-            prefix: the hashes of the request's prompt, where they are known.
-            chunk_tokens: tokens of the prompt behind one hash.
-        """
-        cached: dict[int, int] = {}
-        if prefix and self.prefixes is not None:
-            index = self._index
-            for incarnation, chunks in self.prefixes.overlap(prefix).items():
-                if incarnation in index:
-                    cached[index[incarnation]] = int(chunks * chunk_tokens)
+    def view(self, now: float) -> View:
+        """Everything a decision may see but what its prompt finds cached, frozen."""
         calibration = self.calibration
         return View(
             self._membership,
             tuple(self._loads),
             self._spilling,
             self._spend_left(now),
-            cached,
+            {},
             self._expected,
             calibration.margin_s,
             calibration.pace_share,
@@ -152,8 +142,6 @@ class Fleet:
             gone = self._books.keys() - self._index.keys()
             for incarnation in gone:
                 del self._books[incarnation]
-            if gone and self.prefixes is not None:
-                self.prefixes.forget(gone)
         self._loads = loads
 
     def adopt(self, retarget: Callable[[Target], Target | None], daily_budget_usd: float) -> None:
@@ -172,8 +160,6 @@ class Fleet:
         gone = self._books.keys() - self._index.keys()
         for incarnation in gone:
             del self._books[incarnation]
-        if gone and self.prefixes is not None:
-            self.prefixes.forget(gone)
         self._spilling = frozenset()
         self._daily_budget_usd = daily_budget_usd
 
@@ -296,8 +282,6 @@ class Fleet:
         if book is None:
             book = self._books[booking.incarnation] = TargetBook(self._shared_of(self._membership.targets[index]))
         booking.entry = entry
-        if entry.work.prefix and self.prefixes is not None:
-            self.prefixes.routed(entry.work.prefix, booking.incarnation, now)
         return book.booked(entry, now)
 
     def _account_first(self, index: int, booking: Booking, now: float) -> dict[str, Any]:

@@ -7,6 +7,7 @@ when the events had time to confirm it. Replicas without events keep their histo
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -23,6 +24,7 @@ HISTORY_CHUNKS = 4096
 CONFIRM_AFTER_S = 3.0
 """Events are late by a scheduler step, a flush and a network hop; after this they are not late, they are missing."""
 _SWEEP_STEP = 20_000
+_COUNTS = range(1, sys.maxsize)
 
 
 class CachedPrefix(msgspec.Struct, frozen=True, gc=False):
@@ -91,6 +93,11 @@ class PrefixIndex:
     def history_entries(self) -> int:
         """Entries of all replicas' histories."""
         return sum(len(recent) for recent in self._recent.values())
+
+    def history_of(self, incarnation: str) -> int:
+        """Entries of one replica's history."""
+        slot = self._slot_of.get(incarnation)
+        return 0 if slot is None else len(self._recent[slot])
 
     # Replicas
 
@@ -180,6 +187,14 @@ class PrefixIndex:
             hashes: `chunk_hashes` of the prompt.
             prompt_bytes: length of the whole prompt's text in bytes.
         """
+        return CachedPrefix(prompt_bytes, self._runs(hashes, ENDS))
+
+    def depths(self, hashes: Sequence[int]) -> Mapping[str, int]:
+        """The same in chunks, for hashes that are cut otherwise: leading ones held, by incarnation; who has none is missing."""
+        return self._runs(hashes, _COUNTS)
+
+    def _runs(self, hashes: Sequence[int], ends: Sequence[int]) -> dict[str, int]:
+        """The longest run from the beginning on each replica, as the entry of `ends` for its last chunk."""
         stored, routed, names = self._stored, self._routed, self._names
         alive = self._known
         found: dict[str, int] = {}
@@ -188,7 +203,7 @@ class PrefixIndex:
             mask = alive & (stored.get(chunk, 0) | routed.get(chunk, 0))
             if mask != alive:
                 if depth:
-                    gone, held = alive ^ mask, ENDS[depth - 1]
+                    gone, held = alive ^ mask, ends[depth - 1]
                     while gone:
                         lowest = gone & -gone
                         found[names[lowest.bit_length() - 1]] = held
@@ -198,12 +213,12 @@ class PrefixIndex:
                     break
             depth += 1
         if depth:
-            held = ENDS[depth - 1]
+            held = ends[depth - 1]
             while alive:
                 lowest = alive & -alive
                 found[names[lowest.bit_length() - 1]] = held
                 alive ^= lowest
-        return CachedPrefix(prompt_bytes, found)
+        return found
 
     def route(self, incarnation: str, hashes: tuple[int, ...]) -> None:
         """A request with this prompt is on its way to a replica: until its events say so, assume that it will have it.
@@ -214,7 +229,8 @@ class PrefixIndex:
         if slot is None or not hashes:
             return
         bit, recent, routed, stored = 1 << slot, self._recent[slot], self._routed, self._stored
-        for chunk in hashes:
+        # From its end: a beginning without its end is worth something, so it is the last to be forgotten, as in the engine.
+        for chunk in reversed(hashes):
             recent[chunk] = recent.pop(chunk, 0) + 1
             routed[chunk] = routed.get(chunk, 0) | bit
             if chunk in stored:

@@ -6,9 +6,9 @@ its own books beside it (`Load`), and `decide()` sees both as an immutable `View
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -185,7 +185,7 @@ class Load(msgspec.Struct, frozen=True, gc=False):
 class Work(msgspec.Struct, frozen=True, gc=False):
     """What a request is expected to ask of the target it was given to; the books are kept in these terms.
 
-    Times in seconds. `prefix` are the keyed hashes of its prompt's chunks, each covering the prompt up to its own end.
+    Times in seconds.
     """
 
     prefill_s: float
@@ -195,20 +195,6 @@ class Work(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int = 0
     output_tokens: int = 0
     limit_s: float = 0.0
-    prefix: tuple[int, ...] = ()
-
-
-class PrefixLookup(Protocol):
-    """Which targets hold the beginning of a prompt. Implemented from KV events, and from what was routed where."""
-
-    def overlap(self, prefix: Sequence[int]) -> Mapping[str, int]:
-        """Leading chunks held, by incarnation; targets that hold none are absent."""
-
-    def routed(self, prefix: Sequence[int], incarnation: str, now: float) -> None:
-        """A request with this prefix was sent there and will leave it in the cache."""
-
-    def forget(self, incarnations: Iterable[str]) -> None:
-        """These targets are gone."""
 
 
 class Membership(msgspec.Struct, frozen=True, eq=False):

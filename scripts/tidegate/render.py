@@ -77,8 +77,22 @@ def print_cluster(console: Console, cluster: dict[str, Any]) -> None:
         f"router {cluster.get('router', '?')}: {state}, epoch {cluster.get('epoch', '?')}", markup=False, highlight=False
     )
     console.print(f"zones: {', '.join(names) or '?'}", markup=False, highlight=False)
+    _print_waiting(console, _dict(cluster.get("waiting")))
     for target in map(_dict, cluster.get("targets") or []):
         _print_target(console, target)
+
+
+def _print_waiting(console: Console, waiting: dict[str, Any]) -> None:
+    """How many requests wait in the router, of which classes, how long, and how fast they leave."""
+    if not waiting:
+        return
+    classes = ", ".join(f"{count} {name}" for name, count in _dict(waiting.get("by_class")).items() if count)
+    text = f"waiting: {waiting.get('depth', '?')}"
+    if classes:
+        text += f" ({classes}), the longest for {waiting.get('longest_s', '?')} s"
+    if isinstance(rate := waiting.get("drain_per_s"), int | float):
+        text += f", {rate:.1f} leave a second"
+    console.print(text, markup=False, highlight=False)
 
 
 def _print_target(console: Console, target: dict[str, Any]) -> None:

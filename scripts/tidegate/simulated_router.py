@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from cluster.simulation.cluster import CLOUD, HOLD, REFUSE
 from cluster.simulation.engine import Gauges, SimulatedRequest
 from cluster.simulation.kv_cache import BLOCK_TOKENS
@@ -16,9 +18,10 @@ from router.decide import decide
 from router.decision import Choice, Complexity, Decision, Facts
 from router.placement.admission import AdmissionQueue, Ticket
 from router.placement.fleet import Booking, Fleet, Notice
-from router.placement.history import RoutedPrefixes
+from router.placement.prefix import PrefixIndex
 from router.placement.profile import EngineProfile
-from router.placement.targets import Address, Endpoint, Kind, Price, Report, Signals, Target, Work
+from router.placement.targets import Address, Endpoint, Kind, Price, Report, Signals, Target, View, Work
+from router.placement.waiting import Bounds, counted_wait_s, make_ticket, worth_waiting
 from router.policy import Policy, compile_policy
 from router.residency.label import Evidence
 
@@ -44,8 +47,6 @@ class RouterSetup:
     prefixes: bool = True
     queue: int = 0
     """Requests the router may hold back; 0: what is late goes to its target all the same."""
-    tries: int = 8
-    """Held requests that are decided again after a change."""
 
 
 def make_policy(setup: RouterSetup) -> Policy:
@@ -74,16 +75,21 @@ class SimulatedRouter:
         self.policy = policy
         self.number = number
         profiles = {} if setup.believed is None else {MODEL: setup.believed}
-        capacity = setup.profile.kv_tokens // BLOCK_TOKENS
-        self.fleet = Fleet(math.inf, profiles, RoutedPrefixes(capacity) if setup.prefixes else None, setup.goal, setup.slo.tpot_s)
+        self.fleet = Fleet(math.inf, profiles, setup.goal, setup.slo.tpot_s)
+        self.prefixes = PrefixIndex(history_chunks=setup.profile.kv_tokens // BLOCK_TOKENS)
+        """Without events it goes by what was routed where, as much as fits an engine's cache."""
         self._grant = policy.keys[bytes.fromhex(_KEY_DIGEST)]
         self._bookings: dict[int, Booking] = {}
         self._setup = setup
         self.queue = AdmissionQueue(setup.queue) if setup.queue else None
         self._held: dict[str, SimulatedRequest] = {}
+        self._turned_away: list[SimulatedRequest] = []
         self._targets = [_engine(policy, i, setup.profile) for i in range(setup.engines)]
         self._cloud = [_cloud(policy)] if setup.cloud else []
         self.fleet.update([Report(target) for target in (*self._targets, *self._cloud)])
+        if setup.prefixes:
+            for target in self._targets:
+                self.prefixes.join(target.incarnation)
 
     def facts(self, request: SimulatedRequest, waited_s: float = 0.0) -> Facts:
         """The facts the live router would have gathered."""
@@ -96,7 +102,6 @@ class SimulatedRouter:
             complexity=_PLAIN,
             prompt_bytes=request.prompt * 4,
             prompt_tokens=request.prompt,
-            prefix=request.blocks,
             waited_s=waited_s,
         )
 
@@ -106,31 +111,49 @@ class SimulatedRouter:
         choice, queue = decision.chosen, self.queue
         if choice is None:
             return REFUSE
-        if queue is None or not decision.late or choice.work is None:
+        if queue is None or choice.work is None or not (decision.late or len(queue)):
             return self._book(request, choice, now)
-        work = choice.work
-        deadline = now + work.limit_s - work.prefill_s - self.fleet.calibration.margin_s
-        ticket = Ticket(str(request.index), "tenant", now, work.prefill_s, deadline, now + self._setup.max_wait_s)
+        if not queue.barred(1, "tenant") >> choice.index & 1 and not self._worth_waiting(decision, now):
+            return self._book(request, choice, now)
+        margin_s = self.fleet.calibration.margin_s
+        ticket = make_ticket(str(request.index), "tenant", choice.work, margin_s, now, self._setup.max_wait_s)
         self._held[ticket.id] = request
-        displaced = queue.offer(ticket, now)
-        if displaced is None:
-            return HOLD
-        del self._held[displaced.id]
-        return REFUSE  # one class only: the queue is full, and what is displaced is the newcomer itself
+        queue.offer(ticket, now)
+        for displaced in queue.overflow(now):
+            held = self._held.pop(displaced.id)
+            if displaced is ticket:
+                return REFUSE
+            self._turned_away.append(held)
+        return HOLD
 
-    def _decide(self, request: SimulatedRequest, now: float, waited_s: float) -> Decision:
+    def _worth_waiting(self, decision: Decision, now: float, waited_s: float = 0.0) -> bool:
+        choice = decision.chosen
+        if choice is None or choice.work is None or not decision.late:
+            return False
+        tpot_s, calibration = self._setup.slo.tpot_s, self.fleet.calibration
+        bounds = Bounds(calibration.margin_s, tpot_s * calibration.pace_share, tpot_s)
+        return worth_waiting(choice.target, self.fleet.load_of(choice.target.incarnation), choice.work, bounds, now, waited_s)
+
+    def _decide(self, request: SimulatedRequest, now: float, waited_s: float, barred: int = 0) -> Decision:
         facts = self.facts(request, waited_s)
-        decision = decide(facts, self.policy, self.fleet.view(now, facts.prefix, BLOCK_TOKENS), now)
+        if barred:
+            facts = replace(facts, excluded=frozenset(t.incarnation for i, t in enumerate(self._targets) if barred >> i & 1))
+        decision = decide(facts, self.policy, self.view(request.blocks, now), now)
         self.fleet.set_saturated(facts.label, decision.models, decision.saturated)
         return decision
 
+    def view(self, blocks: Sequence[int], now: float, block_tokens: float = BLOCK_TOKENS) -> View:
+        """What the live router's `view_for` would make of a prompt in these blocks."""
+        places = self.fleet.places
+        held = {places[name]: int(count * block_tokens) for name, count in self.prefixes.depths(blocks).items()}
+        return replace(self.fleet.view(now), cached=held)
+
     def _book(self, request: SimulatedRequest, choice: Choice, now: float) -> int:
-        if self.queue is not None:
-            self.queue.served(now)
         booking = self.fleet.book(choice.target, request.prompt, now, choice.cost_usd, choice.work, choice.model)
         if choice.target.kind is Kind.CLOUD:
             self.fleet.end(booking, now, completed=True)
             return CLOUD
+        self.prefixes.route(choice.target.incarnation, request.blocks)
         self._bookings[request.index] = booking
         request.work = choice.work
         return choice.index
@@ -158,27 +181,41 @@ class SimulatedRouter:
         """A peer's request."""
         event = {"placed": "sent", "first": "first", "done": "end"}[kind]
         work = request.work if isinstance(request.work, Work) and kind == "placed" else None
+        if work is not None:
+            self.prefixes.route(self._targets[engine].incarnation, request.blocks)
         self.fleet.noticed(Notice(str(request.index), self._targets[engine].incarnation, event, work), now)
 
     def release(self, now: float) -> Iterable[tuple[SimulatedRequest, int]]:
         """Held requests that may go now, and those whose patience has ended."""
         queue = self.queue
         gone: list[tuple[SimulatedRequest, int]] = []
-        if queue is None or not len(queue):
+        if queue is None:
             return gone
+        gone += ((request, REFUSE) for request in self._turned_away)
+        self._turned_away.clear()
         for ticket in queue.expire(now):
             gone.append((self._held.pop(ticket.id), REFUSE))
-        for tried, ticket in enumerate(queue.candidates(now)):
-            if tried >= self._setup.tries:
-                break
+
+        def attempt(ticket: Ticket, barred: int) -> int | None:
             request = self._held[ticket.id]
-            # One that is late already goes when it would be in time had it just come: it takes nothing from the others.
-            waited = now - ticket.arrived if now <= ticket.deadline else 0.0
-            decision = self._decide(request, now, waited)
-            if decision.chosen is not None and not decision.late:
-                queue.take(ticket, now)
-                del self._held[ticket.id]
-                gone.append((request, self._book(request, decision.chosen, now)))
+            waited_s = counted_wait_s(ticket, now)
+            decision = self._decide(request, now, waited_s)
+            choice = decision.chosen
+            if choice is None:
+                return 0
+            if barred >> choice.index & 1:
+                decision = self._decide(request, now, waited_s, barred)
+                if decision.chosen is None or decision.late:
+                    return 1 << choice.index
+            if self._worth_waiting(decision, now, waited_s):
+                return 1 << choice.index
+            queue.take(ticket, now)
+            del self._held[ticket.id]
+            gone.append((request, self._book(request, decision.chosen, now)))
+            return None
+
+        if len(queue):
+            queue.walk(now, attempt)
         return gone
 
 

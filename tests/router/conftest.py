@@ -53,10 +53,11 @@ class FrontDoor:
 async def open_front_door(zones: dict[str, str], /, **changes: Any) -> AsyncIterator[FrontDoor]:
     """A router over one simulated engine per entry of `zones` (engine name -> zone).
 
-    Among `changes`: `engines` instead of plain ones, `tiers` by engine (each then serves a model `m-NAME` of its own), `prices`.
+    Among `changes`: `engines` instead of plain ones, `tiers` by engine (each then serves a model `m-NAME` of its own), `prices`,
+    and `slots`: how many sequences each engine has.
     """
     engines: dict[str, Any] = changes.pop("engines", None) or {name: SimulatedEngine() for name in zones}
-    tiers, prices = changes.pop("tiers", {}), changes.pop("prices", {})
+    tiers, prices, slots = changes.pop("tiers", {}), changes.pop("prices", {}), changes.pop("slots", 0)
     for engine in engines.values():
         await engine.start()
     port, admin = free_port(), free_port()
@@ -75,6 +76,7 @@ async def open_front_door(zones: dict[str, str], /, **changes: Any) -> AsyncIter
                 "tier": tiers.get(name, "small"),
                 "models": {f"m-{name}": name} if name in tiers else {"m": "m"},
                 "price": prices.get(name, {}),
+                "slots": slots,
             }
             for name, engine in engines.items()
         ],

@@ -1,7 +1,8 @@
 """A simulated engine: an asyncio server that speaks just enough HTTP to misbehave on purpose.
 
 The user's message says what it does: `hello`, `stream`, `die-before`, `die-mid`, `hang`, `garbage`, `busy`, `broken`, `cut-json`,
-`slow-stream`, `split-head`, `two-answers`, `no-length`. Every request it got is kept in `requests`.
+`gated` (until `gate` is released), `slow-stream`, `split-head`, `two-answers`, `no-length`. Every request it got is kept in
+`requests`.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class SimulatedEngine:
         self.sent = 0
         self.port = 0
         self.release = asyncio.Event()
+        self.gate = asyncio.Semaphore(0)
         self._server: asyncio.Server | None = None
 
     async def start(self, port: int = 0, *, tls: ssl.SSLContext | None = None, uds: str | None = None) -> None:
@@ -93,6 +95,10 @@ class SimulatedEngine:
         writer.write(answer(JSON_ANSWER))
         await writer.drain()
         return True
+
+    async def _gated(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        await self.gate.acquire()
+        return await self._hello(reader, writer)
 
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         writer.write(STREAM_HEAD)

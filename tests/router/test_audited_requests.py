@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec.structs import replace
 
 from router.config import parse_config
 from router.ledger import records
@@ -179,6 +180,26 @@ async def test_live_decisions_come_out_again_from_the_log_alone(tmp_path):
     for item in made:
         assert not isinstance(item, Gap), item
         assert differences(decide_again(item), item.data) == []
+
+
+async def test_a_request_that_waited_has_both_of_its_decisions_in_the_log_and_its_wait(tmp_path):
+    async with audited(tmp_path, slo={"ttft_ms": 400}) as door:
+        state = door.router.state
+        state.take_reports([Report(replace(target, slots=1)) for target in state.fleet.membership.targets])
+        body = {"model": "m", "messages": [{"role": "user", "content": "gated"}]}
+        headers = {"authorization": f"Bearer {KEY}"}
+        asked = [asyncio.create_task(door.client.post("/v1/chat/completions", json=body, headers=headers)) for _ in range(2)]
+        while not state.waiting.depth:
+            await asyncio.sleep(0.005)
+        door.inside.gate.release()
+        door.inside.gate.release()
+        answers = [await task for task in asked]
+        waited = next(answer for answer in answers if "waited" in answer.headers["x-tidegate-reason"])
+    found = [record for record in read(tmp_path) if record.id == waited.headers["x-request-id"]]
+    assert [record.e for record in found] == [records.DECIDE, records.DECIDE, records.END]
+    assert records.read_data(found[-1], records.EndData).waited_ms > 0
+    for item in Replayer(LogReader(tmp_path / "log")).situations():
+        assert not isinstance(item, Gap) and differences(decide_again(item), item.data) == []
 
 
 async def test_a_log_that_cannot_be_opened_keeps_the_router_running_and_everything_inside(tmp_path):

@@ -252,3 +252,48 @@ def test_an_entry_costs_what_the_documentation_says():
     size = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert size / 100_000 <= CHUNK_COST
+
+
+names = st.sampled_from(["a", "b", "c", "d"])
+paths = st.lists(st.integers(0, 2), min_size=1, max_size=5)
+
+
+def chain_of(path):
+    """Hashes of which each stands for everything up to it."""
+    return tuple(hash(tuple(path[: i + 1])) for i in range(len(path)))
+
+
+@given(st.lists(st.tuples(names, paths), max_size=30), paths)
+def test_own_history_finds_the_longest_routed_beginning(history, question):
+    index, known = index_with("a", "b", "c", "d", exact=False), {}
+    for name, path in history:
+        index.route(name, chain_of(path))
+        known.setdefault(name, set()).update(chain_of(path))
+    wanted = {}
+    for name, held in known.items():
+        depth = next((i for i, chunk in enumerate(chain_of(question)) if chunk not in held), len(question))
+        if depth:
+            wanted[name] = depth
+    assert index.depths(chain_of(question)) == wanted
+
+
+@given(st.lists(st.tuples(names, paths), max_size=60))
+def test_own_history_is_bounded_and_a_replica_that_leaves_takes_all_of_it(history):
+    index = PrefixIndex(history_chunks=6)
+    for name in "abcd":
+        index.join(name)
+    for name, path in history:
+        index.route(name, chain_of(path))
+    assert all(index.history_of(name) <= 6 for name in "abcd")
+    for name in "abcd":
+        index.leave(name)
+    assert index.history_entries == 0 and index.depths(chain_of([0, 1])) == {} and not index._routed
+
+
+def test_the_end_of_a_prompt_is_forgotten_before_its_beginning():
+    index = PrefixIndex(history_chunks=4)
+    index.join("a")
+    index.route("a", (1, 2, 3))
+    index.route("a", (9, 8))
+    assert index.depths((1, 2, 3)) == {"a": 2}
+    assert index.depths((9, 8)) == {"a": 2}

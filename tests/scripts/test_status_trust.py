@@ -24,6 +24,14 @@ def test_a_doubt_comes_with_its_reason_and_its_fallback():
     assert "trust: DEGRADED (KV-cache events are cut; placed by its gauges)" in text
 
 
+def test_who_waits_in_the_router_has_a_line_of_its_own():
+    stream = io.StringIO()
+    waiting = {"depth": 3, "by_class": {"high": 0, "normal": 1, "low": 2}, "longest_s": 1.25, "drain_per_s": 4.0}
+    print_cluster(Console(file=stream, width=200), {"zones": {}, "ready": True, "targets": [], "waiting": waiting})
+    assert "waiting: 3 (1 normal, 2 low), the longest for 1.25 s, 4.0 leave a second" in stream.getvalue()
+    assert "waiting:" not in shown()
+
+
 @pytest.mark.parametrize("target", [{}, {"trust": "BLIND"}, {"trust": "[red]x[/]", "trust_reason": "[b]"}])
 def test_missing_fields_and_markup_do_no_harm(target):
     assert "trust: " in shown(**target)

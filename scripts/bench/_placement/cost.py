@@ -10,7 +10,6 @@ from tidegate.simulated_router import RouterSetup, SimulatedRouter, make_policy
 
 from cluster.simulation.engine import SimulatedRequest
 from router.decide import decide
-from router.placement.history import RoutedPrefixes
 from router.placement.profile import LLAMA_8B_H100
 from router.placement.targets import Work
 
@@ -53,17 +52,14 @@ def _measure(count: int, inflight: int, waiting: int) -> tuple[float, float]:
             router.on_first(request, now + (request.work.ttft_s if isinstance(request.work, Work) else 0.1))
             now += 0.5 / count
     prefix = tuple(source.randrange(1 << 60) for _ in range(CHUNKS))
-    prefixes = router.fleet.prefixes
-    assert isinstance(prefixes, RoutedPrefixes)
+    prefixes = router.prefixes
     for i in range(max(1, count // 4)):
-        prefixes.routed(prefix[: source.randrange(4, CHUNKS)], f"engine-{i}", now)
+        prefixes.route(f"engine-{i}", prefix[: source.randrange(4, CHUNKS)])
     request = SimulatedRequest(1 << 30, now, PROMPT_TOKENS, 200, prefix[: PROMPT_TOKENS // 512])
-    from msgspec.structs import replace
-
-    facts = replace(router.facts(request), prefix=prefix)
+    facts = router.facts(request)
     now += 0.5
-    whole = _best(lambda: decide(facts, router.policy, router.fleet.view(now, facts.prefix, PROMPT_TOKENS / CHUNKS), now))
-    return whole, _best(lambda: prefixes.overlap(prefix))
+    whole = _best(lambda: decide(facts, router.policy, router.view(prefix, now, PROMPT_TOKENS / CHUNKS), now))
+    return whole, _best(lambda: prefixes.depths(prefix))
 
 
 def _best(step: Callable[[], object], calls: int = 300) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from cluster.simulation.engine import Gauges, SimulatedRequest
 from cluster.simulation.kv_cache import BLOCK_TOKENS
-from router.placement.history import RoutedPrefixes
+from router.placement.prefix import PrefixIndex
 from router.placement.profile import EngineProfile
 
 SPECULATIVE_S = 2.0
@@ -35,7 +35,9 @@ class Peer:
         self.since_scrape = [0] * engines
         self.gauges: Sequence[Gauges] = [Gauges(0.0, 0, 0, 0.0, 0) for _ in range(engines)]
         self.holds: list[set[int]] = [set() for _ in range(engines)]
-        self.routed = RoutedPrefixes(profile.kv_tokens // BLOCK_TOKENS)
+        self.routed = PrefixIndex(history_chunks=profile.kv_tokens // BLOCK_TOKENS)
+        for engine in range(engines):
+            self.routed.join(str(engine))
         self._speculative: list[dict[int, float]] = [{} for _ in range(engines)]
         self._booked: dict[int, tuple[int, int]] = {}
 
@@ -57,7 +59,7 @@ class Peer:
 
     def approximate(self, request: SimulatedRequest) -> list[int]:
         """Leading blocks by own history."""
-        found = self.routed.overlap(request.blocks)
+        found = self.routed.depths(request.blocks)
         return [found.get(str(i), 0) for i in range(self.count)]
 
     def place(self, request: SimulatedRequest, now: float) -> int:
@@ -74,7 +76,7 @@ class Peer:
         self.pending[engine] += tokens
         self.context[engine] += request.prompt
         self.since_scrape[engine] += request.prompt
-        self.routed.routed(request.blocks, str(engine), now)
+        self.routed.route(str(engine), request.blocks)
         for block in request.blocks:
             self._speculative[engine][block] = now + SPECULATIVE_S
 
@@ -164,7 +166,7 @@ class CacheAware(Peer):
 
     def without_match(self) -> int:
         """Where a request goes whose prefix nobody holds: the smallest tree."""
-        return self.least([len(self.routed._recent.get(str(i), ())) for i in range(self.count)])
+        return self.least([self.routed.history_of(str(i)) for i in range(self.count)])
 
     def choose(self, request: SimulatedRequest, now: float) -> int:
         """Affinity while balanced."""
@@ -308,7 +310,7 @@ class RayPrefix(Peer):
         if best * BLOCK_TOKENS >= 0.1 * request.prompt:
             wanted = [i for i in range(self.count) if found[i] == best]
         else:
-            sizes = [len(self.routed._recent.get(str(i), ())) for i in range(self.count)]
+            sizes = [self.routed.history_of(str(i)) for i in range(self.count)]
             wanted = [i for i in range(self.count) if sizes[i] == min(sizes)]
         if len(wanted) > 2:
             wanted = self.source.sample(wanted, 2)

@@ -1,0 +1,87 @@
+"""When it is worth to hold a request back, and the ticket it waits with. Pure: live router and simulation share it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import msgspec
+
+from router.placement.admission import DEFAULT_CLASS, Ticket
+from router.placement.predict import ask_of, forecast
+from router.placement.targets import Load, Target, Work
+
+
+class Bounds(msgspec.Struct, frozen=True, gc=False):
+    """What predictions are held against, in seconds: `margin_s` is added to a first token, `pace_s` bounds a token of the
+    answer as strictly as at present, `tpot_s` is the configured limit on it."""
+
+    margin_s: float
+    pace_s: float
+    tpot_s: float
+
+
+def worth_waiting(target: Target, load: Load, work: Work, bounds: Bounds, now: float, waited_s: float = 0.0) -> bool:
+    """Whether a request that would be late at its best target should wait here rather than in the target's own queue.
+
+    It should when it could be in time with less before it. One that is late even on an idle target (a prompt that is long for a
+    slow engine, predictions with a wide margin) cannot be helped by waiting for that; it is only kept from standing behind more
+    work than its own. On an idle target everything goes: nothing is won by waiting there, and predictions are learned by going.
+
+    Args:
+        target: the best target for it.
+        load: the books on that target.
+        work: what is expected of it there; `limit_s` is what is left of its limit.
+        bounds: what predictions are held against.
+        now: UNIX time.
+        waited_s: the part of its wait that was counted against its limit.
+    """
+    if load.inflight + load.foreign == 0:
+        return False
+    idle = Load(profile=load.profile, slowdown=load.slowdown, pace_slowdown=load.pace_slowdown)
+    ask = ask_of(work.prompt_tokens, work.output_tokens, bounds.tpot_s)
+    alone = forecast(target, idle, ask, work.cached_tokens, now)
+    if alone.ttft_s + max(0.0, bounds.margin_s) <= work.limit_s + waited_s:
+        # Its own prefill is over when its own answer begins.
+        pace_s = forecast(target, idle, ask, work.prompt_tokens, now).pace_s
+        if pace_s <= bounds.pace_s:
+            return True
+    return work.ttft_s - work.prefill_s > work.prefill_s
+
+
+def make_ticket(
+    id: str,
+    tenant: str,
+    work: Work,
+    margin_s: float,
+    now: float,
+    patience_s: float,
+    priority: int = DEFAULT_CLASS,
+    group: Hashable = "",
+    pool: Hashable = "",
+    size: int = 0,
+) -> Ticket:
+    """The ticket of a request that begins to wait.
+
+    Args:
+        id: names it among those waiting.
+        tenant: whose share it takes.
+        work: what is expected of it at its best target.
+        margin_s: what predictions have been off by.
+        now: UNIX time.
+        patience_s: after so long it is refused.
+        priority: its class.
+        group: requests of one group may go to the same targets.
+        pool: requests of one pool want the same models.
+        size: bytes it keeps in memory.
+    """
+    deadline = now + work.limit_s - work.prefill_s - max(0.0, margin_s)
+    return Ticket(id, tenant, now, work.prefill_s, deadline, now + patience_s, priority, group, pool, size)
+
+
+def counted_wait_s(ticket: Ticket, now: float) -> float:
+    """The part of a ticket's wait that counts against its limit in the next decision.
+
+    All of it, until it is late wherever it goes: from then on it goes when it would be in time had it just come, so that it
+    takes nothing from those that still can be.
+    """
+    return 0.0 if ticket.late else now - ticket.arrived
