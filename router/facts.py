@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from msgspec.structs import replace
+
 from router.complexity.books import ComplexityBooks
-from router.complexity.choose import Asker
+from router.complexity.choose import Asker, Plan
+from router.complexity.experiment import assign, unit_of
 from router.complexity.rule import judge
 from router.config import AUTO
 from router.decision import Complexity, Facts
@@ -65,7 +68,7 @@ def gather_facts(
         _refuse_stored(body)
     size = prompt_bytes(endpoint, body)
     prompt_tokens = size // BYTES_PER_TOKEN + 1
-    complexity = judge_complexity(body, prompt_tokens, policy, grant, books, headers) if model == AUTO else _NOT_ASKED
+    complexity = judge_complexity(body, prompt_tokens, policy, grant, books, headers, request_id) if model == AUTO else _NOT_ASKED
     return Facts(
         request_id=request_id,
         key=grant,
@@ -88,9 +91,27 @@ def judge_complexity(
     grant: KeyGrant | None = None,
     books: ComplexityBooks | None = None,
     headers: Mapping[str, str] = NO_HEADERS,
+    request_id: str = "",
 ) -> Complexity:
     """What complexity asks for under this policy: the plan's rules and gain, or the first, readable rule."""
-    plan = policy.plan
+    if policy.branches:
+        branch, _ = assign(policy.branches, unit_of(body, grant.id if grant else "", request_id))
+        if branch is not None:
+            found = judge_by(branch.plan or policy.plan, body, prompt_tokens, policy, grant, books, headers)
+            return found if found.pinned else replace(found, trial=branch.trial.name)
+    return judge_by(policy.plan, body, prompt_tokens, policy, grant, books, headers)
+
+
+def judge_by(
+    plan: Plan | None,
+    body: dict[str, Any],
+    prompt_tokens: int,
+    policy: Policy,
+    grant: KeyGrant | None,
+    books: ComplexityBooks | None,
+    headers: Mapping[str, str],
+) -> Complexity:
+    """As `judge_complexity`, by this plan."""
     if plan is None:
         return judge(body, prompt_tokens, policy.tiers, policy.score_threshold, policy.large_above_tokens)
     asker = Asker(grant.id if grant else "", grant.tenant if grant else "", time.time(), dict(headers))

@@ -14,7 +14,8 @@ import msgspec
 from msgspec.structs import replace
 
 from router.complexity.choose import Plan
-from router.complexity.compile import compile_plan
+from router.complexity.compile import compile_experiments, compile_plan
+from router.complexity.experiment import Branch
 from router.config import (
     ANY,
     AUTO,
@@ -123,6 +124,8 @@ class Policy(msgspec.Struct, frozen=True):
     large_above_tokens: int
     score_threshold: float
     plan: Plan | None = None
+    branches: tuple[Branch, ...] = ()
+    """The experiments with `auto`."""
     """How `auto` is decided beyond the first rule; None where the configuration asks for nothing more."""
     model_labels: dict[str, Label] = {}
     """What a model itself demands of every request it answers."""
@@ -206,6 +209,7 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
     budget = config.spill.daily_budget_usd
     relaxed = _relaxed_by_key(relaxations, tags)
     keys = _compile_keys(config, tags, base, relaxed)
+    plan, branches = _compile_complexity(config, base)
     policy = Policy(
         epoch=_epoch(config, relaxations),
         vocabulary=words,
@@ -220,7 +224,8 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
         daily_budget_usd=math.inf if budget is None else budget,
         large_above_tokens=config.complexity.large_above_tokens,
         score_threshold=config.complexity.score_threshold,
-        plan=_compile_complexity(config, base),
+        plan=plan,
+        branches=branches,
         model_labels={name: _meet_of(named, tags) for name, named in config.residency.models.items() if named},
         lineage_label=_lineage_label(config, tags),
         widest=_widest(keys.values(), _of_any_tenant(config, keys.values())),
@@ -239,10 +244,11 @@ def _pace_limits(config: Config) -> tuple[float, float, float]:
     return (math.inf if slo.tpot_ms is None else slo.tpot_ms / 1e3, slo.stretch, slo.goal)
 
 
-def _compile_complexity(config: Config, base: Path) -> Plan | None:
+def _compile_complexity(config: Config, base: Path) -> tuple[Plan | None, tuple[Branch, ...]]:
     served = {model.id for model in config.models} | {name for target in config.targets for name in target.models}
     try:
-        return compile_plan(config.complexity, base, frozenset(served))
+        plan = compile_plan(config.complexity, base, frozenset(served))
+        return plan, compile_experiments(config.complexity, base, frozenset(served))
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -8,6 +8,7 @@ from router.complexity.stages import Stages
 from router.feedback import note_repeat
 from router.identity.limits import Reservation
 from router.serving import Serving
+from router.shadowing import Shadowed, shadow_of
 from router.state import RouterState
 from router.voting import Vote, vote_asked
 from router.wire.direct import DirectRequest
@@ -20,8 +21,12 @@ def serve(state: RouterState, stages: Stages, admitted: AdmittedRequest, client:
         note_repeat(state, admitted)
     if stages.vote is not None and _wants_vote(state, admitted, reserved):
         Vote(state, admitted, client, reserved, stages.vote).start()
-    elif stages.cascade is not None and may_cascade(admitted, state.policy):
-        Cascade(state, admitted, client, reserved, stages.cascade).start()
+        return
+    settings = stages.trials.get(admitted.facts.complexity.trial, stages.cascade)
+    if settings is not None and may_cascade(admitted, state.policy):
+        Cascade(state, admitted, client, reserved, settings).start()
+    elif stages.shadows and (found := shadow_of(state, admitted)) is not None:
+        Shadowed(state, admitted, client, reserved, found).start()
     else:
         Serving(state, admitted, client, reserved).start()
 

@@ -113,6 +113,7 @@ class RouterState:
         self.stages: Stages | None = None
         """Cascade, vote, experiments, feedback; None where none is configured."""
         self._plan_stages()
+        self.shadows_running = 0
         self.draining = False
         self.find_elsewhere: FindReceipt | None = None
         """Asks the other router replicas for a receipt; None where there are none."""

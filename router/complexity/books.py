@@ -39,11 +39,7 @@ class ComplexityBooks:
 
     def judge(self, body: dict[str, Any], tokens: int, plan: Plan, asker: Asker) -> Judged:
         """Judge a request and remember what follows from it."""
-        judged = self.look(body, tokens, plan, asker)
-        slot = (asker.tenant, id(plan))
-        if slot not in self._tracks and len(self._tracks) >= MAX_TENANTS:
-            self._tracks.clear()
-        self._tracks[slot] = judged.track
+        judged = self.follow(body, tokens, plan, asker)
         if judged.rule or not plan.by_gain:
             return judged
         key = conversation_key(body, asker.key, self._secret) if self._pin else None
@@ -67,6 +63,15 @@ class ComplexityBooks:
         self._pins[key] = kept
         forget_oldest(self._pins, MAX_CONVERSATIONS)
         return with_pin(judged, plan, kept, why)
+
+    def follow(self, body: dict[str, Any], tokens: int, plan: Plan, asker: Asker) -> Judged:
+        """Judge a request on its own, and remember only that the plan's share has seen it."""
+        judged = self.look(body, tokens, plan, asker)
+        slot = (asker.tenant, id(plan))
+        if slot not in self._tracks and len(self._tracks) >= MAX_TENANTS:
+            self._tracks.clear()
+        self._tracks[slot] = judged.track
+        return judged
 
     def look(self, body: dict[str, Any], tokens: int, plan: Plan, asker: Asker) -> Judged:
         """Judge a request without remembering anything: what `explain` does."""

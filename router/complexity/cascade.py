@@ -119,6 +119,12 @@ def token_logprobs(choice: Any) -> tuple[float, ...]:
     return tuple(float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool))
 
 
+def token_logprobs_mean(logprobs: Sequence[float]) -> float:
+    """Confidence 0..1 of an answer (geometric mean probability per token), -1 where nothing is known."""
+    confidence = judge_answer(Evidence(tuple(logprobs), "-"), Doubt()).confidence
+    return confidence if logprobs else -1.0
+
+
 def agreement(answers: Sequence[str]) -> tuple[str, float]:
     """The most common answer after normalising, and the share of answers that say it; ties go to the first."""
     if not answers:

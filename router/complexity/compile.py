@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from router.complexity.calibrate import Wish
 from router.complexity.choose import Plan
+from router.complexity.experiment import Branch, Trial
 from router.complexity.model import Model, compile_model
 from router.complexity.rules import Rule
 from router.complexity.weights import DEFAULT, WeightsError, read_weights
@@ -53,12 +55,32 @@ def compile_plan(section: Complexity, base: Path, models: frozenset[str]) -> Pla
     )
 
 
+def compile_experiments(section: Complexity, base: Path, models: frozenset[str]) -> tuple[Branch, ...]:
+    """The experiments of a configuration, each with its plan; as `compile_plan` otherwise."""
+    branches = []
+    for experiment in section.experiments:
+        own = experiment.applied_to(section)
+        plan = None if own is section else compile_plan(own, base, models)
+        branches.append(Branch(Trial(experiment.name, experiment.share, experiment.kind == "shadow"), plan))
+    return tuple(branches)
+
+
 def load_model(path: Path) -> Model:
     """Weights, ready.
 
     Raises:
         WeightsError: see `read_weights`; also when the file has no gain head.
     """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot read the weights: {error.strerror}") from None
+    return _load(path, found.st_mtime_ns, found.st_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(path: Path, _changed_ns: int, _size: int) -> Model:
+    """Experiments and policies share a file's model: it takes 5 MB and half a second."""
     stored = read_weights(path)
     if not stored.gains:
         raise WeightsError(f"{path}: there is no gain head in these weights")

@@ -7,8 +7,12 @@ any other: it carries the same label and key and is screened anew; this module o
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import msgspec
+
+from router.complexity.choose import Plan
+from router.complexity.pin import conversation_key
 
 _SCALE = float(1 << 64)
 
@@ -32,7 +36,19 @@ def is_in(trial: Trial, unit: str) -> bool:
     return fraction_of(trial.name, unit) < trial.share
 
 
-def assign(trials: tuple[Trial, ...], unit: str) -> tuple[Trial | None, tuple[Trial, ...]]:
+def unit_of(body: dict[str, Any], key_id: str, request_id: str) -> str:
+    """What stays together: a conversation of a key, else the request. The hash goes nowhere but into `fraction_of`."""
+    return conversation_key(body, key_id, b"experiments") or request_id
+
+
+class Branch(msgspec.Struct, frozen=True):
+    """A trial with the plan it decides by; None: the same as everybody's."""
+
+    trial: Trial
+    plan: Plan | None
+
+
+def assign(branches: tuple[Branch, ...], unit: str) -> tuple[Branch | None, tuple[Branch, ...]]:
     """The one A/B trial that answers a unit (the first it is in), and the shadow trials that look at it."""
-    answering = next((trial for trial in trials if not trial.shadow and is_in(trial, unit)), None)
-    return answering, tuple(trial for trial in trials if trial.shadow and is_in(trial, unit))
+    answering = next((branch for branch in branches if not branch.trial.shadow and is_in(branch.trial, unit)), None)
+    return answering, tuple(branch for branch in branches if branch.trial.shadow and is_in(branch.trial, unit))

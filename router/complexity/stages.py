@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from router.complexity.cascade import Doubt
-from router.complexity.experiment import Trial
 from router.complexity.learning import LearningSettings
 from router.config.complexity import Cascade, Complexity, Feedback
 
@@ -28,7 +27,9 @@ class Stages(msgspec.Struct, frozen=True):
     """None or empty: that stage is off."""
 
     cascade: CascadeSettings | None = None
-    trials: tuple[Trial, ...] = ()
+    trials: dict[str, CascadeSettings | None] = {}
+    """Experiments with a cascade of their own; None: without one."""
+    shadows: bool = False
     learning: LearningSettings | None = None
     vote: VoteSettings | None = None
     """None: no key may ask for one."""
@@ -42,8 +43,10 @@ def plan_stages(section: Complexity, voting: bool) -> Stages | None:
         voting: whether some key may ask for a vote.
     """
     stages = Stages(
-        cascade=_cascade(section.cascade) if section.cascade.enabled else None,
+        cascade=_cascade(section.cascade),
         learning=_learning(section.feedback) if section.feedback.enabled else None,
+        trials={trial.name: _cascade(trial.cascade) for trial in section.experiments if trial.cascade is not None},
+        shadows=any(trial.kind == "shadow" for trial in section.experiments),
         vote=VoteSettings(tuple(section.vote.models), section.vote.most) if voting else None,
     )
     return None if stages == Stages() else stages
@@ -53,7 +56,9 @@ def _learning(section: Feedback) -> LearningSettings:
     return LearningSettings(section.explore, section.tier_cost, section.implicit)
 
 
-def _cascade(section: Cascade) -> CascadeSettings:
+def _cascade(section: Cascade) -> CascadeSettings | None:
+    if not section.enabled:
+        return None
     doubt = Doubt(
         mean_logprob=section.mean_logprob,
         min_logprob=section.min_logprob,

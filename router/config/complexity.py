@@ -110,13 +110,33 @@ class Voting(_Strict):
 
 
 class Experiment(_Strict):
-    """A share of the traffic through another setting: `ab` answers with it, `shadow` only looks at what it would do."""
+    """A share of the `auto` traffic through another setting: `ab` answers with it; `shadow` runs what it would have chosen after
+    the client has its answer, and only compares.
+    """
 
     name: Name
     share: float = Field(gt=0, le=1)
     kind: Literal["ab", "shadow"] = "shadow"
     max_loss: float | None = Field(default=None, ge=0, le=1)
     share_to_large: float | None = Field(default=None, ge=0, le=1)
+    price: float | None = Field(default=None, ge=-1, le=1)
+    cascade: Cascade | None = None
+    """Instead of `complexity.cascade`; for `ab` only."""
+
+    @model_validator(mode="after")
+    def _one_setting(self) -> Experiment:
+        wishes = sum(value is not None for value in (self.max_loss, self.share_to_large, self.price))
+        if wishes > 1 or (wishes == 0 and self.cascade is None):
+            raise ValueError("an experiment has one of `max_loss`, `share_to_large` and `price`, or a `cascade`")
+        if self.kind == "shadow" and (self.cascade is not None or wishes == 0):
+            raise ValueError("a shadow asks one model: give it `max_loss`, `share_to_large` or `price`, and no `cascade`")
+        return self
+
+    def applied_to(self, section: Complexity) -> Complexity:
+        """The section with this setting in place of its own."""
+        if self.max_loss is None and self.share_to_large is None and self.price is None:
+            return section
+        return section.model_copy(update={"max_loss": self.max_loss, "share": self.share_to_large, "price": self.price})
 
 
 class Complexity(_Strict):
@@ -167,6 +187,8 @@ class Complexity(_Strict):
         for i, rule in enumerate(self.rules):
             if rule.tier is not None and rule.tier not in self.tiers:
                 raise ValueError(f"rules[{i}]: unknown tier `{rule.tier}`; there are {', '.join(self.tiers)}")
+        if len({experiment.name for experiment in self.experiments}) != len(self.experiments):
+            raise ValueError("experiments: two experiments have the same name")
         if len({rule.name for rule in self.rules}) != len(self.rules):
             raise ValueError("rules: two rules have the same name")
         return self

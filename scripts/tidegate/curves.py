@@ -146,6 +146,25 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def share_interval(values: Sequence[float]) -> Interval:
+    """A share of ones among zeros and ones with its 95 % interval (Wilson 1927): it has a width even where all are alike."""
+    count = len(values)
+    if not count:
+        raise ValueError("a share needs at least one value")
+    share, z = sum(values) / count, 1.96
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def interval_between(first: Interval, second: Interval) -> Interval:
+    """Second less first, for two separate samples with their own intervals (square and add: Newcombe 1998)."""
+    value = second.value - first.value
+    low = ((second.value - second.low) ** 2 + (first.high - first.value) ** 2) ** 0.5
+    high = ((second.high - second.value) ** 2 + (first.value - first.low) ** 2) ** 0.5
+    return Interval(value, value - low, value + high)
+
+
 def difference_interval(a: Sequence[float], b: Sequence[float]) -> Interval:
     """Mean of `b` less mean of `a` with Welch's 95 % interval, for two separate samples."""
     first, second = mean_interval(a), mean_interval(b)

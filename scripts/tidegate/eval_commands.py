@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
+from router.ledger.reader import merged
+from router.ledger.records import RecordError
+from router.ledger.tiles import TileError
 from tidegate import eval as evaluation
+from tidegate.audit import DirOption, SinceOption, open_logs, span
+from tidegate.curves import Interval, mean_interval, share_interval
+from tidegate.eval_experiments import REST, compare_arms, read_experiments
 
 app = typer.Typer(help="Evaluate the choice of models on outcomes.", no_args_is_help=True)
 
@@ -42,8 +48,15 @@ def outcomes(
 
 
 @app.command()
-def report(file: Annotated[Path, typer.Argument(help="CSV or JSON lines: variant, score (0..1).")]) -> None:
-    """The sides of an A/B or shadow experiment with 95 % intervals; a difference counts when its interval leaves out zero."""
+def report(
+    file: Annotated[Path | None, typer.Argument(help="CSV or JSON lines: variant, score (0..1). Default: the audit log.")] = None,
+    directory: DirOption = None,
+    since: SinceOption = "",
+) -> None:
+    """The sides of A/B and shadow experiments with 95 % intervals; a difference counts when its interval leaves out zero."""
+    if file is None:
+        _report_log(directory, since)
+        return
     try:
         sides, differences = evaluation.compare(file)
     except evaluation.EvalError as error:
@@ -52,5 +65,35 @@ def report(file: Annotated[Path, typer.Argument(help="CSV or JSON lines: variant
     for side in sides:
         typer.echo(f"{side.name:20} {side.rows:6} rows  {side.score.value:.3f} [{side.score.low:.3f}, {side.score.high:.3f}]")
     for first, other, gap in differences:
-        verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "no clear difference"
-        typer.echo(f"{other} less {first}: {gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]: {verdict}")
+        typer.echo(f"{other} less {first}: {_said(gap)}: {_verdict(gap)}")
+
+
+def _report_log(directory: Path | None, since: str) -> None:
+    start, _ = span(since, "")
+    try:
+        arms, shadows = read_experiments((record for _, record in merged(open_logs(directory))), start)
+    except (TileError, RecordError) as error:
+        typer.echo(f"error: the log is damaged: {error}", err=True)
+        raise typer.Exit(1) from None
+    for name, lines in compare_arms(arms).items():
+        typer.echo(f"{name}: {arms[name].requests} requests")
+        for line in lines:
+            gap = "" if line.difference is None else f"   {_said(line.difference)} against {REST}"
+            typer.echo(f"  {line.figure:10} {line.value.value:9.3f} [{line.value.low:.3f}, {line.value.high:.3f}]{gap}")
+    for name, seen in sorted(shadows.items()):
+        typer.echo(f"shadow {name}: looked at {seen.looked} requests, would have chosen otherwise for {seen.differs}")
+        if seen.agrees:
+            typer.echo(f"  same answer  {_said(share_interval(seen.agrees))}")
+        for what, values in (("USD", seen.usd), ("seconds", seen.seconds)):
+            if values:
+                typer.echo(f"  {what} more   {_said(mean_interval(values))}")
+    if not set(arms) - {REST} and not shadows:
+        typer.echo("no experiment is in this log: see `experiments` under `complexity:`")
+
+
+def _said(gap: Interval) -> str:
+    return f"{gap.value:+.4g} [{gap.low:+.4g}, {gap.high:+.4g}]"
+
+
+def _verdict(gap: Interval) -> str:
+    return "better" if gap.low > 0 else "worse" if gap.high < 0 else "no clear difference"

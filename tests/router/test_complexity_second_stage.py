@@ -19,7 +19,7 @@ from router.complexity.cascade import (
     judge_answer,
     token_logprobs,
 )
-from router.complexity.experiment import Trial, assign, is_in
+from router.complexity.experiment import Branch, Trial, assign, is_in
 from router.complexity.feedback import Bandit, FeedbackError, context_of, draw_tier, learn, read_rating
 from router.complexity.vote import Ballot, count_votes, wants_vote
 
@@ -113,4 +113,5 @@ def test_experiments_are_assigned_by_hash_evenly_and_independently():
     assert abs(len(inside) / 5000 - 0.2) < 0.02
     assert abs(sum(is_in(b, unit) for unit in inside) / len(inside) - 0.2) < 0.05
     assert inside <= {unit for unit in units if is_in(Trial("a", 0.3), unit)}
-    assert assign((a, b), "\ud800") == assign((a, b), "\ud800")
+    both = (Branch(a, None), Branch(b, None))
+    assert assign(both, "\ud800") == assign(both, "\ud800")
