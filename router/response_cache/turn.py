@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from router.state import RouterState
 
 _MISS = b"x-tidegate-cache: miss\r\n"
+_AT_ONCE = 16 * 1024
+"""An answer up to this size is put behind its head in one piece, and goes out in one system call."""
 _LATER = frozenset({"overloaded", "residency_capacity"})
 """Refusals that say nothing against the request, only that no target can have it now."""
 
@@ -195,12 +197,17 @@ def turn_for(state: RouterState, admitted: AdmittedRequest) -> CacheTurn | None:
 
 
 def _write(entry: Entry, age_s: float, admitted: AdmittedRequest, client: DirectRequest, own: bytes) -> None:
-    """The whole response but for its end. Its parts are not copied: slow clients wait for the same bytes."""
+    """The whole response but for its end: a small one at once; of a large one all slow clients wait for the same bytes."""
     parts = entry.answer.parts(keeps_usage=admitted.keeps_usage)
     size = sum(map(len, parts))
     head = own + b"x-tidegate-cache: hit\r\nage: %d\r\ncontent-type: %b\r\n" % (age_s, entry.answer.content_type)
     chunks = admitted.countable and client.speaks_chunked
     head += b"transfer-encoding: chunked\r\n" if chunks else b"content-length: %d\r\n" % size
-    client.begin(client.make_head(200, head) + (b"%x\r\n" % size if chunks else b""))
-    for part in (*parts, b"\r\n0\r\n\r\n") if chunks else parts:
+    begin, rest = client.make_head(200, head), list(parts)
+    if chunks:
+        rest = [b"%x\r\n" % size, *parts, b"\r\n0\r\n\r\n"]
+    if size <= _AT_ONCE:
+        begin, rest = b"".join((begin, *rest)), []
+    client.begin(begin)
+    for part in rest:
         client.transport.write(part)

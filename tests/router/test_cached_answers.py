@@ -30,7 +30,7 @@ from router.placement.targets import Report
 from router.policy import fixed_targets
 from tests.router.builders import digest
 from tests.router.conftest import KEY, OTHER_KEY, FrontDoor, open_front_door
-from tests.router.simulated_engine import JSON_ANSWER, USAGE_EVENT, answer, chunk, event
+from tests.router.simulated_engine import JSON_ANSWER, STREAM_HEAD, USAGE_EVENT, answer, chunk, event
 from tests.router.test_audited_requests import KEY as INSIDE_KEY
 from tests.router.test_audited_requests import SPILL_KEY, audited
 from tests.router.test_cascade import SURE, UNSURE, cascade
@@ -468,6 +468,23 @@ async def test_an_answer_over_the_bound_passes_and_is_not_kept():
             response = await ask(door)
             assert not was_hit(response) and response.content == large
         assert door.state.cache.measure() == (0, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_large_answer_comes_out_as_it_went_in(stream):
+    async with cached() as door:
+        large = json.dumps({"choices": [], "text": "x" * 200_000}).encode()
+        door.engines["a"]._hello = told_as(large)
+
+        async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+            writer.write(STREAM_HEAD + b"".join(chunk(event(i)) for i in range(1500)) + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
+            return True
+
+        door.engines["a"]._stream = tell
+        wish = {"wish": "stream", "stream": True} if stream else {}
+        first, second, third = [await ask(door, **wish) for _ in range(3)]
+        assert [was_hit(response) for response in (first, second, third)] == [False, True, True]
+        assert first.content == second.content == third.content and len(first.content) > 100_000
 
 
 async def test_a_client_that_leaves_in_the_middle_leaves_no_copy():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import socket
 
 import httpx
 import pytest
@@ -28,6 +29,14 @@ async def test_a_json_answer_arrives_byte_for_byte_with_the_headers_of_the_contr
 async def test_a_stream_arrives_whole_and_in_order(door):
     response = await door.chat("stream", stream=True)
     assert response.content == b"".join(event(i) for i in range(5)) + b"data: [DONE]\n\n"
+
+
+async def test_small_writes_do_not_wait_for_the_clients_acknowledgement(door):
+    """Without this, what is written in two pieces takes 40 ms longer on an event loop that is not uvloop."""
+    await door.chat("hello")
+    connections = [connection for server in door.router._servers for connection in server.server_state.connections]
+    sockets = [connection.transport.get_extra_info("socket") for connection in connections]
+    assert sockets and all(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in sockets)
 
 
 async def test_the_request_reaches_the_engine_verbatim_and_without_the_clients_key(door):
