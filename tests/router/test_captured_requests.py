@@ -310,6 +310,16 @@ def test_the_subject_is_whom_the_client_names(headers, body, subject):
     assert subject_of(grant_of(make_policy()), body, headers) == subject
 
 
+async def test_what_the_response_cache_answers_is_captured_like_any_answer(tmp_path):
+    keys = [{"id": "captured", "sha256": digest(CAPTURED), "capture": True, "cache": True}]
+    async with capturing(tmp_path, cache={"zones": ["eu"]}, keys=keys) as door:
+        asked = [await door.chat(CAPTURED, temperature=0) for _ in range(2)]
+        streamed = [await door.chat(CAPTURED, "stream", temperature=0, stream=True) for _ in range(2)]
+        assert [response.headers["x-tidegate-cache"] for response in asked + streamed] == ["miss", "hit"] * 2
+    for response in asked + streamed:
+        assert opened(tmp_path, response.headers["x-request-id"], "response") == response.content
+
+
 @given(st.lists(st.binary(min_size=1, max_size=20), max_size=6), st.integers(0, 400))
 def test_a_body_is_taken_out_of_its_chunks_however_little_of_it_is_there(pieces, cut):
     body = b"".join(pieces)
