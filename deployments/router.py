@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.labels import zone_of
 from deployments.credentials import read_credentials
+from deployments.demand import demand_on, encode_demand
 from deployments.membership import GuardPolicies, Membership
 from deployments.secret import cluster_secret
 from router.config import Config, home
@@ -28,6 +29,7 @@ from router.process import RouterProcess
 DEPLOYMENT = "router"
 GRACE_S = 30.0
 POLICY_PERIOD_S = 0.2
+DEMAND_PERIOD_S = 1.0
 LINEAGE_PERIOD_S = 0.1
 _ANSWER_S = 2.0
 
@@ -76,7 +78,8 @@ class RouterReplica:
 
     async def _run(self) -> None:
         """Watch the cluster and the policy's files for ever."""
-        await asyncio.gather(self._membership.run(), self._watch_policy(), self._tell_lineage())
+        watches = (self._membership.run(), self._watch_policy(), self._tell_lineage(), self._tell_demand())
+        await asyncio.gather(*watches)
 
     async def _watch_policy(self) -> None:
         while True:
@@ -101,6 +104,21 @@ class RouterReplica:
     async def learn_lineage(self, news: list[tuple[bytes, str]]) -> None:
         """Take what another router knows of conversations: keyed hashes and labels, nothing that was said."""
         self._process.state.lineage.learn(news)
+
+    async def _tell_demand(self) -> None:
+        """Tell the engines of deployments that scale what waits for them here, for ever."""
+        state = self._process.state
+        while True:
+            await asyncio.sleep(DEMAND_PERIOD_S)
+            scaled = {model.id for model in state.config.models for part in model.replicas if part.max_count is not None}
+            for handle, facts in self._membership.engines():
+                models = frozenset(fact.model for fact in facts)
+                if models.isdisjoint(scaled):
+                    continue
+                demand = demand_on(state, [fact.incarnation for fact in facts], models, time.time())
+                with contextlib.suppress(TimeoutError, DeploymentUnavailableError):  # the next one comes in a second
+                    told = handle.broadcast("take_demand", state.router_id, encode_demand(demand))
+                    await told.results_async(timeout_s=_ANSWER_S, return_exceptions=True)
 
     def _take_policy(self) -> None:
         loaded = self._process.take_policy(self._source)
