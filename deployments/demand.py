@@ -6,11 +6,14 @@ Only routers know how long a request would wait: they hold the queue and the pre
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from router.placement.targets import Signals
-from router.state import RouterState
+
+if TYPE_CHECKING:
+    from router.state import RouterState  # engines keep a book as well, and need none of the router for it
 
 FRESH_S = 5.0
 """What a router said longer ago than this does not count: it has gone, or hangs."""
