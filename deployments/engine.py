@@ -8,15 +8,18 @@ import logging
 import os
 import re
 import secrets
+import time
 from typing import Any
 
 import httpx
 import msgspec
 import ray
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from cluster.labels import place_of, why_unknown, zone_of
 from cluster.reports import ReplicaFacts, encode_report
+from deployments.demand import DemandBook
 from deployments.kv_agent import chunk_key_of
 from deployments.secret import cluster_secret
 from deployments.vllm_command import check_model
@@ -62,6 +65,7 @@ class Engine:
         actor = context.get_actor_id() or secrets.token_hex(16)
         # The actor id alone would do for Serve, which never restarts an actor; the nonce holds even if that changes.
         self._incarnation = f"{actor}-{secrets.token_hex(4)}"
+        self._demand = DemandBook(self._incarnation)
         labels = context.get_node_labels()
         self._zone = zone_of(labels, settings.zone_label, settings.zones)
         self._warning = why_unknown(labels, settings.zone_label, settings.zones)
@@ -145,6 +149,15 @@ class Engine:
             return b""
         return (await asyncio.to_thread(process.take_policy, copy)).encode()
 
+    async def take_demand(self, router: str, demand: bytes) -> None:
+        """A router says what waits for this deployment."""
+        self._demand.take(router, demand, time.monotonic())
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve where the deployment scales; `deployments.scaling_policy` reads it."""
+        slots = self._process.slots if self._process is not None else 0
+        return self._demand.stats(self._signals, slots, time.monotonic())
+
     async def status(self) -> dict[str, Any]:
         """For people: ids, zone, process, log and what is wrong, if anything."""
         process = self._process
@@ -211,6 +224,23 @@ def engine_settings(config: Config, model: Model, replicas: Replicas) -> EngineS
     )
 
 
+def _numbers(config: Config, replicas: Replicas) -> dict[str, Any]:
+    """A fixed number of engines, or bounds and the policy that Serve scales them by."""
+    if replicas.max_count is None or replicas.max_count == replicas.count:
+        return {"num_replicas": replicas.count}
+    scaling = AutoscalingConfig(
+        min_replicas=replicas.count,
+        max_replicas=replicas.max_count,
+        initial_replicas=replicas.count,
+        upscale_delay_s=config.autoscaling.upscale_delay_s,
+        downscale_delay_s=config.autoscaling.downscale_delay_s,
+        metrics_interval_s=1.0,
+        look_back_period_s=5.0,
+        policy=AutoscalingPolicy(policy_function="deployments.scaling_policy:scale_by_wait"),
+    )
+    return {"autoscaling_config": scaling}
+
+
 def engine_application(config: Config, model: Model, replicas: Replicas, **deps: Any) -> serve.Application:
     """The engines of one model in one zone as a Serve application node.
 
@@ -234,7 +264,7 @@ def engine_application(config: Config, model: Model, replicas: Replicas, **deps:
     }
     options: dict[str, Any] = {
         "name": engine_name(model, replicas),
-        "num_replicas": replicas.count,
+        **_numbers(config, replicas),
         "ray_actor_options": actor,
         "health_check_period_s": HEALTH_PERIOD_S,
         "health_check_timeout_s": HEALTH_TIMEOUT_S,

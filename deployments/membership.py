@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 from ray.serve.exceptions import DeploymentUnavailableError
@@ -61,6 +61,10 @@ class Membership:
     def adopt(self, config: Config, policy: Policy) -> None:
         """Read every answer under a new policy from now on."""
         self._config, self._policy = config, policy
+
+    def engines(self) -> Iterator[tuple[DeploymentHandle, Sequence[ReplicaFacts]]]:
+        """Every engine deployment with what its replicas said last; those that did not answer yet are missing."""
+        return ((handle, self._known[i]) for i, handle in enumerate(self._engines) if self._known.get(i))
 
     async def hand_on(self) -> None:
         """Give the current policy to all guards at once, without waiting for the next round."""

@@ -15,12 +15,14 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.labels import zone_of
 from deployments.credentials import read_credentials
+from deployments.demand import demand_on, encode_demand
 from deployments.membership import GuardPolicies, Membership
 from deployments.secret import cluster_secret
 from router.config import Config, home
 from router.identity.stored import open_shared
 from router.ledger.capturing import open_capture
 from router.ledger.slots import open_audit
+from router.placement.peers import News, read_news
 from router.placement.targets import Report
 from router.policy_source import Loaded, PolicySource
 from router.process import RouterProcess
@@ -28,6 +30,9 @@ from router.process import RouterProcess
 DEPLOYMENT = "router"
 GRACE_S = 30.0
 POLICY_PERIOD_S = 0.2
+DEMAND_PERIOD_S = 1.0
+NEWS_PERIOD_S = 0.1
+ALIVE_PERIOD_S = 1.0
 LINEAGE_PERIOD_S = 0.1
 _ANSWER_S = 2.0
 
@@ -53,6 +58,8 @@ class RouterReplica:
         labels = ray.get_runtime_context().get_node_labels()
         state.stand_in(zone_of(labels, config.residency.zone_label, config.zones))
         self._membership = Membership(config, policy, engines, egress, self._update, self._guards)
+        if config.router.replicas > 1:
+            state.fleet.news = News(f"router-{actor}")
         self._watch: asyncio.Task[None] | None = None
 
     async def reconfigure(self, part: Any) -> None:
@@ -76,7 +83,8 @@ class RouterReplica:
 
     async def _run(self) -> None:
         """Watch the cluster and the policy's files for ever."""
-        await asyncio.gather(self._membership.run(), self._watch_policy(), self._tell_lineage())
+        watches = (self._membership.run(), self._watch_policy(), self._tell_lineage(), self._tell_demand(), self._tell_peers())
+        await asyncio.gather(*watches)
 
     async def _watch_policy(self) -> None:
         while True:
@@ -101,6 +109,40 @@ class RouterReplica:
     async def learn_lineage(self, news: list[tuple[bytes, str]]) -> None:
         """Take what another router knows of conversations: keyed hashes and labels, nothing that was said."""
         self._process.state.lineage.learn(news)
+
+    async def _tell_peers(self) -> None:
+        """Tell the other routers of requests sent, begun and ended, for ever; without news, that this one lives."""
+        fleet, told_at = self._process.state.fleet, 0.0
+        while fleet.news is not None:
+            await asyncio.sleep(NEWS_PERIOD_S)
+            now = time.time()
+            fleet.forget_silent_peers(now)
+            if fleet.news.waiting or now - told_at >= ALIVE_PERIOD_S:
+                told_at = now
+                with contextlib.suppress(TimeoutError, DeploymentUnavailableError):  # the gauges will show them
+                    told = self._peers().broadcast("take_news", fleet.news.router, fleet.news.take())
+                    await told.results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+
+    async def take_news(self, router: str, news: bytes) -> None:
+        """What another router (or this one) tells of its requests."""
+        fleet = self._process.state.fleet
+        if fleet.news is not None and fleet.news.router != router:
+            fleet.hear(router, read_news(news), time.time())
+
+    async def _tell_demand(self) -> None:
+        """Tell the engines of deployments that scale what waits for them here, for ever."""
+        state = self._process.state
+        while True:
+            await asyncio.sleep(DEMAND_PERIOD_S)
+            scaled = {model.id for model in state.config.models for part in model.replicas if part.max_count is not None}
+            for handle, facts in self._membership.engines():
+                models = frozenset(fact.model for fact in facts)
+                if models.isdisjoint(scaled):
+                    continue
+                demand = demand_on(state, [fact.incarnation for fact in facts], models, time.time())
+                with contextlib.suppress(TimeoutError, DeploymentUnavailableError):  # the next one comes in a second
+                    told = handle.broadcast("take_demand", state.router_id, encode_demand(demand))
+                    await told.results_async(timeout_s=_ANSWER_S, return_exceptions=True)
 
     def _take_policy(self) -> None:
         loaded = self._process.take_policy(self._source)

@@ -317,6 +317,10 @@ class WaitingRoom:
 
     # -- what is told
 
+    def waiting_s(self, models: frozenset[str]) -> float:
+        """Prefill seconds of the waiting requests whose best fitting model is one of these."""
+        return sum(ticket.cost_s for ticket in self._queue if isinstance(ticket.pool, tuple) and ticket.pool[0] in models)
+
     def describe(self, now: float) -> dict[str, Any]:
         """Depth, by class, the longest wait and the drain rate: for `tidegate status`."""
         tickets = list(self._queue)

@@ -136,11 +136,19 @@ class Replicas(_Strict):
 
     zone: Name
     count: int = Field(default=1, ge=1, le=512)
+    max_count: int | None = Field(default=None, ge=1, le=512)
+    """With it, Serve keeps between `count` and so many engines, by the wait that routers predict (`autoscaling`)."""
     gpus: float = Field(default=1, ge=0)
     cpus: float = Field(default=1, ge=0)
     memory_gib: float | None = Field(default=None, gt=0)
     """Host memory one engine needs; `doctor` adds these up before anything starts. Default: 4 on a CPU, else 8."""
     duties: list[Name] = []
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Replicas:
+        if self.max_count is not None and self.max_count < self.count:
+            raise ValueError("`max_count` is the most there may be: not below `count`")
+        return self
 
 
 class Prices(_Strict):
@@ -390,6 +398,13 @@ class Slo(_Strict):
     """Spilling ends once the predicted wait is below this share of `ttft_ms` (hysteresis)."""
 
 
+class Autoscaling(_Strict):
+    """How long a need has to last before engines are added or taken away; for `replicas` with a `max_count`."""
+
+    upscale_delay_s: float = Field(default=10.0, ge=0)
+    downscale_delay_s: float = Field(default=300.0, ge=0)
+
+
 class Admission(_Strict):
     """The queue of requests that no allowed target can serve within `slo.ttft_ms` yet, per router replica."""
 
@@ -519,6 +534,7 @@ class Config(_Strict):
     keys: list[Key] = []
     slo: Slo = Slo()
     admission: Admission = Admission()
+    autoscaling: Autoscaling = Autoscaling()
     spill: Spill = Spill()
     complexity: Complexity = Complexity()
     classify: Classify = Classify()

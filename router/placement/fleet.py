@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from router.placement import breaker as breakers
 from router.placement.books import Calibration, Entry, Shared, TargetBook
 from router.placement.breaker import Breaker, Cause
+from router.placement.peers import News, Notice, Peers
 from router.placement.profile import EngineProfile
 from router.placement.targets import Kind, Load, Membership, Report, Signals, Target, View, Work
 from router.residency.label import Label
@@ -31,7 +31,7 @@ _ANY_SLOTS = 256
 class Booking:
     """One request's entry in the books of one target; it ends exactly once."""
 
-    __slots__ = ("ended", "entry", "incarnation", "model", "probe", "started", "started_at", "tokens")
+    __slots__ = ("ended", "entry", "incarnation", "model", "notice", "probe", "started", "started_at", "tokens")
 
     def __init__(self, incarnation: str, tokens: int, now: float) -> None:
         self.incarnation = incarnation
@@ -41,19 +41,10 @@ class Booking:
         self.ended = False
         self.entry: Entry | None = None
         self.model = ""
+        self.notice = ""
+        """The name that peers know it by; empty where they were told nothing."""
         self.probe = False
         """True for the one request that a half-open breaker let through."""
-
-
-class Notice(msgspec.Struct, frozen=True, tag=True):
-    """What a router tells its peers, so that they book its requests as well: once when it sends one, when its first byte
-    comes, and when it ends. `id` is unique among all routers' requests in flight."""
-
-    id: str
-    incarnation: str
-    event: str
-    """`sent`, `first` or `end`."""
-    work: Work | None = None
 
 
 class Fleet:
@@ -76,6 +67,9 @@ class Fleet:
         self.calibration = Calibration(goal)
         self._profiles = dict(profiles or {})
         self._tpot_s = tpot_s
+        self.news: News | None = None
+        """What is to be told to other routers; None where there are none."""
+        self._routers = Peers()
         self._books: dict[str, TargetBook] = {}
         self._shared: dict[str, Shared] = {}
         self._peer_bookings: dict[str, Booking] = {}
@@ -203,6 +197,8 @@ class Fleet:
         if cost_usd:
             self._roll_day(now)
             self._spent_usd += cost_usd
+        if self.news is not None and work is not None:
+            booking.notice = self.news.sent(target.incarnation, work)
         return booking
 
     def first_byte(self, booking: Booking, now: float) -> None:
@@ -211,6 +207,8 @@ class Fleet:
         if booking.started or booking.ended or index is None:
             return
         booking.started = True
+        if booking.notice and self.news is not None:
+            self.news.later(booking.notice, booking.incarnation, "first")
         load = self._loads[index]
         seconds = max(1e-4, now - booking.started_at)
         alone = load.unstarted <= 1
@@ -238,6 +236,8 @@ class Fleet:
         if booking.ended:
             return
         booking.ended = True
+        if booking.notice and self.news is not None:
+            self.news.later(booking.notice, booking.incarnation, "end")
         index = self._index.get(booking.incarnation)
         if index is None:
             return
@@ -271,10 +271,23 @@ class Fleet:
                 unstarted_tokens=load.unstarted_tokens + work.prompt_tokens,
                 **self._enter(index, booking, Entry(work, now, peers=True), now),
             )
+            before, since = self._peaks.get(notice.incarnation, (0, 0))
+            self._peaks[notice.incarnation] = (before, max(since, load.inflight + 1))
         elif notice.event == "first" and (known := self._peer_bookings.get(notice.id)) is not None:
             self.first_byte(known, now)
         elif notice.event == "end" and (over := self._peer_bookings.pop(notice.id, None)) is not None:
             self.end(over, now, completed=False)
+
+    def hear(self, router: str, notices: Sequence[Notice], now: float) -> None:
+        """What another router tells; an empty word says that it lives."""
+        self._routers.hear(router, notices, now)
+        for notice in notices:
+            self.noticed(notice, now)
+
+    def forget_silent_peers(self, now: float) -> None:
+        """Peers that have fallen silent will not say how their requests ended."""
+        for notice in self._routers.silent(now):
+            self.noticed(notice, now)
 
     def _enter(self, index: int, booking: Booking, entry: Entry, now: float) -> dict[str, Any]:
         """Enter a request into the target's own books; what of its load changes by that."""

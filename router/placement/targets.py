@@ -181,6 +181,10 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     signals: Signals | None = None
     breaker: Breaker = CLOSED
 
+    def wait_s(self, now: float) -> float:
+        """Seconds until the prefills booked here are expected to be done."""
+        return max(self.queue_s, self.clear_at - now, 0.0)
+
 
 class Work(msgspec.Struct, frozen=True, gc=False):
     """What a request is expected to ask of the target it was given to; the books are kept in these terms.

@@ -17,7 +17,8 @@ from router.config import parse_config
 from router.decide import decide
 from router.decision import Choice, Complexity, Decision, Facts
 from router.placement.admission import AdmissionQueue, Ticket
-from router.placement.fleet import Booking, Fleet, Notice
+from router.placement.fleet import Booking, Fleet
+from router.placement.peers import Notice
 from router.placement.prefix import PrefixIndex
 from router.placement.profile import EngineProfile
 from router.placement.targets import Address, Endpoint, Kind, Price, Report, Signals, Target, View, Work

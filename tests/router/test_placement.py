@@ -9,7 +9,8 @@ from msgspec.structs import replace
 
 from router.decide import decide
 from router.decision import Verdict
-from router.placement.fleet import Fleet, Notice
+from router.placement.fleet import Fleet
+from router.placement.peers import Notice
 from router.placement.predict import ask_of, forecast, rank_costs
 from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100
 from router.placement.targets import Kind, Load, Price, Report, Signals, Work
