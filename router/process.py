@@ -127,7 +127,7 @@ class RouterProcess:
         before, source.running = state.policy.epoch, loaded
         cut = state.adopt(config, policy, time.time())
         if state.audit is not None:
-            state.audit.policy(policy.epoch, policy_text(config))
+            state.audit.policy(policy.epoch, policy_text(config), policy.label_text)
             if source.wider:
                 state.audit.event(RELAX, policy.epoch, {"before": before, "wider": source.wider})
         _log.warning("policy %s replaces %s; %d exchanges were cut", policy.epoch, before, cut)

@@ -509,7 +509,7 @@ class Audit(_Strict):
     """Switched off, nothing is recorded, and nothing is sent to cloud targets either."""
     dir: str = ".tidegate/audit"
     """Relative to TIDEGATE_HOME. Each router process takes a directory of its own in it."""
-    window_ms: float = Field(default=50, gt=0, le=100)
+    window_ms: float = Field(default=100, gt=0, le=100)
     """The longest time the record of a local request may wait in memory."""
     when_unwritable: Literal["serve", "refuse"] = "serve"
     """What becomes of local requests while the log cannot be written. Nothing is sent outside then in any case."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
 
 
 class Disk:
@@ -14,7 +17,7 @@ class Disk:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
-    def write(self, descriptor: int, data: bytes) -> None:
+    def write(self, descriptor: int, data: bytes | bytearray) -> None:
         """Write all of it."""
         view = memoryview(data)
         while view:
@@ -46,9 +49,12 @@ class Disk:
 
     def put(self, path: Path, data: bytes, *, durable: bool) -> None:
         """Write a whole file that appears complete or not at all; `durable`: and is on the medium when this returns."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(temporary, _CREATE, 0o600)
+        except FileNotFoundError:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(temporary, _CREATE, 0o600)
         try:
             self.write(descriptor, data)
             if durable:
@@ -59,11 +65,15 @@ class Disk:
         if durable:
             self.sync_directory(path.parent)
 
-    def settle(self, path: Path) -> None:
-        """Bring a file that was put without `durable`, and its name, to the medium."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self.sync(descriptor)
-        finally:
-            os.close(descriptor)
-        self.sync_directory(path.parent)
+    def settle(self, paths: Iterable[Path]) -> None:
+        """Bring files that were put without `durable`, and their names, to the medium."""
+        directories: dict[Path, None] = {}
+        for path in paths:
+            directories[path.parent] = None
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self.sync(descriptor)
+            finally:
+                os.close(descriptor)
+        for directory in directories:
+            self.sync_directory(directory)

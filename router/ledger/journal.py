@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from router.ledger.tiles import TileError, pack_entries, unpack_entries
+from router.ledger.tiles import TileError, pack_each, unpack_entries
 
 _MAGIC = b"TGJ1"
 _HEAD = struct.Struct(">4sQIII")
@@ -49,9 +49,17 @@ def segment_path(root: Path, first: int) -> Path:
 
 def pack_frame(first: int, entries: Sequence[bytes], note: bytes) -> bytes:
     """A frame as bytes."""
-    body = pack_entries(entries)
-    data = _HEAD.pack(_MAGIC, first, len(entries), len(body), len(note)) + body + note
-    return data + _TAIL.pack(zlib.crc32(data))
+    return bytes(join_frame(first, pack_each(entries), note))
+
+
+def join_frame(first: int, packed: Sequence[bytes], note: bytes) -> bytearray:
+    """A frame of entries that are packed already."""
+    head = _HEAD.pack(_MAGIC, first, len(packed), sum(map(len, packed)), len(note))
+    frame = bytearray().join((head, *packed, note, bytes(_TAIL.size)))  # one copy: a frame may have hundreds of kilobytes
+    with memoryview(frame) as whole, whole[: -_TAIL.size] as data:
+        checksum = zlib.crc32(data)
+    _TAIL.pack_into(frame, len(frame) - _TAIL.size, checksum)
+    return frame
 
 
 def read_segment(path: Path) -> Segment:

@@ -17,9 +17,9 @@ from typing import Any
 from router.decision import Choice, Decision, Facts
 from router.ledger import records
 from router.ledger.receipts import Receipt
-from router.ledger.recorder import NO_SOURCES, Recorder, end_data
+from router.ledger.recorder import NO_SOURCES, Made, Recorder, end_data
 from router.ledger.store import LogStore
-from router.ledger.writer import AuditUnavailable, LogWriter, Made
+from router.ledger.writer import AuditUnavailable, LogWriter
 from router.placement.targets import View
 
 Announced = Callable[[BaseException | None], None]
@@ -68,6 +68,11 @@ class AuditLog:
         return "no log could be opened" if self._writer is None else self._writer.failure
 
     @property
+    def clocks(self) -> tuple[int, ...]:
+        """The clocks of CPU time of the threads that write, for `time.clock_gettime`; none without a log."""
+        return () if self._writer is None else self._writer.clocks
+
+    @property
     def healthy(self) -> bool:
         """True while records reach the medium."""
         return self.failure is None
@@ -98,10 +103,17 @@ class AuditLog:
         if self._writer is not None:
             self._writer.hand_over(_event, (event, subject, data))
 
-    def policy(self, epoch: str, text: bytes) -> None:
-        """From now on decisions follow this policy; `text` is `policy_text` of its configuration."""
+    def policy(self, epoch: str, text: bytes, label_text: Callable[[Any], str] | None = None) -> None:
+        """From now on decisions follow this policy.
+
+        Args:
+            epoch: its epoch.
+            text: `policy_text` of its configuration.
+            label_text: a label in names under this policy; None: as before.
+        """
+        self._label_text = label_text or self._label_text
         if self._writer is not None:
-            self._writer.hand_over(_policy, (self._writer.store, epoch, text))
+            self._writer.hand_over(_policy, (self._writer.store, self._recorder, epoch, text, self._label_text))
 
     def refused(self, request_id: str, key: str, tenant: str, endpoint: str, status: int, code: str) -> None:
         """A request of a known key was refused before any decision."""
@@ -187,7 +199,8 @@ class AuditLog:
             self.event(records.TURNED_AWAY, "", dict(counts))
 
 
-def _policy(store: LogStore, epoch: str, text: bytes) -> list[Made]:
+def _policy(store: LogStore, recorder: Recorder, epoch: str, text: bytes, label_text: Callable[[Any], str]) -> list[Made]:
+    recorder.policy(epoch, label_text)
     return [(records.POLICY, epoch, {"epoch": epoch, "blob": store.put_blob(text)})]
 
 

@@ -28,9 +28,18 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 def root_of(hashes: Sequence[bytes]) -> bytes:
     """The root over leaf hashes (or over the roots of complete subtrees of one size)."""
     frontier = Frontier()
-    for item in hashes:
-        frontier.append(item)
+    frontier.extend(hashes)
     return frontier.root()
+
+
+def fold(peaks: Sequence[bytes]) -> bytes:
+    """The root over complete subtrees of falling size, the largest first."""
+    if not peaks:
+        return EMPTY_ROOT
+    result = peaks[-1]
+    for peak in reversed(peaks[:-1]):
+        result = node_hash(peak, result)
+    return result
 
 
 def split_of(count: int) -> int:
@@ -58,21 +67,25 @@ class Frontier:
 
     def append(self, leaf: bytes) -> None:
         """Add a leaf hash."""
-        count, peaks = self.size, self._peaks
-        while count & 1:
-            leaf = node_hash(peaks.pop(), leaf)
+        self.extend((leaf,))
+
+    def extend(self, leaves: Sequence[bytes]) -> None:
+        """Add leaf hashes, level by level: each inner node is hashed once, in one pass over its level."""
+        count, row, peaks = self.size, list(leaves), self._peaks
+        self.size += len(row)
+        made: list[bytes] = []
+        while row:
+            if count & 1:
+                row.insert(0, peaks.pop())
+            if len(row) & 1:
+                made.append(row.pop())
+            row = [sha256(b"\x01" + left + right).digest() for left, right in zip(row[::2], row[1::2], strict=True)]
             count >>= 1
-        peaks.append(leaf)
-        self.size += 1
+        peaks += reversed(made)
 
     def root(self) -> bytes:
         """The root at the present size."""
-        if not self._peaks:
-            return EMPTY_ROOT
-        result = self._peaks[-1]
-        for peak in reversed(self._peaks[:-1]):
-            result = node_hash(peak, result)
-        return result
+        return fold(self._peaks)
 
 
 def inclusion_proof(index: int, size: int, subtree: Subtree) -> list[bytes]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
+from operator import attrgetter, is_not
 from types import MappingProxyType
 from typing import Any
 
@@ -13,9 +15,21 @@ from router.ledger import records
 from router.ledger.receipts import Receipt
 from router.placement.targets import Load, Membership, View
 from router.policy import KeyGrant
+from router.residency.label import Label
 
-_FACTS = tuple(name for name in Facts.__struct_fields__ if name not in ("key", "request_id"))
-_VIEW = tuple(name for name in View.__struct_fields__ if name not in ("membership", "loads"))
+
+def _part_of(kind: type[Any], *left_out: str) -> tuple[type[Any], Callable[[Any], tuple[Any, ...]]]:
+    """A struct with the fields of `kind` less some, and what reads their values: encodes at once, and no field is forgotten.
+
+    Every value is written, also one at its default: what the default means may be another thing when it is read.
+    """
+    names = [name for name in kind.__struct_fields__ if name not in left_out]
+    part = msgspec.defstruct(f"{kind.__name__}Part", [(name, Any) for name in names], frozen=True, gc=False)
+    return part, attrgetter(*names)
+
+
+_Facts, _facts_of = _part_of(Facts, "key", "request_id")
+_View, _view_of = _part_of(View, "membership", "loads")
 _MOST_LOADS = 64
 """Loads in one record: an entry of the log has at most 65,535 bytes."""
 _SNAPSHOT_EVERY = 512
@@ -24,6 +38,8 @@ _REMEMBERED = 4096
 
 NO_SOURCES: Mapping[str, str] = MappingProxyType({})
 PutBlob = Callable[[bytes], str]
+Made = tuple[str, str, Any]
+"""Event, id and data of a record."""
 
 
 class Recorder:
@@ -31,12 +47,15 @@ class Recorder:
 
     Args:
         put_blob: keeps bytes durably and returns their hash.
-        label_text: a label in names.
+        label_text: a label in names, under an epoch that `policy` was not told of.
     """
 
     def __init__(self, put_blob: PutBlob, label_text: Callable[[Any], str]) -> None:
         self._put_blob = put_blob
         self._label_text = label_text
+        self._label_texts: dict[str, Callable[[Any], str]] = {}
+        self._known_labels: dict[Label, str] = {}
+        self._labels_epoch = ""
         self.forget()
 
     def forget(self) -> None:
@@ -44,100 +63,86 @@ class Recorder:
         self._grants: dict[int, tuple[KeyGrant, str]] = {}
         self._membership: Membership | None = None
         self._members = ""
-        self._loads: list[Load] = []
+        self._loads: Sequence[Load] = ()
         self._since_snapshot = _SNAPSHOT_EVERY
+
+    def policy(self, epoch: str, label_text: Callable[[Any], str]) -> None:
+        """From here on decisions are made under this epoch, and its labels read so."""
+        self._label_texts[epoch] = label_text
+        self._labels_epoch = ""
+        if len(self._label_texts) > _REMEMBERED:
+            del self._label_texts[next(iter(self._label_texts))]
 
     def decided(
         self, facts: Facts, epoch: str, view: View, decision: Decision, now: float, sources: Mapping[str, str] = NO_SOURCES
-    ) -> Iterable[tuple[str, str, Any]]:
-        """The records of one decision as (event, id, data), those it refers to first."""
+    ) -> list[Made]:
+        """The records of one decision, those it refers to first."""
+        made: list[Made] = []
         if view.membership is not self._membership:
             blob = self._put_blob(records.pack(view.membership.targets))
-            yield records.MEMBERS, "", {"blob": blob, "targets": len(view.membership.targets)}
+            made.append((records.MEMBERS, "", {"blob": blob, "targets": len(view.membership.targets)}))
             self._membership, self._members = view.membership, blob
             self._since_snapshot = _SNAPSHOT_EVERY
         known = self._grants.get(id(facts.key))
         if known is None:
             blob = self._put_blob(records.pack(facts.key))
-            yield records.GRANT, facts.key.id, {"blob": blob, "tenant": facts.key.tenant}
+            made.append((records.GRANT, facts.key.id, {"blob": blob, "tenant": facts.key.tenant}))
             if len(self._grants) >= _REMEMBERED:
                 self._grants.clear()
             known = self._grants[id(facts.key)] = (facts.key, blob)
-        yield from self._load_snapshots(view)
-        yield records.DECIDE, facts.request_id, self._decide_data(facts, epoch, view, decision, now, known[1], sources)
+        self._load_snapshots(view, made)
+        made.append((records.DECIDE, facts.request_id, self._decide_data(facts, epoch, view, decision, now, known[1], sources)))
+        return made
 
-    def _load_snapshots(self, view: View) -> Iterable[tuple[str, str, Any]]:
+    def _label(self, label: Label, epoch: str) -> str:
+        """A label in the names of its epoch."""
+        if epoch != self._labels_epoch or len(self._known_labels) >= _REMEMBERED:
+            self._labels_epoch = epoch
+            self._known_labels.clear()
+        text = self._known_labels.get(label)
+        if text is None:
+            text = self._known_labels[label] = self._label_texts.get(epoch, self._label_text)(label)
+        return text
+
+    def _load_snapshots(self, view: View, made: list[Made]) -> None:
         """All loads anew, where it is time or too much has changed for one record."""
         loads = view.loads
         self._since_snapshot += 1
         whole = self._since_snapshot > _SNAPSHOT_EVERY or len(loads) != len(self._loads)
         if not whole and len(loads) > _MOST_LOADS:
-            whole = sum(a is not b for a, b in zip(loads, self._loads, strict=True)) > _MOST_LOADS
+            whole = sum(map(is_not, loads, self._loads)) > _MOST_LOADS
         if not whole:
             return
         self._since_snapshot = 1
         for start in range(0, max(1, len(loads)), _MOST_LOADS):
             part = loads[start : start + _MOST_LOADS]
-            yield records.LOADS, "", records.LoadsData(start, len(loads), msgspec.Raw(records.pack(part)))
-        self._loads = list(loads)
+            made.append((records.LOADS, "", records.LoadsData(start, len(loads), part)))  # type: ignore[arg-type]
+        self._loads = loads
 
     def _decide_data(
         self, facts: Facts, epoch: str, view: View, decision: Decision, now: float, grant: str, sources: Mapping[str, str]
     ) -> records.DecideData:
-        before, changed = self._loads, {}
-        for index, load in enumerate(view.loads):
-            if load is not before[index]:
-                changed[index] = before[index] = load
+        before, loads = self._loads, view.loads
+        changed = dict(compress(enumerate(loads), map(is_not, loads, before)))
+        if changed:
+            self._loads = loads
+        fixed = (epoch, grant, self._members, now, _Facts(*_facts_of(facts)), _View(*_view_of(view)), changed)
+        label = self._label(facts.label, epoch)
         choice, refusal = decision.chosen, decision.refusal
-        target = None if choice is None else choice.target
-        return records.DecideData(
-            epoch=epoch,
-            grant=grant,
-            members=self._members,
-            now=now,
-            facts=msgspec.Raw(records.pack({name: getattr(facts, name) for name in _FACTS})),
-            view=msgspec.Raw(records.pack({name: getattr(view, name) for name in _VIEW})),
-            loads=msgspec.Raw(records.pack(changed)),
-            label=self._label_text(facts.label),
-            sources=dict(sources),
-            target="" if target is None else target.id,
-            incarnation="" if target is None else target.incarnation,
-            zone="" if target is None else target.zone,
-            kind="" if target is None else target.kind.value,
-            model="" if choice is None else choice.model,
-            reason="" if choice is None else choice.reason,
-            ttft_s=0.0 if choice is None else choice.predicted_ttft_s,
-            cost_usd=0.0 if choice is None else choice.cost_usd,
-            code="" if refusal is None else refusal.code,
-            status=0 if refusal is None else refusal.status,
-            saturated=decision.saturated,
-        )
+        if choice is None:
+            assert refusal is not None
+            refused = ("", "", "", "", "", "", 0.0, 0.0, refusal.code, refusal.status)
+            return records.DecideData(*fixed, label, dict(sources), *refused, decision.saturated)  # type: ignore[arg-type]
+        target = choice.target
+        chosen = (target.id, target.incarnation, target.zone, target.kind, choice.model, choice.reason)
+        expected = (choice.predicted_ttft_s, choice.cost_usd)
+        return records.DecideData(*fixed, label, dict(sources), *chosen, *expected, "", 0, decision.saturated)  # type: ignore[arg-type]
+
+
+_ELSEWHERE = {"sources": "label_sources", "tier": "complexity_tier", "score": "complexity_score"}
+_end_of = attrgetter(*(_ELSEWHERE.get(name, name) for name in records.EndData.__struct_fields__))
 
 
 def end_data(receipt: Receipt) -> records.EndData:
     """The record of a receipt."""
-    return records.EndData(
-        epoch=receipt.epoch,
-        key=receipt.key,
-        tenant=receipt.tenant,
-        endpoint=receipt.endpoint,
-        requested_model=receipt.requested_model,
-        label=receipt.label,
-        sources=receipt.label_sources,
-        tier=receipt.complexity_tier,
-        score=receipt.complexity_score,
-        received=receipt.received,
-        ended=receipt.ended,
-        status=receipt.status,
-        code=receipt.code,
-        prompt_tokens=receipt.prompt_tokens,
-        completion_tokens=receipt.completion_tokens,
-        cached_tokens=receipt.cached_tokens,
-        reasoning_tokens=receipt.reasoning_tokens,
-        attempts=msgspec.Raw(records.pack(receipt.attempts)),
-        trial=receipt.trial,
-        mode=receipt.mode,
-        steps=msgspec.Raw(records.pack(receipt.steps)),
-        cache=receipt.cache,
-        waited_ms=receipt.waited_ms,
-    )
+    return records.EndData(*_end_of(receipt))

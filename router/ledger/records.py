@@ -47,11 +47,24 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     data: msgspec.Raw
 
 
-class DecideData(msgspec.Struct, frozen=True, gc=False):
-    """Everything `decide` was given, and what it answered.
+class Line(msgspec.Struct, frozen=True, gc=False):
+    """A `Record` on its way into the log: its data is encoded with it in one pass."""
+
+    v: int
+    n: int
+    t: float
+    m: float
+    e: str
+    id: str
+    data: Any
+
+
+class DecideData(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Everything `decide` was given, and what it answered. Whoever writes gives plain structs for `facts`, `view` and `loads`;
+    whoever reads gets them raw.
 
     `facts` lacks the key, which is the grant named by `grant`; `view` lacks membership (`members`) and loads: those are what
-    the loads before it in the same log add up to, with `loads` (by index) on top.
+    the loads before it in the same log add up to, with `loads` (by index) on top. `router.ledger.recorder` fills it by position.
     """
 
     epoch: str
@@ -102,7 +115,10 @@ class IntentData(msgspec.Struct, frozen=True, gc=False):
 
 
 class EndData(msgspec.Struct, frozen=True, gc=False):
-    """How a request ended: the receipt without what `decide` already holds. Counts are -1 while unknown."""
+    """How a request ended: the receipt without what `decide` already holds. Counts are -1 while unknown.
+
+    `router.ledger.recorder` fills it by position.
+    """
 
     epoch: str
     key: str
@@ -140,7 +156,7 @@ def pack(data: Any) -> bytes:
 
 def encode(n: int, t: float, m: float, event: str, subject: str, data: Any) -> bytes:
     """A record as an entry of the log."""
-    return _encode(Record(VERSION, n, t, m, event, subject, msgspec.Raw(_encode(data))))
+    return _encode(Line(VERSION, n, t, m, event, subject, data))
 
 
 def decode(entry: bytes) -> Record:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from router.ledger.checkpoint import Checkpoint, CheckpointError, Verifier, open_note
 from router.ledger.journal import Segment
 from router.ledger.merkle import leaf_hash, root_of
-from router.ledger.tiles import WIDTH, RightEdge, TileError, pack_entries, split_hashes, tile_path
+from router.ledger.tiles import WIDTH, RightEdge, TileError, pack_each, split_hashes, tile_path
 
 
 class LogDamaged(Exception):
@@ -20,29 +21,28 @@ class Growth:
 
     Args:
         edge: the right edge.
-        tail: the entries of the bundle that is being filled.
+        tail: the entries of the bundle that is being filled, each packed.
+        full: full tiles by path that nobody has written yet.
     """
 
-    def __init__(self, edge: RightEdge, tail: Sequence[bytes] = ()) -> None:
+    def __init__(self, edge: RightEdge, tail: Sequence[bytes] = (), full: Mapping[str, bytes] = MappingProxyType({})) -> None:
         self.edge = edge
-        self.tail = list(tail)
-        self.full: dict[str, bytes] = {}
-        """Full tiles by path that nobody has written yet."""
+        self.tail = tail
+        self.full = dict(full)
 
     @property
     def size(self) -> int:
         """Entries in the tree."""
-        return self.edge.frontier.size
+        return self.edge.size
 
-    def take(self, entries: Sequence[bytes], leaves: Sequence[bytes]) -> None:
-        """Add entries with their leaf hashes."""
-        for entry, leaf in zip(entries, leaves, strict=True):
-            self.tail.append(entry)
-            if len(self.tail) == WIDTH:
-                self.full[tile_path("entries", self.size // WIDTH)] = pack_entries(self.tail)
-                self.tail.clear()
-            for path, data in self.edge.append(leaf):
-                self.full[path] = data
+    def grown(self, packed: Sequence[bytes], leaves: Sequence[bytes]) -> Growth:
+        """The same with more entries (packed, and as leaf hashes); this one stays, for the case that they cannot be written."""
+        edge, full, tail = self.edge.copy(), dict(self.full), [*self.tail, *packed]
+        for index in range(self.size // WIDTH, (self.size + len(packed)) // WIDTH):
+            full[tile_path("entries", index)] = b"".join(tail[:WIDTH])
+            del tail[:WIDTH]
+        full.update(edge.extend(leaves))
+        return Growth(edge, tail, full)
 
 
 def recover(root: Path, segments: Sequence[Segment], verifier: Verifier) -> tuple[Checkpoint, Growth]:
@@ -66,15 +66,31 @@ def recover(root: Path, segments: Sequence[Segment], verifier: Verifier) -> tupl
     try:
         growth = Growth(_read_edge(root, base // WIDTH))
         if base % WIDTH:  # a segment is only removed when the bundle it ends in is full: that bundle's hashes are in its tile
-            for leaf in _read_full(root, 0, base // WIDTH):
-                growth.full.update(growth.edge.append(leaf))
+            growth.full.update(growth.edge.extend(_read_full(root, 0, base // WIDTH)))
             entries = entries[WIDTH - base % WIDTH :]
     except (OSError, TileError) as error:
         raise LogDamaged(f"{root}: the journal begins at entry {base}, and a tile before it is missing: {error}") from None
-    growth.take(entries, [leaf_hash(entry) for entry in entries])
-    if growth.size != last.size or growth.edge.frontier.root() != last.root:
+    growth = growth.grown(pack_each(entries), [leaf_hash(entry) for entry in entries])
+    if growth.size != last.size or growth.edge.root() != last.root:
         raise LogDamaged(f"{root}: the entries do not give the root that the last checkpoint (size {last.size}) signs")
     return last, growth
+
+
+def origin_of_empty(root: Path, verifier: Verifier) -> str:
+    """The origin of a log in which nothing stands yet; empty where there is no log.
+
+    Raises:
+        LogDamaged: tiles or a checkpoint say that something stood in it.
+    """
+    try:
+        signed = open_note((root / "head").read_bytes(), [verifier])
+    except FileNotFoundError:
+        signed = None
+    except (OSError, CheckpointError) as error:
+        raise LogDamaged(f"{root / 'head'}: {error}") from None
+    if (root / "tile").exists() or (signed is not None and signed.size):
+        raise LogDamaged(f"{root}: there are tiles or a checkpoint, but the journal is gone")
+    return "" if signed is None else signed.origin
 
 
 def _check_order(root: Path, segments: Sequence[Segment]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from router.ledger.store import LogStore
 from router.ledger.tiles import WIDTH, tile_path
 
 _DAY_S = 86400.0
+_LARGEST_JUMP_S = 3600.0
+"""A clock that is set forward by more than this makes entries look old that are not: nothing is removed then."""
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -30,6 +33,10 @@ class Hold(msgspec.Struct, frozen=True):
 
 class HoldError(ValueError):
     """The file of holds cannot be used; the text says why."""
+
+
+class ClockJumped(ValueError):
+    """The clock was set forward while the router ran; the text says by how much."""
 
 
 def read_holds(directory: Path) -> tuple[Hold, ...]:
@@ -56,50 +63,88 @@ def write_holds(directory: Path, holds: Sequence[Hold]) -> None:
     temporary.replace(directory / "holds.json")
 
 
-def prunable(log: LogReader, base: int, cutoff: float, holds: Sequence[Hold]) -> list[tuple[int, int]]:
-    """Ranges of bundles that may go: everything in them is older than `cutoff`, and no hold covers any of it.
+def prunable(log: LogReader, bundles: Sequence[int], cutoff: float, holds: Sequence[Hold]) -> tuple[list[int], bool]:
+    """The bundles that may go: everything in them is older than `cutoff`, and no hold covers any of it.
 
     Args:
         log: the log.
-        base: bundles at or after this entry stay, because the journal still repeats them.
+        bundles: the bundles to look at, in order; what is not there any more is passed over.
         cutoff: UNIX seconds.
         holds: what must stay.
+
+    Returns:
+        Those bundles, and whether one was met that is too young: those after it are younger still.
     """
-    ranges: list[tuple[int, int]] = []
-    for index in range(base // WIDTH):
+    found: list[int] = []
+    for index in bundles:
         if not (log.root / tile_path("entries", index)).is_file():
             continue
         times = [records.decode(entry).t for _, entry in log.entries(index * WIDTH, (index + 1) * WIDTH)]
         first, last = min(times), max(times)
-        if last >= cutoff or any(hold.since <= last and first < hold.until for hold in holds):
-            continue
-        if ranges and ranges[-1][1] == index:
-            ranges[-1] = (ranges[-1][0], index + 1)
-        else:
-            ranges.append((index, index + 1))
-    return ranges
+        if last >= cutoff:
+            return found, True
+        if not any(hold.since <= last and first < hold.until for hold in holds):
+            found.append(index)
+    return found, False
 
 
-def prune(store: LogStore, append: Callable[[str, dict[str, Any]], None], days: float, holds: Sequence[Hold], now: float) -> int:
-    """Remove entries older than `days`. That they will be gone is recorded, durably, before they are.
+class Pruner:
+    """Removes entries that are older than `days`, a few bundles at a time: whoever calls it has other work to do.
+
+    That they will be gone is recorded, durably, before they are.
 
     Args:
         store: the log.
         append: appends a record of an event durably.
         days: how long entries are kept.
-        holds: what must stay.
-        now: UNIX seconds.
-
-    Returns:
-        How many entries were removed.
-
-    Raises:
-        OSError: the log cannot be written.
     """
-    removed = 0
-    for start, end in prunable(LogReader(store.root), store.base, now - days * _DAY_S, holds):
-        append(records.PRUNE, {"first": start * WIDTH, "end": end * WIDTH, "kept_days": days})
-        for index in range(start, end):
-            store.drop_bundle(index)
-        removed += (end - start) * WIDTH
-    return removed
+
+    def __init__(self, store: LogStore, append: Callable[[str, dict[str, Any]], None], days: float) -> None:
+        self._store = store
+        self._append = append
+        self._days = days
+        self._next = 0
+        self._clocks = time.time(), time.monotonic()
+
+    def step(self, now: float, most: int = 64) -> tuple[int, bool]:
+        """Look at the next bundles, and remove those that may go.
+
+        Args:
+            now: UNIX seconds.
+            most: bundles to look at.
+
+        Returns:
+            How many entries were removed, and whether all bundles have been looked at.
+
+        Raises:
+            OSError: the log cannot be written.
+            HoldError: nobody knows what is held.
+            ClockJumped: the clock cannot be trusted to say how old anything is.
+        """
+        wall, monotonic = self._clocks
+        jumped = (now - wall) - (time.monotonic() - monotonic)
+        if jumped > _LARGEST_JUMP_S:
+            raise ClockJumped(f"the clock went {jumped:.0f} s ahead of the time that has passed since the start")
+        bundles = range(self._next, min(self._store.base // WIDTH, self._next + most))
+        if not bundles:
+            self._next = 0
+            return 0, True
+        log = LogReader(self._store.root)
+        found, young = prunable(log, bundles, now - self._days * _DAY_S, read_holds(self._store.root.parent))
+        for start, end in _ranges(found):
+            self._append(records.PRUNE, {"first": start * WIDTH, "end": end * WIDTH, "kept_days": self._days})
+            for index in range(start, end):
+                self._store.drop_bundle(index)
+        self._next = 0 if young else bundles.stop
+        return len(found) * WIDTH, young
+
+
+def _ranges(indices: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbouring indices as ranges (start, end)."""
+    ranges: list[tuple[int, int]] = []
+    for index in indices:
+        if ranges and ranges[-1][1] == index:
+            ranges[-1] = (ranges[-1][0], index + 1)
+        else:
+            ranges.append((index, index + 1))
+    return ranges

@@ -2,13 +2,14 @@
 
     journal/NNN     write-ahead frames, each signed (`router.ledger.journal`): an append is durable once its frame is
     tile/...        C2SP tlog-tiles, made from the journal
-    head            the newest signed checkpoint, renewed after every append
     checkpoint      the newest one whose tiles, partial ones included, are published
+    head            the same; unlike `checkpoint` it is there from the beginning
     blobs/HASH      what records refer to by its SHA-256
     key.vkey        the verifier key, for convenience: an auditor keeps a copy elsewhere
     lock            held while a process appends
 
-Not thread-safe: one thread of one process appends, and a lock on the directory makes sure of the process.
+One process appends, and a lock on the directory makes sure of it. In it one thread may `write` and `put_blob` while another
+does what waits for the medium: `sync`, `roll_back`, `tidy`, `publish`, `drop_bundle`.
 """
 
 from __future__ import annotations
@@ -17,23 +18,36 @@ import contextlib
 import fcntl
 import os
 import secrets
+import threading
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
+import msgspec
+
 from router.ledger.checkpoint import Checkpoint, Signer
 from router.ledger.disk import Disk
-from router.ledger.journal import pack_frame, read_journal, segment_path
-from router.ledger.merkle import leaf_hash
-from router.ledger.recover import Growth, LogDamaged, recover
-from router.ledger.tiles import LONGEST_ENTRY, WIDTH, RightEdge, pack_entries, tile_path
+from router.ledger.journal import join_frame, read_journal, segment_path
+from router.ledger.merkle import EMPTY_ROOT
+from router.ledger.recover import Growth, origin_of_empty, recover
+from router.ledger.tiles import LONGEST_ENTRY, WIDTH, RightEdge, pack_each, tile_path
 
 SEGMENT_BYTES = 1 << 20
 """A journal segment longer than this is closed, and removed once tiles hold all of it."""
+_REMEMBERED = 4096
+"""Blobs known to be there at most."""
 
 
 class LogBusy(Exception):
     """Another process appends to this log."""
+
+
+class _State(msgspec.Struct, frozen=True):
+    """How far the log has got: its tree, the signed note of it, and the bytes in the journal's last segment."""
+
+    growth: Growth
+    note: bytes
+    bytes: int
 
 
 class LogStore:
@@ -67,9 +81,14 @@ class LogStore:
         self._signer = signer
         self._disk = disk or Disk()
         self._segment_bytes = segment_bytes
-        self._growth = Growth(RightEdge())
+        self.lock = threading.RLock()
+        """Held for as long as it takes to write an append; never while anything waits for the medium."""
+        self._newest = self._synced = _State(Growth(RightEdge()), b"", 0)
         self._unsettled: dict[Path, None] = {}
-        self._note = b""
+        self._blobs: list[Path] = []
+        self._known_blobs: set[str] = set()
+        self._segment_is_new = False
+        self._published = b""
         self._journal = -1
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -86,17 +105,20 @@ class LogStore:
     @property
     def size(self) -> int:
         """Entries in the log."""
-        return self._growth.size
+        return self._newest.growth.size
 
     def _start(self) -> None:
         segments = read_journal(self.root)
         self._segments = [(segment.path, segment.frames[-1].end if segment.frames else 0) for segment in segments]
+        growth, note = self._newest.growth, b""
         if any(segment.frames for segment in segments):
-            last, self._growth = recover(self.root, segments, self._signer.verifier)
+            last, growth = recover(self.root, segments, self._signer.verifier)
             self.origin = last.origin
-            self._note = next(segment.frames[-1].note for segment in reversed(segments) if segment.frames)
-        elif (self.root / "tile").exists() or (self.root / "head").exists():
-            raise LogDamaged(f"{self.root}: there are tiles or a checkpoint, but the journal is gone")
+            note = next(segment.frames[-1].note for segment in reversed(segments) if segment.frames)
+        else:
+            self.origin = origin_of_empty(self.root, self._signer.verifier) or self.origin
+            head = self._signer.sign(Checkpoint(self.origin, 0, EMPTY_ROOT))
+            self._disk.put(self.root / "head", head, durable=True)
         if not segments:
             self._segments = [(segment_path(self.root, 0), 0)]
         path = self._segments[-1][0]
@@ -104,18 +126,18 @@ class LogStore:
         self._disk.sync_directory(path.parent)
         self._disk.sync_directory(self.root)
         self.recovered_bytes = segments[-1].torn_bytes if segments else 0
-        self._written = segments[-1].good_bytes if segments else 0
+        self._newest = self._synced = _State(growth, note, segments[-1].good_bytes if segments else 0)
         self._torn = True
         self._heal()
         for stale in [*self.root.glob("tile/**/*.p/*"), *self.root.glob("**/.*.tmp")]:
             self._disk.remove(stale)
         self._disk.put(self.root / "key.vkey", self._signer.verifier.line.encode() + b"\n", durable=True)
         self._put_tiles()
-        if self._note:
+        if note:
             self.publish()
 
     def append(self, entries: Sequence[bytes]) -> int:
-        """Append entries; when this returns they are on the medium, under a signature.
+        """Append entries; when this returns they are on the medium, under a signature: `write`, `sync` and `tidy` in one.
 
         Returns:
             The index of the first.
@@ -124,31 +146,81 @@ class LogStore:
             OSError: the disk is full or broken; nothing was appended, and the same entries may be tried again.
             ValueError: an entry is longer than 65,535 bytes.
         """
+        first = self.write(entries)
+        try:
+            self.sync()
+        except OSError:
+            self.roll_back()
+            raise
+        with contextlib.suppress(OSError):
+            self.tidy()
+        return first
+
+    def write(self, entries: Sequence[bytes]) -> int:
+        """Give entries to the operating system, under a signature: they survive the end of this process, not that of the machine.
+
+        Returns:
+            The index of the first.
+
+        Raises:
+            OSError: the disk is full or broken; nothing was written, and the same entries may be tried again.
+            ValueError: an entry is longer than 65,535 bytes.
+        """
         if any(len(entry) > LONGEST_ENTRY for entry in entries):
             raise ValueError("an entry of the log may have 65,535 bytes")
-        first = self.size
-        self._heal()
-        leaves = [leaf_hash(entry) for entry in entries]
-        frontier = self._growth.edge.frontier.copy()
-        for leaf in leaves:
-            frontier.append(leaf)
-        note = self._signer.sign(Checkpoint(self.origin, frontier.size, frontier.root()))
-        frame = pack_frame(first, entries, note)
-        self._torn = True
-        self._disk.write(self._journal, frame)
-        self._disk.sync(self._journal)
-        self._torn = False
-        # From here on the entries are in the log, whatever happens to the files made from it.
-        self._written += len(frame)
-        self._note = note
-        self._growth.take(entries, leaves)
-        self._segments[-1] = (self._segments[-1][0], self.size)
-        with contextlib.suppress(OSError):
-            self._disk.put(self.root / "head", note, durable=False)
-            self._put_tiles()
-            if self._written >= self._segment_bytes:
-                self._rotate()
+        packed = pack_each(entries)
+        with self.lock:
+            first = self.size
+            self._heal()
+            grown = self._newest.growth.grown(packed, [sha256(b"\x00" + entry).digest() for entry in entries])
+            note = self._signer.sign(Checkpoint(self.origin, grown.size, grown.edge.root()))
+            frame = join_frame(first, packed, note)
+            self._torn = True
+            self._disk.write(self._journal, frame)
+            self._torn = False
+            self._newest = _State(grown, note, self._newest.bytes + len(frame))
         return first
+
+    def sync(self) -> None:
+        """Bring to the medium what was written before this was called, and the blobs it refers to.
+
+        Raises:
+            OSError: it is not there; `roll_back` must follow before anything else is written.
+        """
+        with self.lock:
+            if self._newest is self._synced:
+                return
+            state, blobs = self._newest, self._blobs
+            self._blobs = []
+        try:
+            if blobs:
+                self._disk.settle(blobs)
+            if self._segment_is_new:
+                self._disk.sync_directory(self.root / "journal")
+                self._segment_is_new = False
+            self._disk.sync(self._journal)
+        except OSError:
+            with self.lock:
+                self._blobs = [*blobs, *self._blobs]
+            raise
+        self._synced = state
+        self._segments[-1] = (self._segments[-1][0], state.growth.size)
+
+    def roll_back(self) -> None:
+        """Take back everything that was written and not brought to the medium."""
+        with self.lock:
+            self._newest = self._synced
+            self._torn = True
+
+    def tidy(self) -> None:
+        """Write the tiles that became full, and close a segment of the journal that is long enough.
+
+        Raises:
+            OSError: something could not be written; it will be tried again, and the log itself is not affected.
+        """
+        self._put_tiles()
+        if self._synced.bytes >= self._segment_bytes:
+            self._rotate()
 
     def publish(self) -> bytes:
         """Write the partial tiles and the checkpoint that they prove.
@@ -159,24 +231,27 @@ class LogStore:
         Raises:
             OSError: it could not be written; the log itself is not affected.
         """
-        tail = self._growth.tail
-        partial = self._growth.edge.partial_tiles()
-        if tail:
-            partial.append((tile_path("entries", self.size // WIDTH, len(tail)), pack_entries(tail)))
+        note, growth = self._synced.note, self._synced.growth
+        if self._published == note:
+            return note
+        partial = growth.edge.partial_tiles()
+        if growth.tail:
+            partial.append((tile_path("entries", growth.size // WIDTH, len(growth.tail)), b"".join(growth.tail)))
         self._put_tiles()
         for path, data in partial:
             self._disk.put(self.root / path, data, durable=False)
         for name in ("checkpoint", "head"):
-            self._disk.put(self.root / name, self._note, durable=False)
+            self._disk.put(self.root / name, note, durable=False)
         for path, _ in partial:
             directory = (self.root / path).parent
             for other in directory.iterdir():
                 if other != self.root / path:
                     self._disk.remove(other)
-        return self._note
+        self._published = note
+        return note
 
     def put_blob(self, data: bytes) -> str:
-        """Keep bytes under their SHA-256, durably, for records to refer to.
+        """Keep bytes under their SHA-256, for records to refer to; the next `sync` brings them to the medium.
 
         Returns:
             The hash in hex.
@@ -186,8 +261,14 @@ class LogStore:
         """
         name = sha256(data).hexdigest()
         path = self.root / "blobs" / name
-        if not path.exists():
-            self._disk.put(path, data, durable=True)
+        if name not in self._known_blobs:
+            if not path.exists() or path.read_bytes() != data:  # a power failure may have left the name without the bytes
+                self._disk.put(path, data, durable=False)
+            with self.lock:
+                self._blobs.append(path)
+                if len(self._known_blobs) >= _REMEMBERED:
+                    self._known_blobs.clear()
+                self._known_blobs.add(name)
         return name
 
     @property
@@ -206,7 +287,7 @@ class LogStore:
     def close(self) -> None:
         """Publish what there is and let go of the directory."""
         try:
-            if self._note and self._journal >= 0:
+            if self._synced.note and self._journal >= 0:
                 self.publish()
         finally:
             self._release()
@@ -220,17 +301,19 @@ class LogStore:
     def _heal(self) -> None:
         """Cut off what a failed append left, before anything is written after it."""
         if self._torn:
-            self._disk.truncate(self._journal, self._written)
+            self._disk.truncate(self._journal, self._newest.bytes)
             self._disk.sync(self._journal)
             self._torn = False
 
     def _put_tiles(self) -> None:
         """Write the full tiles that are due. Not durable yet: until `_rotate` the journal holds the same."""
-        full = self._growth.full
+        full = self._synced.growth.full
         for path in list(full):
             self._disk.put(self.root / path, full[path], durable=False)
             self._unsettled[self.root / path] = None
-            del full[path]
+            with self.lock:
+                full.pop(path)
+                self._newest.growth.full.pop(path, None)
             partial = (self.root / path).with_name(Path(path).name + ".p")
             if partial.is_dir():
                 for file in partial.iterdir():
@@ -238,18 +321,25 @@ class LogStore:
                 partial.rmdir()
 
     def _rotate(self) -> None:
-        """Begin a new segment, and remove those whose entries are all in full tiles on the medium."""
-        for path in self._unsettled:
-            self._disk.settle(path)
-        self._unsettled.clear()
-        path = segment_path(self.root, self.size)
-        descriptor = self._disk.open_append(path)
+        """Begin a new segment, and remove those whose entries are all in full tiles on the medium.
+
+        Whoever writes is not kept waiting: the segment changes at a moment at which nothing waits for the medium.
+        """
+        with self.lock:
+            if self._newest is not self._synced:
+                return
+            settled = self.size - self.size % WIDTH
+            old, path = self._journal, segment_path(self.root, self.size)
+            self._journal = self._disk.open_append(path)
+            self._segment_is_new = True
+            self._newest = self._synced = _State(self._synced.growth, self._synced.note, 0)
+            self._segments.append((path, self.size))
+        os.close(old)
         self._disk.sync_directory(path.parent)
-        os.close(self._journal)
-        self._journal, self._written = descriptor, 0
-        settled = self.size - self.size % WIDTH
-        # The last segment stays in any case: where the log ends is read from its last frame.
-        keep = [*(item for item in self._segments[:-1] if item[1] > settled), self._segments[-1]]
-        for old, _ in self._segments[: len(self._segments) - len(keep)]:
-            self._disk.remove(old)
-        self._segments = [*keep, (path, self.size)]
+        self._segment_is_new = False
+        self._disk.settle(self._unsettled)
+        self._unsettled.clear()
+        # The last segment with entries stays in any case: where the log ends is read from its last frame.
+        while len(self._segments) > 2 and self._segments[0][1] <= settled:
+            self._disk.remove(self._segments[0][0])
+            del self._segments[0]

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from router.ledger.merkle import HASH_BYTES, Frontier, node_hash, root_of, split_of
+from router.ledger.merkle import HASH_BYTES, Frontier, fold, node_hash, root_of, split_of
 
 WIDTH = 256
 LONGEST_ENTRY = 0xFFFF
@@ -32,9 +32,14 @@ def tile_path(level: int | str, index: int, width: int = WIDTH) -> str:
     return f"tile/{level}/{path}" + (f".p/{width}" if width < WIDTH else "")
 
 
+def pack_each(entries: Sequence[bytes]) -> list[bytes]:
+    """Entries as they stand in a bundle: each after its length."""
+    return [len(entry).to_bytes(2, "big") + entry for entry in entries]
+
+
 def pack_entries(entries: Sequence[bytes]) -> bytes:
     """An entry bundle."""
-    return b"".join(struct.pack(">H", len(entry)) + entry for entry in entries)
+    return b"".join(pack_each(entries))
 
 
 def unpack_entries(data: bytes) -> list[bytes]:
@@ -79,7 +84,9 @@ def tiles_of(size: int) -> list[tuple[int, int, int]]:
 
 
 class RightEdge:
-    """The tiles of a log that are not full yet, and its frontier: everything an append needs to know.
+    """The tiles of a log that are not full yet: everything an append needs to know.
+
+    Each level keeps the hashes of its tile beside their frontier, so that no node is ever hashed twice.
 
     Args:
         levels: the hashes of the incomplete tile of each level, lowest first.
@@ -89,38 +96,57 @@ class RightEdge:
     def __init__(self, levels: Sequence[Sequence[bytes]] = (), full: Sequence[int] = ()) -> None:
         self._levels = [list(level) for level in levels]
         self._full = list(full)
-        size = 0
-        peaks: list[bytes] = []
-        for level, hashes in reversed(list(enumerate(levels))):
-            part = Frontier()
-            for item in hashes:
-                part.append(item)
-            size += len(hashes) << 8 * level
-            peaks += part.peaks
-        self.frontier = Frontier(size, peaks)
+        self._frontiers = [Frontier() for _ in levels]
+        for frontier, hashes in zip(self._frontiers, self._levels, strict=True):
+            frontier.extend(hashes)
+        self.size = sum(len(hashes) << 8 * level for level, hashes in enumerate(self._levels))
+
+    def copy(self) -> RightEdge:
+        """The same edge, to try an append on."""
+        other = RightEdge((), self._full)
+        other._levels = [hashes.copy() for hashes in self._levels]
+        other._frontiers = [frontier.copy() for frontier in self._frontiers]
+        other.size = self.size
+        return other
+
+    def root(self) -> bytes:
+        """The root of the log."""
+        return fold([peak for frontier in reversed(self._frontiers) for peak in frontier.peaks])
 
     def append(self, leaf: bytes) -> list[tuple[str, bytes]]:
-        """Add a leaf hash.
+        """Add a leaf hash; as `extend`."""
+        return self.extend((leaf,))
+
+    def extend(self, leaves: Sequence[bytes]) -> list[tuple[str, bytes]]:
+        """Add leaf hashes.
 
         Returns:
             The hash tiles that this made full, as path and content.
         """
-        self.frontier.append(leaf)
         done: list[tuple[str, bytes]] = []
-        level = 0
-        while True:
-            if level == len(self._levels):
-                self._levels.append([])
-                self._full.append(0)
-            hashes = self._levels[level]
-            hashes.append(leaf)
-            if len(hashes) < WIDTH:
-                return done
-            done.append((tile_path(level, self._full[level]), b"".join(hashes)))
-            leaf = root_of(hashes)
-            self._levels[level] = []
-            self._full[level] += 1
-            level += 1
+        self.size += len(leaves)
+        self._add(0, leaves, done)
+        return done
+
+    def _add(self, level: int, hashes: Sequence[bytes], done: list[tuple[str, bytes]]) -> None:
+        if level == len(self._levels):
+            self._levels.append([])
+            self._frontiers.append(Frontier())
+            self._full.append(0)
+        at, roots = 0, []
+        while at < len(hashes):
+            tile = self._levels[level]
+            part = hashes[at : at + WIDTH - len(tile)]
+            at += len(part)
+            tile += part
+            self._frontiers[level].extend(part)
+            if len(tile) == WIDTH:
+                done.append((tile_path(level, self._full[level]), b"".join(tile)))
+                roots.append(self._frontiers[level].root())
+                self._levels[level], self._frontiers[level] = [], Frontier()
+                self._full[level] += 1
+        if roots:
+            self._add(level + 1, roots, done)
 
     def partial_tiles(self) -> list[tuple[str, bytes]]:
         """The tiles that are not full, as path and content."""

@@ -6,6 +6,7 @@ back behind a checkpoint held elsewhere, and a log that went another way than su
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -129,7 +130,7 @@ class _Verification:
         for name in ("head", "checkpoint"):
             path = self.root / name
             if not path.is_file():
-                if name == "head" and (self.report.frames > 1 or self.log.base):  # else a crash came with the first append
+                if name == "head" and (self.report.frames or self.log.base):
                     self._problem(f"`{name}` is missing")
                 continue
             try:
@@ -161,13 +162,16 @@ class _Verification:
     def _walk(self, sizes: set[int]) -> None:
         """Through all entries: leaf hashes, tiles, records, and the roots at the sizes that were signed."""
         edge = RightEdge()
-        self.roots[0] = edge.frontier.root()
+        self.roots[0] = edge.root()
+        stops = sorted(sizes)
         for index in range(-(-self.log.size // WIDTH)):
-            for leaf in self._bundle(index):
-                for path, data in edge.append(leaf):
+            leaves = self._bundle(index)
+            first, last = edge.size, edge.size + len(leaves)
+            within = stops[bisect_right(stops, first) : bisect_right(stops, last)]
+            for stop in [*within, last]:
+                for path, data in edge.extend(leaves[edge.size - first : stop - first]):
                     self._compare_tile(path, data)
-                if edge.frontier.size in sizes:
-                    self.roots[edge.frontier.size] = edge.frontier.root()
+                self.roots[stop] = edge.root()
         self.partial.update((path.split(".p/")[0], data) for path, data in edge.partial_tiles())
 
     def _bundle(self, index: int) -> list[bytes]:

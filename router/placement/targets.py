@@ -142,7 +142,7 @@ class Report(msgspec.Struct, frozen=True):
     kv_port: int = 0
 
 
-class Load(msgspec.Struct, frozen=True, gc=False):
+class Load(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A router's books on one target, and the signals that correct them.
 
     `inflight` counts the requests this router knows of there, its own and those its peers told it of; `unstarted` are those

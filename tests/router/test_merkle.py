@@ -116,7 +116,7 @@ def test_the_tiles_of_a_log_give_its_root_and_proofs_without_its_entries():
     assert set(files) == {tile_path(*tile) for tile in tiles_of(size)}
     reader = TileReader(files.get, size)
     root = root_of(leaves)
-    assert edge.frontier.root() == root
+    assert edge.root() == root
     for index in (0, 255, 256, 65_535, 65_536, size - 1):
         assert is_included(leaves[index], index, size, inclusion_proof(index, size, reader.subtree), root)
     assert is_consistent(300, size, root_of(leaves[:300]), root, consistency_proof(300, size, reader.subtree))

@@ -13,6 +13,7 @@ from pathlib import Path
 from router.ledger.checkpoint import Signer
 from router.ledger.journal import pack_frame, read_segment
 from router.ledger.merkle import leaf_hash
+from router.ledger.reader import LogReader, parse_path
 from router.ledger.store import LogStore
 from router.ledger.tiles import WIDTH, pack_entries, tile_path, unpack_entries
 
@@ -44,7 +45,8 @@ def truncate(log: Path, rng: random.Random) -> str | None:
 
 def remove_file(log: Path, rng: random.Random) -> str | None:
     """Remove any file that holds records, hashes, blobs or signatures."""
-    names = [file for file in _files(log) if _matters(log, file)]
+    base = LogReader(log).base
+    names = [file for file in _files(log) if _matters(log, file, base)]
     file = rng.choice(names)
     file.unlink()
     return f"{file.relative_to(log)} removed"
@@ -88,7 +90,8 @@ def _edit_entries(change: Callable[[list[bytes], random.Random], str]) -> Tamper
         segment = read_segment(rng.choice(sorted((log / "journal").iterdir())))
         if not segment.frames:
             return None
-        number = rng.randrange(len(segment.frames))
+        longer = [number for number, frame in enumerate(segment.frames) if len(frame.entries) > 1]
+        number = rng.choice(longer or range(len(segment.frames)))
         frame = segment.frames[number]
         entries = list(frame.entries)
         said = change(entries, rng)
@@ -114,7 +117,7 @@ def _duplicate(entries: list[bytes], rng: random.Random) -> str:
 
 
 def _reorder(entries: list[bytes], rng: random.Random) -> str:
-    a, b = rng.randrange(len(entries)), rng.randrange(len(entries))
+    a, b = rng.sample(range(len(entries)), 2) if len(entries) > 1 else (0, 0)
     entries[a], entries[b] = entries[b], entries[a]
     return "two records exchanged"
 
@@ -162,10 +165,10 @@ def swap_bundles(log: Path, rng: random.Random) -> str | None:
 
 def drop_bundle(log: Path, rng: random.Random) -> str | None:
     """Remove a bundle as pruning would, without a record that says so."""
-    count = len([p for p in (log / "tile" / "entries").iterdir() if p.is_file()])
-    if not count:
+    bundles = -(-LogReader(log).base // WIDTH)
+    if not bundles:
         return None
-    (log / tile_path("entries", rng.randrange(count))).unlink()
+    (log / tile_path("entries", rng.randrange(bundles))).unlink(missing_ok=True)
     return "a bundle removed"
 
 
@@ -232,13 +235,15 @@ def _files(log: Path) -> list[Path]:
     return sorted(file for file in log.rglob("*") if file.is_file() and file.name != "lock")
 
 
-def _matters(log: Path, file: Path) -> bool:
-    """Partial tiles, `checkpoint`, `key.vkey` and empty segments repeat what stands elsewhere: losing them loses nothing."""
+def _matters(log: Path, file: Path, base: int) -> bool:
+    """Partial tiles, `checkpoint`, `key.vkey`, empty segments and tiles that the journal (from entry `base` on) still covers
+    repeat what stands elsewhere: losing them loses nothing, and the router makes them again."""
     name = file.relative_to(log).as_posix()
+    if name.startswith("tile/") and ".p/" not in name:
+        level, index = parse_path(name)
+        return index * (WIDTH if level == "entries" else WIDTH ** (int(level) + 1)) < base
     return ".p/" not in name and name not in ("checkpoint", "key.vkey") and file.stat().st_size > 0
 
 
 def _all_entries(log: Path) -> list[bytes]:
-    from router.ledger.reader import LogReader
-
     return [entry for _, entry in LogReader(log).entries()]
