@@ -63,6 +63,8 @@ class KeyGrant(msgspec.Struct, frozen=True):
     limits: tuple[Limit, ...] = ()
     timeout_s: float = 0.0
     continuation: bool = True
+    finishes: bool = False
+    """An answer whose client has gone is finished for its usage, not cut."""
     redacted: Label | None = None
     """The ceiling of this key's redacted requests; None: nothing is ever redacted."""
     digest: bytes = b""
@@ -391,6 +393,7 @@ def grant_of_key(
         limits=limits_of(f"key:{key.id}", key) + limits_of(f"tenant:{key.tenant}", config.tenants.get(key.tenant)),
         timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
         continuation=config.continuation if key.continuation is None else key.continuation,
+        finishes=(key.when_client_leaves or config.when_client_leaves) == "finish",
         digest=digest,
         guard_id=key.id if digest else STORED + key.id,
         relaxed=relaxed,

@@ -17,7 +17,6 @@ from router.identity.stored import Shared
 from router.kv_feeds import KvFeeds
 from router.ledger.capturing import Capture
 from router.ledger.log import AuditLog
-from router.ledger.policies import policy_text
 from router.ledger.records import RELAX
 from router.placement.kv_messages import KV_PATH
 from router.placement.targets import Report, Target
@@ -126,10 +125,8 @@ class RouterProcess:
             return None
         before, source.running = state.policy.epoch, loaded
         cut = state.adopt(config, policy, time.time())
-        if state.audit is not None:
-            state.audit.policy(policy.epoch, policy_text(config), policy.label_text)
-            if source.wider:
-                state.audit.event(RELAX, policy.epoch, {"before": before, "wider": source.wider})
+        if state.audit is not None and source.wider:
+            state.audit.event(RELAX, policy.epoch, {"before": before, "wider": source.wider})
         _log.warning("policy %s replaces %s; %d exchanges were cut", policy.epoch, before, cut)
         return loaded
 

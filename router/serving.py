@@ -171,6 +171,10 @@ class Serving:
             if self._state.waiting.depth:
                 self._state.waiting.walk(now)
 
+    def finishes(self) -> bool:
+        """Whether the answer is read to its end although the client has gone."""
+        return self._facts.key.finishes
+
     def on_end(self, exchange: Exchange, ending: Ending) -> None:
         """The attempt is over: answered, or try again."""
         try:
@@ -179,7 +183,9 @@ class Serving:
             if self._cache_turn is not None:
                 self._cache_turn.end_copy(exchange, ending, self._choice)
             broken = ending in (Ending.HELD, Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER)
-            if broken and (self._join is not None or ending is Ending.BROKEN_AFTER):
+            if broken and exchange.client is not self._client:
+                self._conclude(exchange, Ending.CLIENT_GONE)
+            elif broken and (self._join is not None or ending is Ending.BROKEN_AFTER):
                 self._carry_on(exchange)
             elif broken:
                 self._held = exchange
@@ -465,13 +471,16 @@ class Serving:
         receipt.status = exchange.status if self._join is None else 200
         if self._trail is not None and (ending is not Ending.COMPLETE or self._join is not None or receipt.prompt_tokens < 0):
             count_usage(receipt, self._trail)
-        if ending is Ending.COMPLETE:
+        gone = exchange.client is not self._client
+        if gone:
+            receipt.code = "client_gone"
+        elif ending is Ending.COMPLETE:
             self._count_answer(receipt)
         else:
             broken = POLICY_REVOKED if exchange.failure == POLICY_REVOKED else "upstream_error"
             receipt.code = broken if ending is Ending.BROKEN_AFTER else "client_gone"
         self._close()
-        if ending is Ending.COMPLETE:
+        if ending is Ending.COMPLETE and not gone:
             self._client.finish()
         elif ending is Ending.BROKEN_AFTER:
             self._state.metrics.refused(receipt.code)

@@ -25,6 +25,7 @@ from router.ledger.clock import ClockWatch, in_words
 from router.ledger.cost import PriceList
 from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
+from router.ledger.policies import policy_text
 from router.ledger.receipts import ReceiptBook
 from router.ledger.records import CLOCK, RELAX
 from router.placement.fleet import Fleet
@@ -154,6 +155,9 @@ class RouterState:
             How many running exchanges it forbids; they are cut.
         """
         tokens = None if config.jwt is None else TokenVerifier(config.jwt, policy, home())
+        if self.audit is not None and policy.epoch != self.policy.epoch:
+            # First: what is cut decides anew at once, and the record of that must find this policy before it.
+            self.audit.policy(policy.epoch, policy_text(config), policy.label_text)
         if self.stored_keys is not None:
             self.stored_keys.adopt(config, policy)
         retarget = retargeter(config, self.policy, policy)

@@ -329,6 +329,8 @@ class Key(Allowance, Access):
     """Whether this key's broken streams may be carried on at another replica. Default: the top-level `continuation`."""
     vote: bool = False
     """Whether this key may have several models vote on an answer (`x-tidegate-mode: vote`)."""
+    when_client_leaves: Literal["cut", "finish"] | None = None
+    """What becomes of an answer whose client has gone. Default: the top-level `when_client_leaves`."""
     redact: Redact | None = None
     """Lets requests with sensitive values go further than the ceiling once the values are taken out."""
     cache: KeyCache | None = None
@@ -556,6 +558,9 @@ class Config(_Strict):
     continuation: bool = True
     """Carry a stream that breaks on at another replica of the same model, exactly or not at all (`router.wire.continuation`).
     For that, engines send the ids of their tokens with every event, and the router takes them out again."""
+    when_client_leaves: Literal["cut", "finish"] = "cut"
+    """`cut`: the engine is stopped at once; what it has done by then is not known exactly. `finish`: it finishes the answer for
+    nobody, and the usage that it counts is recorded and charged."""
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
 
     @field_validator("zones", "duties")

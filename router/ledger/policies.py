@@ -20,7 +20,7 @@ from router.policy import KeyGrant, Policy, compile_policy
 def policy_text(config: Config) -> bytes:
     """The configuration as it is stored."""
     data = _without_files(config)
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _without_files(config: Config) -> dict[str, Any]:

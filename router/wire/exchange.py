@@ -41,8 +41,32 @@ class ExchangeHandler(Protocol):
     def on_first_body(self, exchange: Exchange) -> None:
         """The first byte of the body arrived."""
 
+    def finishes(self) -> bool:
+        """Whether a response whose client has gone is read to its end, for the usage in it."""
+
     def on_end(self, exchange: Exchange, ending: Ending) -> None:
         """It is over; called exactly once."""
+
+
+class _Nobody:
+    """Stands where a client was that has gone: takes everything, and does nothing."""
+
+    gone = True
+    speaks_chunked = True
+
+    @property
+    def transport(self) -> _Nobody:
+        """Itself."""
+        return self
+
+    def write(self, data: bytes) -> None:
+        """Take bytes."""
+
+    def begin(self, data: bytes) -> None:
+        """Take the head."""
+
+    def listen(self, listener: object) -> None:
+        """There is nothing to hear any more."""
 
 
 class Exchange:
@@ -80,6 +104,7 @@ class Exchange:
         "outbox",
         "request",
         "resend",
+        "sent",
         "status",
         "tail",
     )
@@ -94,13 +119,15 @@ class Exchange:
         idle_s: float,
         deadline: float = math.inf,
     ) -> None:
-        self.client = client
+        self.client: DirectRequest | _Nobody = client
         self.handler = handler
         self.request = request
         self.connection: Connection | None = None
         self.resend: Callable[[Exchange], None] | None = None
         """Set while a kept-alive connection is used: one that closes before it answers costs the request nothing."""
         self.ended = False
+        self.sent = False
+        """The request has gone to the target's connection."""
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.chunked = False
@@ -144,14 +171,18 @@ class Exchange:
             self.chunked = False
             self.content_length = -1
             self.connection = None
+            self.sent = False
             resend(self)
             return
         self.failure = self.failure or why
         self.end(Ending.BROKEN_AFTER if self.forwarding and not self.head else Ending.BROKEN_BEFORE)
 
     def client_gone(self) -> None:
-        """The client left: cut the upstream at once, so that the engine stops generating."""
-        if not self.ended:
+        """The client left: cut the upstream at once, so that the engine stops generating; or read on, where that is asked for."""
+        if not self.ended and self.sent and self.connection is not None and self.handler.finishes():
+            self.client = _Nobody()
+            self.connection.keep_to_itself()
+        elif not self.ended:
             if self.connection is not None:
                 self.connection.discard()
             self.end(Ending.CLIENT_GONE)

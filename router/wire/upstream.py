@@ -91,6 +91,7 @@ class Connection(asyncio.Protocol):
         self._pass_on = None
         exchange.client.listen(exchange)
         if not exchange.ended:
+            exchange.sent = True
             self._transport.write(exchange.request)
 
     def data_received(self, data: bytes) -> None:
@@ -273,6 +274,11 @@ class Connection(asyncio.Protocol):
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.broken(CLOSED if exc is None else BROKE, now=self._pool.now())
+
+    def keep_to_itself(self) -> None:
+        """The client is gone, and the response is read for its usage only."""
+        self._pass_on = None
+        self.resume_reading()
 
     def pause_reading(self) -> None:
         """Flow control: the client is slower than the target."""

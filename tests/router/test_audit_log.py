@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from router.config import parse_config
 from router.ledger import records
 from router.ledger.checkpoint import (
     Checkpoint,
@@ -25,19 +28,23 @@ from router.ledger.policies import policy_text, read_policy
 from router.ledger.reader import LogReader, find_logs, merged
 from router.ledger.recover import LogDamaged
 from router.ledger.replay import Gap, Replayer, decide_again, differences
+from router.ledger.retention import ClockJumped, Hold, HoldError, Pruner, write_holds
 from router.ledger.slots import open_slot
 from router.ledger.store import LogBusy, LogStore
 from router.ledger.tiles import WIDTH, tile_path
 from router.ledger.verify import verify_log
+from router.policy import compile_policy
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
 
 from _ledger.crashes import crash
 from _ledger.detect import build_log, roll_back, tamper_with
 from _ledger.full import FullDisk, fill_up
+from _ledger.live import record_and_replay
 from _ledger.replayed import replay
 from _ledger.tamper import TAMPERINGS
-from _ledger.traffic import Traffic
+from _ledger.traffic import Traffic, make_config
+from _ledger.usage import count_simulated
 
 SIGNER = Signer(bytes(range(32)))
 KEYS = [SIGNER.verifier]
@@ -377,3 +384,111 @@ def test_a_record_of_a_later_version_and_one_that_is_none_are_refused():
         records.decode(later)
     with pytest.raises(records.RecordError, match="no record"):
         records.decode(b"\xc1")
+
+
+# What stands in it is enough, and the window holds
+
+
+def test_the_stored_policy_keeps_the_order_that_decisions_depend_on():
+    data = make_config().model_dump(mode="json")
+    data["targets"][0]["models"] = {"tiny": "t-1", "big": "b-1", "able": "a-1"}
+    data["targets"][0]["tier"] = "small"
+    config = parse_config(data)
+    policy = compile_policy(config, Path("/"))
+    _, again = read_policy(policy_text(config), policy.epoch)
+    assert again.tier_models == policy.tier_models and policy.tier_models["small"][-1] == "able"
+
+
+def test_labels_are_named_by_the_policy_of_their_own_epoch(tmp_path):
+    traffic = Traffic(1)
+    log = open_log(tmp_path / "log", traffic)
+    event = next(iter(traffic.events(1)))
+    log.decided(event.facts, traffic.policy.epoch, event.view, event.decision, event.now)
+    log.policy("later", policy_text(traffic.config), lambda label: "named/anew/")
+    log.decided(event.facts, "later", event.view, event.decision, event.now)
+    log.decided(event.facts, traffic.policy.epoch, event.view, event.decision, event.now)
+    log.close(30)
+    found = [records.read_data(r, records.DecideData) for r in LogReader(tmp_path / "log").records() if r.e == records.DECIDE]
+    own = traffic.policy.label_text(event.facts.label)
+    assert [data.label for data in found] == [own, "named/anew/", own]
+
+
+def test_what_waits_for_a_disk_that_hangs_is_written_within_the_window_all_the_same(tmp_path):
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    class HangingDisk(Disk):
+        def sync(self, descriptor: int) -> None:
+            if hangs.is_set():
+                assert goes_on.wait(30)
+            super().sync(descriptor)
+
+    traffic = Traffic(1)
+    log = open_log(tmp_path / "log", traffic, disk=HangingDisk(), window_s=0.02)
+    hangs.set()
+    try:
+        for number in range(5):  # each is in the file before the next is handed over, while the first sync still hangs
+            log.event("note", f"n-{number}", {})
+            for _ in range(400):
+                if any(record.id == f"n-{number}" for record in LogReader(tmp_path / "log").records()):
+                    break
+                time.sleep(0.01)
+            else:
+                pytest.fail("a record waited for the medium")
+    finally:
+        goes_on.set()
+    log.close(30)
+    assert verify_log(tmp_path / "log", KEYS).ok
+
+
+def test_a_sync_that_fails_takes_back_what_was_written_since_the_last(tmp_path):
+    disk = FullDisk(random.Random(1))
+    store = LogStore(tmp_path / "log", SIGNER, disk=disk)
+    store.append([note(0)])
+    store.write([note(1)])
+    store.write([note(2)])
+    disk.full = True
+    with pytest.raises(OSError, match="Input/output"):
+        store.sync()
+    store.roll_back()
+    disk.full = False
+    assert store.size == 1
+    assert store.append([note(1), note(2)]) == 1
+    store.close()
+    report = verify_log(tmp_path / "log", KEYS)
+    assert report.ok and report.size == 3
+
+
+def test_pruning_goes_in_steps_keeps_what_is_held_and_stops_when_the_clock_was_set_forward(tmp_path):
+    store = LogStore(tmp_path / "log", SIGNER, segment_bytes=5000)
+    for start in range(0, 8 * WIDTH, 128):
+        store.append([records.encode(start + i, float(start + i), 0.0, "note", "", {}) for i in range(128)])
+    appended = []
+    pruner = Pruner(store, lambda event, data: appended.append(data), days=1)
+    now = time.time()
+    with pytest.raises(ClockJumped, match="the clock went"):
+        pruner.step(now + 7200)
+    write_holds(tmp_path, [Hold("case", "a reason", 300.0, 400.0)])  # entries 300 to 399 lie in the second bundle
+    removed, done = 0, False
+    for _ in range(20):
+        gone, done = pruner.step(now, most=2)
+        removed += gone
+        if done:
+            break
+    assert done and removed == (store.base // WIDTH - 1) * WIDTH > 0
+    assert (tmp_path / "log" / tile_path("entries", 1)).is_file() and not (tmp_path / "log" / tile_path("entries", 0)).is_file()
+    assert appended[0] == {"first": 0, "end": WIDTH, "kept_days": 1}
+    (tmp_path / "holds.json").write_text("[{")
+    with pytest.raises(HoldError, match="nothing will be removed"):
+        pruner.step(now)
+
+
+def test_decisions_of_a_running_router_come_out_again_from_its_log(tmp_path):
+    result = record_and_replay(tmp_path, 400, seed=3)
+    assert [problem for problem in result.problems if "too little" not in problem] == []
+    assert result.agreed == result.decisions >= 400
+
+
+def test_usage_is_the_engines_own_count_although_half_of_the_clients_leave(tmp_path):
+    sums = count_simulated(tmp_path, 150, seed=2)
+    assert sums.problems == []
+    assert sums.router == sums.engines and sums.left > 30

@@ -1,8 +1,9 @@
-"""`scripts/prove/ledger`: tampering, crashes, full disks and replay, with one line of figures for each."""
+"""`scripts/prove/ledger`: tampering, crashes, full disks, replay and usage, with one line of figures for each."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import shutil
 import tempfile
 import time
@@ -11,13 +12,22 @@ from pathlib import Path
 from _ledger.crashes import WINDOW_S, crash
 from _ledger.detect import roll_back, tamper_with
 from _ledger.full import fill_up
+from _ledger.live import record_and_replay
 from _ledger.replayed import replay
+from _ledger.usage import Sums, count_simulated, count_vllm
 
 
 def _report(name: str, line: str, problems: list[str]) -> None:
     print(f"{name:<10} {'ok  ' if not problems else 'FAIL'}  {line}", flush=True)
     for problem in problems[:10]:
         print(f"    {problem}")
+
+
+def _usage(who: str, sums: Sums) -> Sums:
+    line = f"{sums.requests} requests, {sums.left} clients left; tokens asked and answered: {sums.router[0]}+{sums.router[1]} in "
+    line += f"the log, {sums.engines[0]}+{sums.engines[1]} by {who}, {sums.charged} charged"
+    _report("usage", line, sums.problems)
+    return sums
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,9 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--crashes", type=int, default=1000, help="processes killed while they write (default 1000)")
     parser.add_argument("--rounds", type=int, default=200, help="times the disk fills up (default 200)")
     parser.add_argument("--decisions", type=int, default=10_000, help="decisions replayed (default 10000)")
+    parser.add_argument("--usage", type=int, default=2000, help="requests whose usage is compared (default 2000)")
+    parser.add_argument("--vllm", metavar="URL", help="compare usage with a vLLM server's own counters, too (it must be idle)")
+    parser.add_argument("--vllm-model", default="default", help="the model that this server knows")
+    parser.add_argument("--vllm-usage", type=int, default=200, help="requests to that server (default 200)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dir", type=Path, help="where to work; a file system without room to spare is of interest")
     args = parser.parse_args(arguments)
+    logging.disable()  # routers and logs that are mistreated on purpose would say so at length
     work = Path(tempfile.mkdtemp(prefix="tidegate-ledger-", dir=args.dir))
     try:
         return _prove(args, work)
@@ -56,9 +71,15 @@ def _prove(args: argparse.Namespace, work: Path) -> int:
     _report("full disk", line + f"{full.without_record} without a record", full.problems)
     again = replay(work, args.decisions, args.seed)
     _report("replay", f"{again.agreed} of {again.decisions} decisions made again as recorded", again.problems)
+    live = record_and_replay(work, args.decisions, args.seed)
+    line = f"{live.agreed} of {live.decisions} decisions of a running router made again as recorded; "
+    _report("live", line + ", ".join(f"{n} {kind}" for kind, n in sorted(live.kinds.items())), live.problems)
+    sums = [_usage("simulated engines", count_simulated(work, args.usage, args.seed))]
+    if args.vllm:
+        sums.append(_usage("vLLM", count_vllm(work, args.vllm, args.vllm_model, args.vllm_usage, args.seed)))
     detected, total = tampered.detected + rolled.detected, tampered.total + rolled.total
     lost_external = lost.lost_external + full.without_record + full.sent_while_full
     print(f"took {time.monotonic() - started:.0f} s, seed {args.seed}")
     print(f"detected={detected}/{total} lost_external={lost_external}")
-    sound = not (lost.problems or full.problems or again.problems)
+    sound = not (lost.problems or late or full.problems or again.problems or live.problems or any(s.problems for s in sums))
     return 0 if sound and detected == total and not lost_external else 1

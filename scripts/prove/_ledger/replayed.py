@@ -24,11 +24,16 @@ def replay(work: Path, decisions: int, seed: int) -> Agreement:
     root = work / "replayed"
     build_log(root, Signer(seed.to_bytes(32, "big")), seed, decisions, segment_bytes=1 << 20)
     result = Agreement()
+    make_again(root, result)
+    if result.decisions != decisions:
+        result.problems.append(f"{decisions} were made, {result.decisions} are in the log")
+    return result
+
+
+def make_again(root: Path, result: Agreement) -> None:
+    """Make every decision of a log again, and count those that came out as recorded."""
     for found in Replayer(LogReader(root)).situations():
         result.decisions += 1
         said = [found.reason] if isinstance(found, Gap) else differences(decide_again(found), found.data)
         result.agreed += not said
         result.problems += said[:1]
-    if result.decisions != decisions:
-        result.problems.append(f"{decisions} were made, {result.decisions} are in the log")
-    return result
