@@ -118,15 +118,15 @@ class StoredKeys:
             self._failing = False
 
     def _load(self) -> None:
-        grants = compile_all(self._table, self._config, self._policy)
-        self.before_use(_limits_of(grants.values()))
-        self._by_id = {entry[0].id: entry for entry in sorted(grants.values(), key=lambda entry: entry[1])}
-        self._grants = grants
+        grants, now = compile_all(self._table, self._config, self._policy), time.time()
+        self.before_use(_limits_of(entry for entry in grants.values() if now < entry[1]))
         widest: dict[str, Label] = {}
-        for grant, _ in self._grants.values():
+        for grant, _ in grants.values():
             widest[grant.tenant] = reach_of(grant).join(widest.get(grant.tenant, grant.ceiling))
         self.widest = widest
-        self.ceilings = ceilings_of((grant for grant, _ in self._grants.values()), self._policy)
+        self.ceilings = ceilings_of((grant for grant, _ in grants.values()), self._policy)
+        self._by_id = {entry[0].id: entry for entry in sorted(grants.values(), key=lambda entry: entry[1])}
+        self._grants = grants  # last: whoever finds a key finds everything about it
 
 
 def _limits_of(entries: Iterable[tuple[KeyGrant, float]]) -> tuple[Limit, ...]:

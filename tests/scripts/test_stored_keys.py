@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from typer.testing import CliRunner
 from router.config import load_file
 from router.identity.keys import authenticate
 from router.identity.limits import LimitReached, Limits
-from router.identity.stored import open_shared
-from router.policy import compile_policy
+from router.identity.stored import Shared, open_shared
+from router.policy import KeyGrant, compile_policy
 from router.response_cache.rule import CacheRule
 from router.wire.errors import ApiError
 
@@ -117,29 +118,49 @@ def test_routers_take_and_refuse_keys_within_a_second(home, configured):
         shared.close()
 
 
-def test_a_new_keys_limit_holds_over_all_replicas_from_its_first_request_on(home, configured):
-    config = load_file(configured)
-    policy = compile_policy(config, home.root)
-    routers = [open_shared(config, policy, home.root, f"r{number}") for number in range(4)]
-    passed = 0
+@contextlib.contextmanager
+def four_routers(home, config) -> Iterator[list[Shared]]:
+    """Of the same configuration, over one store."""
+    opened = [open_shared(config, compile_policy(config, home.root), home.root, f"r{number}") for number in range(4)]
+    found = [shared for shared in opened if shared is not None]
     try:
-        key = created("app", "--requests-per-minute", "2", "--daily-tokens", "9000")
+        assert len(found) == 4
+        yield found
+    finally:
+        for shared in found:
+            shared.close()
+
+
+def take_three(shared: Shared, grant: KeyGrant) -> int:
+    """How many of three requests, sent at once, before any heartbeat, a router lets through."""
+    passed = 0
+    for _ in range(3):
+        with contextlib.suppress(LimitReached):
+            Limits(shared.books).reserve(grant.limits, 1, 1, time.time())
+            passed += 1
+    return passed
+
+
+def test_a_new_keys_limit_holds_over_all_replicas_from_its_first_request_on(home, configured):
+    with four_routers(home, load_file(configured)) as routers:
+        key, passed = created("app", "--requests-per-minute", "2", "--daily-tokens", "9000").encode(), 0
         for shared in routers:
-            assert shared is not None
-            grant = None
             deadline = time.monotonic() + 10
-            while grant is None and time.monotonic() < deadline:
-                grant = shared.keys.find(key.encode(), time.time())
+            while (grant := shared.keys.find(key, time.time())) is None and time.monotonic() < deadline:
                 time.sleep(0.001)
             assert grant is not None, "the key never came to this router"
-            for _ in range(3):  # at once, before any heartbeat
-                with contextlib.suppress(LimitReached):
-                    Limits(shared.books).reserve(grant.limits, 1, 1, time.time())
-                    passed += 1
-    finally:
+            passed += take_three(shared, grant)
+    assert passed <= 2
+
+
+def test_a_limit_that_a_new_policy_brings_holds_over_all_replicas_from_the_first_request_on(home, configured):
+    config = load_file(configured)
+    changed = config.model_copy(update={"keys": [config.keys[0].model_copy(update={"requests_per_minute": 2})]})
+    policy, passed = compile_policy(changed, home.root), 0
+    with four_routers(home, config) as routers:
         for shared in routers:
-            assert shared is not None
-            shared.close()
+            shared.keys.adopt(changed, policy)
+            passed += take_three(shared, next(iter(policy.keys.values())))
     assert passed <= 2
 
 

@@ -7,7 +7,9 @@ import asyncio
 import statistics
 import time
 
+from _replicas.engine import TOKENS
 from _replicas.limiting import Overshoot, measure_concurrent, measure_requests, measure_tokens
+from _replicas.processes import Setting
 from _replicas.revoking import Revocations, measure_revocation
 
 MOST_OVERSHOOT = 0.02
@@ -21,29 +23,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=16, help="clients that ask without pause (default 16)")
     parser.add_argument("--requests", type=int, default=3000, help="what the limits allow (default 3000)")
     parser.add_argument("--rounds", type=int, default=10, help="keys revoked (default 10)")
+    parser.add_argument("--store", help="an empty database, postgresql://user@host/name (default: SQLite in a file)")
     args = parser.parse_args(arguments)
-    started = time.monotonic()
-    revoked = asyncio.run(measure_revocation(args.replicas, args.rounds))
+    setting, started = Setting(args.replicas, args.clients, args.store), time.monotonic()
+    revoked = asyncio.run(measure_revocation(setting, args.rounds))
     _print_revocations(revoked, args.replicas)
     found = [
-        _print_limit("requests per minute", asyncio.run(_requests(args, restarts=False))),
-        _print_limit("the same, replicas killed and restarted", asyncio.run(_requests(args, restarts=True))),
-        _print_limit("tokens per day", asyncio.run(_tokens(args, restarts=False))),
-        _print_limit("the same, replicas killed and restarted", asyncio.run(_tokens(args, restarts=True))),
-        _print_limit("concurrent requests", asyncio.run(measure_concurrent(args.replicas, args.clients // 2, args.clients))),
+        _print_limit("requests per minute", asyncio.run(measure_requests(setting, args.requests, restarts=False))),
+        _print_limit("the same, replicas killed", asyncio.run(measure_requests(setting, args.requests, restarts=True))),
+        _print_limit("tokens per day", asyncio.run(measure_tokens(setting, args.requests * TOKENS, restarts=False))),
+        _print_limit("the same, replicas killed", asyncio.run(measure_tokens(setting, args.requests * TOKENS, restarts=True))),
+        _print_limit("concurrent requests", asyncio.run(measure_concurrent(setting, args.clients // 2))),
     ]
     worst, slowest = max(found), max(revoked.last_taken_s, default=0.0)
     print(f"took {time.monotonic() - started:.0f} s")
     print(f"overshoot={worst * 100:.2f}% revoked_within={slowest:.2f}s")
     return 0 if worst <= MOST_OVERSHOOT and slowest <= LONGEST_REVOCATION_S and not revoked.problems else 1
-
-
-async def _requests(args: argparse.Namespace, *, restarts: bool) -> Overshoot:
-    return await measure_requests(args.replicas, args.requests, args.clients, restarts=restarts)
-
-
-async def _tokens(args: argparse.Namespace, *, restarts: bool) -> Overshoot:
-    return await measure_tokens(args.replicas, args.requests * 10, args.clients, restarts=restarts)
 
 
 def _print_revocations(found: Revocations, replicas: int) -> None:

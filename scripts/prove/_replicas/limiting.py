@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import itertools
 import random
+import secrets
 import signal
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from _dataplane.client import Connection, request
 from _dataplane.routers import KEY
 
 from _replicas.engine import TOKENS, CountingEngine
-from _replicas.processes import Replicas, several_routers
+from _replicas.processes import Replicas, Setting, several_routers
 
 _QUIET_S = 2.0
 """A limit counts as reached once nobody got through for so long."""
@@ -40,28 +41,30 @@ class Overshoot:
         return self.used / self.limit - 1
 
 
-async def measure_tokens(replicas: int, limit: int, clients: int, *, restarts: bool) -> Overshoot:
+async def measure_tokens(setting: Setting, limit: int, *, restarts: bool) -> Overshoot:
     """A daily token budget, used up by many clients at all replicas; by the engine's own count."""
-    return await _use_up(replicas, {"daily_tokens": limit}, limit, clients, TOKENS, restarts=restarts)
+    return await _use_up(setting, {"daily_tokens": limit}, limit, TOKENS, restarts=restarts)
 
 
-async def measure_requests(replicas: int, limit: int, clients: int, *, restarts: bool) -> Overshoot:
+async def measure_requests(setting: Setting, limit: int, *, restarts: bool) -> Overshoot:
     """Requests in one minute of the clock; waits for the next one when the present one is half over."""
     into = time.time() % 60
     if into > 20:
         await asyncio.sleep(60.05 - into)
-    return await _use_up(replicas, {"requests_per_minute": limit}, limit, clients, 1, restarts=restarts)
+    return await _use_up(setting, {"requests_per_minute": limit}, limit, 1, restarts=restarts)
 
 
-async def measure_concurrent(replicas: int, limit: int, clients: int) -> Overshoot:
+async def measure_concurrent(setting: Setting, limit: int) -> Overshoot:
     """Requests at work at once, by what the engine saw."""
     engine = CountingEngine(hold_s=0.1)
     await engine.start()
     found, started = Overshoot(limit, 0), time.monotonic()
     try:
-        async with several_routers(replicas, engine.port, keys=_keys({"concurrent_requests": limit})) as routers:
+        async with several_routers(setting, engine.port, keys=_keys({"concurrent_requests": limit})) as routers:
             until = time.monotonic() + 5
-            users = (_ask_until(port, lambda: time.monotonic() > until, found) for port in _spread(routers.ports, clients))
+            users = (
+                _ask_until(port, lambda: time.monotonic() > until, found) for port in _spread(routers.ports, setting.clients)
+            )
             await asyncio.gather(*users)
     finally:
         engine.stop()
@@ -69,12 +72,12 @@ async def measure_concurrent(replicas: int, limit: int, clients: int) -> Oversho
     return found
 
 
-async def _use_up(replicas: int, allowance: dict[str, int], limit: int, clients: int, unit: int, *, restarts: bool) -> Overshoot:
+async def _use_up(setting: Setting, allowance: dict[str, int], limit: int, unit: int, *, restarts: bool) -> Overshoot:
     engine = CountingEngine()
     await engine.start()
     found = Overshoot(limit, 0)
     try:
-        async with several_routers(replicas, engine.port, keys=_keys(allowance)) as routers:
+        async with several_routers(setting, engine.port, keys=_keys(allowance)) as routers:
             started = last = time.monotonic()
             seen = 0
 
@@ -86,13 +89,13 @@ async def _use_up(replicas: int, allowance: dict[str, int], limit: int, clients:
                 return now - max(last, busy_until[0]) > _QUIET_S or now - started > _LONGEST_S
 
             busy_until = [started]
-            work = [_ask_until(port, is_over, found) for port in _spread(routers.ports, clients)]
+            work = [_ask_until(port, is_over, found) for port in _spread(routers.ports, setting.clients)]
             if restarts:
                 work.append(_restart_some(routers, engine, limit // unit, found, busy_until))
             await asyncio.gather(*work)
             if restarts:  # nobody is left who remembers anything but the store
-                await asyncio.gather(*(routers.restart(index, signal.SIGKILL) for index in range(replicas)))
-                found.restarts += replicas
+                await asyncio.gather(*(routers.restart(index, signal.SIGKILL) for index in range(setting.replicas)))
+                found.restarts += setting.replicas
                 until = time.monotonic() + _QUIET_S
                 await asyncio.gather(*(_ask_until(port, lambda: time.monotonic() > until, found) for port in routers.ports))
             found.took_s = time.monotonic() - started
@@ -145,4 +148,5 @@ def _spread(ports: list[int], clients: int) -> list[int]:
 
 
 def _keys(allowance: dict[str, int]) -> list[dict[str, object]]:
-    return [{"id": "prove", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), **allowance}]
+    # A name of its own: in a store that outlives the routers another proof's key is used up.
+    return [{"id": f"prove-{secrets.token_hex(4)}", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), **allowance}]

@@ -25,6 +25,15 @@ run(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
 """
 
 
+@dataclass(frozen=True)
+class Setting:
+    """How many routers share a store, how many clients ask them, and where the store is: a URL, or a file in their home."""
+
+    replicas: int = 4
+    clients: int = 16
+    store: str | None = None
+
+
 @dataclass
 class Replica:
     """One router process; `port` stays the same when it is started again."""
@@ -65,17 +74,18 @@ class Replicas:
 
 
 @contextlib.asynccontextmanager
-async def several_routers(count: int, engine_port: int, **changes: Any) -> AsyncIterator[Replicas]:
+async def several_routers(setting: Setting, engine_port: int, **changes: Any) -> AsyncIterator[Replicas]:
     """Router processes over one engine and one store; `changes` go into their configuration."""
     with tempfile.TemporaryDirectory(prefix="tidegate-replicas-") as folder:
         home = Path(folder)
-        data = make_config({"engine": (engine_port, "m")}, **changes)
+        store = {"store": {"url": setting.store}} if setting.store else {}
+        data = make_config({"engine": (engine_port, "m")}, **changes, **store)
         routers = Replicas(home, home / "serve_config.yaml")
         routers.config.write_text(
             json.dumps({"applications": [{"name": "tidegate", "import_path": "deployments.app:build", "args": data}]})
         )
         try:
-            for _ in range(count):
+            for _ in range(setting.replicas):
                 port, admin_port = free_port(), free_port()
                 routers.members.append(Replica(port, admin_port, routers.spawn(port, admin_port)))
             for member in routers.members:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from tidegate.home import find_home
 from tidegate.stored_keys import KeyStore
 
 from _replicas.engine import CountingEngine
-from _replicas.processes import several_routers
+from _replicas.processes import Setting, several_routers
 
 _PAUSE_S = 0.005
 _LONGEST_S = 30.0
@@ -29,16 +30,16 @@ class Revocations:
     problems: list[str] = field(default_factory=list)
 
 
-async def measure_revocation(replicas: int, rounds: int) -> Revocations:
+async def measure_revocation(setting: Setting, rounds: int) -> Revocations:
     """Make keys, use each at every replica without pause, revoke it, and see when the last replica stops taking it."""
     engine, found = CountingEngine(), Revocations()
     await engine.start()
     try:
-        async with several_routers(replicas, engine.port) as routers:
+        async with several_routers(setting, engine.port) as routers:
             os.environ["TIDEGATE_HOME"] = str(routers.home)
             store = KeyStore(find_home(), Path(routers.config))
-            for number in range(rounds):
-                await _one_round(store, f"key-{number}", routers.ports, found)
+            for _ in range(rounds):
+                await _one_round(store, f"key-{secrets.token_hex(4)}", routers.ports, found)
     finally:
         engine.stop()
     return found
