@@ -13,9 +13,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from router.identity.limit import Limit, Period
 from router.identity.limits import Window, window_of
+from router.identity.usage_file import UsageFile, find_dead
 from router.store.counters import Counters, Wish
 from router.store.database import StoreError
 
@@ -30,7 +32,7 @@ _FORGET_S = 600.0
 class _Lease:
     """This replica's part of one counter. The event loop changes `used`, the thread everything else."""
 
-    __slots__ = ("asked", "end", "free", "granted", "limit", "reported", "touched", "used", "window")
+    __slots__ = ("asked", "end", "free", "granted", "limit", "place", "reported", "touched", "used", "window")
 
     def __init__(self, limit: Limit, window: int, end: float) -> None:
         self.limit = limit
@@ -41,6 +43,8 @@ class _Lease:
         self.free = limit.amount
         self.reported = -1
         self.asked = False
+        self.place: int | None = None
+        """Where the use stands in the usage file."""
         self.touched = time.monotonic()
 
 
@@ -50,11 +54,15 @@ class LeasedBooks:
     Args:
         counters: the shared counters.
         known: limits to ask for before anybody needs them.
+        usage: the directory in which routers of this machine keep what they have used; None: a killed one's last use is lost.
     """
 
-    def __init__(self, counters: Counters, known: Callable[[], tuple[Limit, ...]] = tuple) -> None:
+    def __init__(self, counters: Counters, known: Callable[[], tuple[Limit, ...]] = tuple, usage: Path | None = None) -> None:
         self._counters = counters
+        self._usage = usage
+        self._file = None if usage is None else _open_file(usage, counters.replica)
         self._known = known
+        self._bury_at = 0.0
         self._leases: dict[tuple[Limit, int], _Lease] = {}
         self._alive = 1
         self._reached = time.monotonic()
@@ -82,6 +90,7 @@ class LeasedBooks:
 
     def _renew(self, more: Iterable[Limit] = ()) -> None:
         with self._syncing:
+            self._bury()
             self._prepare(more)
             self._sync()
 
@@ -97,12 +106,16 @@ class LeasedBooks:
             self._counters.leave()
         except StoreError as error:
             _log.warning("limits: %s; what this router did not use is free in a few seconds", error)
+            return  # the file stays, for whoever reaches the store next
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
     def room(self, limit: Limit, window: Window, now: float) -> int:
         """How much may still be taken, here and now."""
         lease = self._leases.get((limit, window.index))
         if lease is None:
-            lease = self._leases[limit, window.index] = _Lease(limit, window.index, window.end)
+            lease = self._leases[limit, window.index] = self._open(limit, window)
             self._wake.set()
         lease.touched = time.monotonic()
         if self._failing:
@@ -119,6 +132,33 @@ class LeasedBooks:
         lease = self._leases.get((limit, index))
         if lease is not None:
             lease.used = max(0, lease.used + amount)
+            if lease.place is not None and self._file is not None:
+                self._file.put(lease.place, lease.used)
+
+    def _open(self, limit: Limit, window: Window) -> _Lease:
+        lease = _Lease(limit, window.index, window.end)
+        if self._file is not None:
+            lease.place = self._file.open(_name(limit, window.index))
+        return lease
+
+    def _close(self, lease: _Lease) -> None:
+        place, lease.place = lease.place, None
+        if place is not None and self._file is not None:
+            self._file.free(place)
+
+    def _bury(self) -> None:
+        """Enter what routers of this machine had used when they were killed; before they count as dead, which takes longer."""
+        if time.monotonic() < self._bury_at:
+            return
+        self._bury_at = time.monotonic() + _HEARTBEAT_S
+        for dead in find_dead(self._usage) if self._usage is not None else ():
+            entered = False
+            try:
+                self._counters.bury(dead.replica, dead.read(), time.time())
+                entered = True
+            except (StoreError, OSError) as error:
+                _log.warning("limits: the use of a router that was killed is not entered yet: %s", error)
+            dead.close(entered=entered)
 
     def _run(self) -> None:
         beat = 0.0
@@ -139,12 +179,16 @@ class LeasedBooks:
             for at in (now, now + 2.0):
                 window = window_of(limit.period, at)
                 if (limit, window.index) not in self._leases:
-                    fresh = self._leases.setdefault((limit, window.index), _Lease(limit, window.index, window.end))
+                    made = self._open(limit, window)
+                    fresh = self._leases.setdefault((limit, window.index), made)
+                    if fresh is not made:  # the event loop was first
+                        self._close(made)
                     if limit not in recent:
                         fresh.touched = moment - _FORGET_S
         for entry, lease in list(self._leases.items()):
             if lease.end + 120 < now:
                 del self._leases[entry]
+                self._close(lease)
 
     def _sync(self) -> None:
         now = time.time()
@@ -192,6 +236,14 @@ class LeasedBooks:
             weight=weight if slides else 0.0,
             held=limit.period is Period.NOW,
         )
+
+
+def _open_file(directory: Path, replica: str) -> UsageFile | None:
+    try:
+        return UsageFile(directory, replica)
+    except OSError as error:
+        _log.warning("limits: %s cannot be used (%s); what a killed router used last is lost", directory, error.strerror)
+        return None
 
 
 def _name(limit: Limit, window: int) -> str:

@@ -24,6 +24,7 @@ _log = logging.getLogger("tidegate.keys")
 _POLL_S = 0.4
 """A revoked key is refused everywhere within a second of its revocation."""
 PEPPER_FILE = ".tidegate/keys/pepper"
+USAGE_DIRECTORY = ".tidegate/usage"
 
 
 class StoredKeys:
@@ -179,7 +180,7 @@ class Shared:
         self._database = database
         pepper = read_pepper(base / PEPPER_FILE, make=True)
         self.keys = StoredKeys(KeyTable(database), pepper, config, policy)
-        self.books = LeasedBooks(Counters(database, replica), self.keys.limits)
+        self.books = LeasedBooks(Counters(database, replica), self.keys.limits, base / USAGE_DIRECTORY)
         self.keys.limit_by(policy)
         self.keys.before_use = self.books.ask_for
 

@@ -16,6 +16,9 @@ from router.store.tables import leases, replicas
 ALIVE_S = 3.0
 """A replica not heard of for so long is taken for dead: what it was granted and did not use is free again."""
 
+_KEPT_S = 40 * 86400.0
+"""Longer than any window."""
+
 
 class Wish(msgspec.Struct, frozen=True):
     """What a replica asks of one counter.
@@ -54,7 +57,7 @@ class Counters:
 
     def __init__(self, database: Database, replica: str) -> None:
         self._database = database
-        self._replica = replica
+        self.replica = replica
 
     def lease(self, wishes: Sequence[Wish], now: float) -> tuple[Mapping[str, Grant], int]:
         """Report use, and get or renew leases.
@@ -76,14 +79,34 @@ class Counters:
             StoreError: the store cannot be reached; the others find out by themselves.
         """
         with self._database.transaction() as connection:
-            mine = leases.c.replica == self._replica
+            mine = leases.c.replica == self.replica
             connection.execute(update(leases).where(mine).values(granted=leases.c.used))
-            connection.execute(delete(replicas).where(replicas.c.id == self._replica))
+            connection.execute(delete(replicas).where(replicas.c.id == self.replica))
+
+    def bury(self, replica: str, used: Mapping[str, int], now: float) -> None:
+        """Another replica has ended, and is known to have used so much: that is entered, and the rest is free at once.
+
+        Args:
+            replica: its name.
+            used: what it used, by counter.
+            now: UNIX seconds.
+
+        Raises:
+            StoreError: the store cannot be reached.
+        """
+        with self._database.transaction() as connection:
+            for counter, amount in used.items():
+                where = (leases.c.counter == counter) & (leases.c.replica == replica)
+                connection.execute(update(leases).where(where & (leases.c.used < amount)).values(used=amount))
+                if amount and not connection.execute(update(leases).where(where).values(granted=leases.c.used)).rowcount:
+                    row = {"counter": counter, "replica": replica, "granted": amount, "used": amount}
+                    connection.execute(insert(leases).values(**row, expires=now + _KEPT_S))
+            connection.execute(delete(replicas).where(replicas.c.id == replica))
 
     def _heartbeat(self, connection: Connection, now: float) -> frozenset[str]:
-        changed = connection.execute(update(replicas).where(replicas.c.id == self._replica).values(seen=now))
+        changed = connection.execute(update(replicas).where(replicas.c.id == self.replica).values(seen=now))
         if not changed.rowcount:
-            connection.execute(insert(replicas).values(id=self._replica, seen=now))
+            connection.execute(insert(replicas).values(id=self.replica, seen=now))
             connection.execute(delete(leases).where(leases.c.expires < now))
             connection.execute(delete(replicas).where(replicas.c.seen < now - 3600))
         # A clock that was set back makes others look younger than they are; never older than one was last seen.
@@ -93,7 +116,7 @@ class Counters:
     def _grant(self, connection: Connection, wish: Wish, alive: frozenset[str]) -> Grant:
         others, mine = 0, False
         for row in connection.execute(select(leases).where(leases.c.counter == wish.counter)):
-            if row.replica == self._replica:
+            if row.replica == self.replica:
                 mine = True
             elif row.replica in alive:
                 others += max(row.granted, row.used)
@@ -109,8 +132,8 @@ class Counters:
         granted = keep + min(max(0, wish.used + wish.ahead - keep), fair)
         values = {"granted": granted, "used": wish.used, "expires": wish.expires}
         if mine:
-            where = (leases.c.counter == wish.counter) & (leases.c.replica == self._replica)
+            where = (leases.c.counter == wish.counter) & (leases.c.replica == self.replica)
             connection.execute(update(leases).where(where).values(**values))
         else:
-            connection.execute(insert(leases).values(counter=wish.counter, replica=self._replica, **values))
+            connection.execute(insert(leases).values(counter=wish.counter, replica=self.replica, **values))
         return Grant(granted, max(0, free - (granted - keep)))

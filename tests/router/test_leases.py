@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,12 +21,14 @@ from alembic.migration import MigrationContext
 from router.identity.leases import LeasedBooks
 from router.identity.limit import Kind, Limit, Period
 from router.identity.limits import LimitReached, Limits, window_of
+from router.identity.usage_file import UsageFile, find_dead
 from router.store.counters import Counters, Wish
 from router.store.database import Database, StoreError
 from router.store.tables import metadata
 
 BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 NOW = 1_800_000_000.0
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -154,6 +157,80 @@ def test_four_replicas_together_stay_within_a_limit_and_reach_it(url):
     restarted.close()
     for database in databases:
         database.close()
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from router.identity.leases import LeasedBooks
+from router.identity.limit import Kind, Limit, Period
+from router.identity.limits import Limits
+from router.store.counters import Counters
+from router.store.database import Database
+limit = Limit("key:k", Kind.REQUESTS, Period.DAY, 1000)
+books = LeasedBooks(Counters(Database(sys.argv[1]), "killed"), lambda: (limit,), Path(sys.argv[2]))
+books.start()
+for _ in range(37):
+    Limits(books).reserve((limit,), 1, 1, time.time())
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_replica_used_last_is_known_to_the_next_and_counts_once(url, tmp_path):
+    usage, limit = tmp_path / "usage", Limit("key:k", Kind.REQUESTS, Period.DAY, 1000)
+    done = subprocess.run([sys.executable, "-c", KILLED, url, str(usage)], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -9, done.stderr.decode()
+    assert [path.name for path in usage.iterdir()] == ["killed.use"]
+    now = time.time()
+    for name in ("next", "the one after"):
+        database = Database(url)
+        books = LeasedBooks(Counters(database, name), lambda: (limit,), usage)
+        books.start()
+        assert books.room(limit, window_of(Period.DAY, now), now) == 1000 - 37
+        books.close()
+        database.close()
+    assert list(usage.iterdir()) == []
+
+
+def test_a_replica_that_lives_is_not_taken_for_dead_and_a_full_disk_stops_nobody(tmp_path, monkeypatch):
+    alive = UsageFile(tmp_path, "alive")
+    place = alive.open("key:k|requests|day|1")
+    assert place is not None
+    alive.put(place, 12)
+    assert find_dead(tmp_path) == []
+    alive._memory.close()
+    os.close(alive._file)  # as a kill does
+    (dead,) = find_dead(tmp_path)
+    assert (dead.replica, dict(dead.read())) == ("alive", {"key:k|requests|day|1": 12})
+    assert find_dead(tmp_path) == [], "two that look for the dead do not both find one"
+    dead.close(entered=True)
+    assert list(tmp_path.iterdir()) == []
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    limit = Limit("key:k", Kind.REQUESTS, Period.DAY, 100)
+    database = Database(f"sqlite:///{tmp_path / 'store.db'}")
+    books = LeasedBooks(Counters(database, "mine"), lambda: (limit,), tmp_path / "usage")
+    books.start()
+    Limits(books).reserve((limit,), 1, 1, time.time())
+    books.close()
+    database.close()
+    assert list((tmp_path / "usage").iterdir()) == []
+
+
+def test_a_usage_file_that_is_damaged_or_full_costs_nothing_but_itself(tmp_path):
+    (tmp_path / "cut.use").write_bytes(b"\xff" * 700)
+    (dead,) = find_dead(tmp_path)
+    assert dict(dead.read()) == {}
+    dead.close(entered=True)
+    file = UsageFile(tmp_path, "r")
+    places = [file.open(f"c{number}") for number in range(5000)]
+    assert places.count(None) == 5000 - 4096
+    file.free(places[7])
+    assert file.open("again") == places[7] and file.open("x" * 300) is None
+    file.close()
 
 
 def test_without_the_store_each_replica_keeps_to_its_share_and_nobody_waits(tmp_path, monkeypatch):
