@@ -34,7 +34,7 @@ class Access(BaseModel):
     @field_validator("expires", mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
-        # YAML reads a date that is not in quotes as one.
+        # YAML reads a date that is not in quotes as one. (Not every tool that hands a configuration on can carry those.)
         return value.isoformat() if isinstance(value, date) else value
 
     @field_validator("expires")
