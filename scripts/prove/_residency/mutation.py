@@ -72,7 +72,7 @@ TESTS = {
     "label": ("test_label.py", "test_inflight.py", "test_break_glass.py"),
     "resolve": ("test_inflight.py", "test_break_glass.py"),
     "guard": ("test_guard.py", "test_guard_policy.py"),
-    "inflight": ("test_inflight.py", "test_policy_races.py"),
+    "inflight": ("test_inflight.py", "test_followed_conversations.py", "test_scopes.py", "test_policy_races.py"),
     "lineage": ("test_taint.py", "test_followed_conversations.py"),
     "lineage_store": ("test_taint.py",),
     "conversation": ("test_taint.py", "test_followed_conversations.py"),
