@@ -83,7 +83,8 @@ TESTS = {
 """The unit tests of each module of the trusted base, by its name."""
 EQUIVALENT: dict[str, str] = {}
 """Mutants that change nothing anybody could notice, by name, each with its proof."""
-_LIMIT_S = 60
+_LIMIT_CPU_S, _LIMIT_S = 60, 600
+"""After so much CPU time, or time, a mutant hangs. The second is long, for on a busy machine waiting is no sign of anything."""
 _SWAPS: dict[type, type] = {
     ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq,
@@ -250,6 +251,7 @@ def survives(mutant: Mutant, pool: list[Rules], runs: int) -> bool:
         child = os.fork()
         if child == 0:
             with contextlib.suppress(BaseException):
+                signal.setitimer(signal.ITIMER_PROF, _LIMIT_CPU_S)
                 signal.alarm(_LIMIT_S)
                 _silence()
                 install(mutant)
