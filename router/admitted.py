@@ -15,7 +15,7 @@ from router.ledger.receipts import Receipt
 from router.placement.targets import Endpoint
 from router.prefixes import NO_CHAINS
 from router.residency.classify.rule import Verdict
-from router.residency.conversation import Conversation
+from router.residency.conversation import NO_CONVERSATION, Conversation, read_conversation
 from router.residency.declassify import Declassified
 from router.residency.inflight import Ticket
 from router.residency.label import Label
@@ -26,6 +26,7 @@ from router.wire.multipart import Form
 
 if TYPE_CHECKING:
     from router.ledger.capturing import Recording
+    from router.policy import KeyGrant, Policy
     from router.state import RouterState
 
 _USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
@@ -36,6 +37,7 @@ class AdmittedRequest:
     """A request that was authenticated, labelled and parsed."""
 
     __slots__ = (
+        "_media_under",
         "asks_usage",
         "body",
         "chains",
@@ -77,6 +79,8 @@ class AdmittedRequest:
         self.ticket = ticket
         self.conversation = conversation
         self.form = form
+        self._media_under = facts.label, receipt.epoch
+        """The label, and the epoch whose names it is in, under which remote media were last looked for."""
         self.values: dict[str, str] = {}
         """What stands for what in a redacted request; empty: it goes as it came."""
         self.inherited: Label | None = None
@@ -104,26 +108,50 @@ class AdmittedRequest:
             verdict: what classification found.
             label: its label under the policy of now.
             state: the router.
-
-        Raises:
-            ApiError: 403 for remote media that this label forbids.
         """
         receipt = self.receipt
         found = "+".join(verdict.kinds) + (f" unknown:{verdict.unknown}" if verdict.unknown else "")
         receipt.label_sources["classifier"] = found.strip() or "nothing found"
         ticket = self.ticket
-        if label.meet(ticket.label) != self.facts.label:
-            ticket.label = ticket.label.meet(label)
+        before = ticket.label
+        ticket.tighten(label)
+        if ticket.label != before:
             self.facts = replace(self.facts, label=ticket.label)
             receipt.label = state.label_text(ticket.label)
-            refuse_remote_media(self.parsed, ticket.label, state.policy)
-            state.lineage.record(self.conversation, ticket.grant.tenant, ticket.label, state.policy, time.time())
+        if found:  # also where a new policy has narrowed the ticket as far in the meantime
+            tenant, conversation = ticket.grant.tenant, self.conversation
+            if conversation is NO_CONVERSATION:  # nothing else asked for its hashes
+                conversation = read_conversation(state.lineage_key, tenant, self.path, self.parsed)
+            state.lineage.record(conversation, tenant, ticket.label, state.policy, time.time())
 
-    def declassify(self, made: Declassified, label_text: str) -> None:
-        """Go on with the redacted request, under its own label. As it came, it is forgotten here."""
+    def declassify(self, made: Declassified, state: RouterState, policy: Policy, grant: KeyGrant) -> None:
+        """Go on with the redacted request, under its own label. As it came, it is forgotten here.
+
+        Args:
+            made: the redacted request.
+            state: the router.
+            policy: what its label was found under; under another one the request stays as it came.
+            grant: the same.
+        """
+        if not state.inflight.declassify(self.ticket, made.label, policy, grant):
+            return
         self.parsed, self.body = made.body, msgspec.json.encode(made.body)
         self.values = made.redaction.values
         self.facts = replace(self.facts, label=made.label)
-        self.ticket.declassify(made.label)
-        self.receipt.label = label_text
+        self.receipt.label = state.label_text(made.label)
         self.receipt.label_sources["redaction"] = f"{NAME}: {len(self.values)} values"
+
+    def hold(self) -> None:
+        """Another decision is due: nobody read the request, so it is held to the worst that could stand in it."""
+        if self.ticket.hold():
+            self.receipt.label_sources["classifier"] = "not asked: held to the strictest"
+
+    def check_media(self, label: Label, policy: Policy) -> None:
+        """Refuse remote media under a label that it was not yet looked for under: the model's, or one that narrowed.
+
+        Raises:
+            ApiError: 403.
+        """
+        if self._media_under != (label, policy.epoch):
+            refuse_remote_media(self.parsed, label, policy)
+            self._media_under = label, policy.epoch

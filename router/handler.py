@@ -94,11 +94,12 @@ class ModelHandler:
         request.context = None
         try:
             admitted = self._admit(request, opened)
-            if state.classifier is not None and (
-                must_classify(state, admitted.facts.label) or must_classify_to_keep(state, admitted)
-            ):
-                state.spawn(self._classify_and_serve(request, admitted, state.classifier, opened.tags))
+            if state.classifier is None:
+                self._serve(request, admitted)
+            elif must_classify(state, admitted.facts.label) or must_classify_to_keep(state, admitted):
+                state.spawn(self._classify_and_serve(request, admitted, state.classifier, state.policy))
             else:
+                admitted.ticket.unread = state.classifier.rules.tightest
                 self._serve(request, admitted)
         except ApiError as error:
             self._refuse(request, opened.grant, error, opened.request_id)
@@ -106,11 +107,12 @@ class ModelHandler:
             fail(state, request, error, opened.request_id)
 
     async def _classify_and_serve(
-        self, request: DirectRequest, admitted: AdmittedRequest, classifier: Classifier, tags: tuple[str, ...]
+        self, request: DirectRequest, admitted: AdmittedRequest, classifier: Classifier, before: Policy
     ) -> None:
-        """What stands in the request could change where it may go: look, tighten, then serve."""
+        """What stands in the request could change where it may go: look, tighten, then serve. `before` is the policy it was
+        admitted under: when this begins, and whenever it waits, another one may run."""
         try:
-            state, before, facts = self._state, self._state.policy, admitted.facts
+            state, facts = self._state, admitted.facts
             redactable = facts.key.redacted is not None
             verdict = await classify(
                 classifier, facts.label, admitted.parsed, unread=admitted.form is not None, redactable=redactable
@@ -120,7 +122,8 @@ class ModelHandler:
                 label = translate_label(label, before.vocabulary, state.policy.vocabulary)
             admitted.tighten(verdict, label, state)
             if state.policy is before:  # else the labels that a redacted form would need have other names now
-                await self._redact_if_it_helps(admitted, verdict, classifier, tags)
+                await self._redact_if_it_helps(admitted, verdict, classifier)
+            admitted.facts = state.inflight.current(admitted.ticket, admitted.facts)
             if not request.gone:
                 self._serve(request, admitted)
         except ApiError as error:
@@ -134,23 +137,21 @@ class ModelHandler:
             self._state.audit.refused(request_id, grant.id, grant.tenant, request.path, error.status, error.code)
         refuse(self._state, request, error, request_id)
 
-    async def _redact_if_it_helps(
-        self, admitted: AdmittedRequest, verdict: Verdict, classifier: Classifier, tags: tuple[str, ...]
-    ) -> None:
+    async def _redact_if_it_helps(self, admitted: AdmittedRequest, verdict: Verdict, classifier: Classifier) -> None:
         """Where no target has room for the request as it is, go on with its redacted form, if the key has leave."""
-        state, facts = self._state, admitted.facts
+        state, facts, policy = self._state, admitted.facts, self._state.policy
         if facts.key.redacted is None or not verdict.kinds or admitted.form is not None:
             return
         now = time.time()
         as_it_is = decide(facts, state.policy, state.fleet.view(now), now)
         if as_it_is.chosen is not None and not as_it_is.saturated:
             return
-        others = [state.policy.tags[tag] for tag in tags]
+        others = [policy.tags[tag] for tag in admitted.ticket.tags]
         if admitted.inherited is not None:
             others.append(admitted.inherited)
         made = await declassify(admitted.parsed, admitted.path, facts.key, verdict, others, classifier.scanner)
         if made is not None:
-            admitted.declassify(made, state.label_text(made.label))
+            admitted.declassify(made, state, policy, facts.key)
 
     def _serve(self, request: DirectRequest, admitted: AdmittedRequest) -> None:
         facts = admitted.facts

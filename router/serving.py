@@ -207,6 +207,8 @@ class Serving:
         if self._tries >= MAX_ATTEMPTS:
             raise ApiError(502, "upstream_error", f"{MAX_ATTEMPTS} targets failed this request.")
         now = time.time()
+        if self._tries or self._join is not None:
+            self._admitted.hold()
         facts = self.facts()
         view = state.view_for(facts, self._admitted.chains, now)
         decision = self._decision = decide(facts, state.policy, view, now)
@@ -216,8 +218,10 @@ class Serving:
                 state.fleet.set_saturated(facts.label, decision.models, decision.saturated)
                 if self._cache_turn is not None and self._answer_from_cache(decision):
                     return
-            if (decision.late or state.waiting.depth) and state.waiting.takes(self, facts, view, decision, now):
-                return
+            if decision.late or state.waiting.depth:
+                self._admitted.hold()  # should it wait, it is decided again
+                if state.waiting.takes(self, self.facts(), view, decision, now):
+                    return
         self._follow(decision, now)
 
     def _follow(self, decision: Decision, now: float) -> None:
@@ -359,6 +363,7 @@ class Serving:
 
     def _send(self, choice: Choice, now: float) -> None:
         state, target, admitted = self._state, choice.target, self._admitted
+        admitted.check_media(state.policy.label_for(admitted.ticket.label, choice.model), state.policy)
         self._choice = choice
         if self._join is None:
             self._trail = None if admitted.values else trail_for(self._facts, admitted.path, admitted.parsed, target)
@@ -380,7 +385,8 @@ class Serving:
         """The intent to send something outside is on the medium, or it is not, and then nothing is sent."""
         state = self._state
         try:
-            changed = self._policy is not state.policy  # while the intent was written: decide again
+            # While the intent was written: decide again.
+            changed = self._policy is not state.policy or not self._admitted.ticket.is_as_in(self._facts)
             if self._client.gone or error is not None or changed:
                 now = time.time()
                 self._attempt.ended, self._attempt.ending = now, "not_sent"

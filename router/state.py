@@ -36,7 +36,7 @@ from router.policy import Policy, retargeter
 from router.prefixes import Prefixes, PromptChains
 from router.residency.break_glass import Relaxation
 from router.residency.cache_salt import FIELD, SALTED, cache_salt, salt_key
-from router.residency.classify.rule import make_classifier
+from router.residency.classify.rule import Classifier, make_classifier
 from router.residency.conversation import lineage_key
 from router.residency.guard import NONE_STORED, PASS_LIFETIME_S, ROUTER, Pass, StoredCeilings, derive_target_key, issue_pass
 from router.residency.inflight import InFlight
@@ -68,6 +68,13 @@ def _open_lineage(config: Config) -> LineageStore | None:
         return LineageStore(home() / config.lineage.path, config.lineage.keep_days * 86400, time.time())
     except OSError as error:
         raise ConfigError(f"lineage.path: {error}") from None
+
+
+def _says(classifier: Classifier | None, config: Config, policy: Policy) -> object:
+    """What classification makes of a request under a policy, in names: two that are equal say the same of everything."""
+    if classifier is None:
+        return None
+    return config.classify.model_copy(update={"rules": [], "unknown": None}), classifier.rules.in_names(policy.label_text)
 
 
 class RouterState:
@@ -162,8 +169,12 @@ class RouterState:
             self.stored_keys.adopt(config, policy)
         retarget = retargeter(config, self.policy, policy)
         self.fleet.adopt(retarget, policy.daily_budget_usd)
+        unread = None
         if (config.classify, policy.tags, policy.vocabulary) != (self.config.classify, self.policy.tags, self.policy.vocabulary):
+            said = _says(self.classifier, self.config, self.policy)
             self.classifier = make_classifier(config.classify, policy.tags, self._secret)
+            if self.classifier is not None and _says(self.classifier, config, policy) != said:
+                unread = self.classifier.rules.tightest
         known = frozenset(self.policy.relaxations)
         self.config, self.policy, self.tokens = config, policy, tokens
         self._plan_stages()
@@ -172,7 +183,7 @@ class RouterState:
         self._label_texts.clear()
         self._empty_cache()
         self.waiting.adopt(config)
-        cut = self.inflight.adopt(policy, self._evidence(), now)
+        cut = self.inflight.adopt(policy, self._evidence(), now, unread)
         self.waiting.recheck(now)
         self.metrics.policy_offered(taken=True)
         self.metrics.revoked(cut)

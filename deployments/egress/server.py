@@ -132,8 +132,10 @@ class EgressServer:
 
     async def _relay(self, request: Request) -> Response:
         try:
-            target_id = await self._admit(request)
+            target_id, admitted_under = await self._admit(request), self._guard
             body = await self._rebuild(request)
+            if self._guard is not admitted_under:  # while the body came
+                target_id = await self._admit(request)
             return await self._calls.call(self._specs[target_id], self._credentials.get(target_id), request.url.path, body)
         except ApiError as error:
             response = Response(error.body(), error.status, media_type="application/json")

@@ -48,7 +48,7 @@ class Discardable(Protocol):
 class Ticket:
     """One request in flight. `label` only ever narrows; `revoked` says why it must not go on."""
 
-    __slots__ = ("__weakref__", "declassified", "exchange", "grant", "label", "model", "revoked", "tags", "target")
+    __slots__ = ("__weakref__", "declassified", "exchange", "grant", "label", "model", "revoked", "tags", "target", "unread")
 
     def __init__(self, grant: KeyGrant, tags: tuple[str, ...], label: Label) -> None:
         self.grant = grant
@@ -56,6 +56,8 @@ class Ticket:
         self.label = label
         self.revoked = ""
         self.declassified = False
+        self.unread: Label | None = None
+        """What classification could say at worst, where it was not asked; see `hold`."""
         self.target: Target | None = None
         self.model = ""
         self.exchange: Cuttable | None = None
@@ -64,9 +66,21 @@ class Ticket:
         """An attempt at `target` is about to send its first byte."""
         self.target, self.model, self.exchange = target, model, exchange
 
-    def declassify(self, label: Label) -> None:
-        """The payload was redacted: what goes on is another one, under a label of its own."""
-        self.declassified, self.label = True, label
+    def tighten(self, label: Label) -> None:
+        """Something more has a say."""
+        self.label = self.label.meet(label)
+
+    def hold(self) -> bool:
+        """Another decision is due, and other targets than those for which nobody had to read the request may be there by now:
+        where it was not read, it is held to the worst that could stand in it. True when that narrows anything."""
+        if self.unread is None:
+            return False
+        before, self.label, self.unread = self.label, self.label.meet(self.unread), None
+        return self.label != before
+
+    def is_as_in(self, facts: Facts) -> bool:
+        """Whether what was decided from these facts would be decided from the same ones now."""
+        return not self.revoked and facts.label == self.label and facts.key is self.grant
 
     def end(self) -> None:
         """The attempt is over, however it ended."""
@@ -97,6 +111,23 @@ class InFlight:
         ticket.end()
         self._tickets.discard(ticket)
 
+    def declassify(self, ticket: Ticket, label: Label, policy: Policy, grant: KeyGrant) -> bool:
+        """The payload was redacted: what goes on is another one, under a label of its own.
+
+        Args:
+            ticket: the request.
+            label: the redacted request's.
+            policy: what that label was found under.
+            grant: the same.
+
+        Returns:
+            False, and nothing is changed, where either is not that of now: the label would mean something else.
+        """
+        if ticket.revoked or policy is not self._policy or grant is not ticket.grant:
+            return False
+        ticket.declassified, ticket.label, ticket.unread = True, label, None
+        return True
+
     def current(self, ticket: Ticket, facts: Facts) -> Facts:
         """The facts for the next decision: with the ticket's label and grant of now.
 
@@ -105,17 +136,21 @@ class InFlight:
         """
         if ticket.revoked:
             raise ApiError(403, POLICY_REVOKED, f"The policy changed while this request was in flight: {ticket.revoked}.")
-        if facts.label == ticket.label and facts.key is ticket.grant:
+        if ticket.is_as_in(facts):
             return facts
         return replace(facts, label=ticket.label, key=ticket.grant)
 
-    def adopt(self, policy: Policy, evidence_of: Callable[[Target], Evidence | None], now: float) -> int:
+    def adopt(
+        self, policy: Policy, evidence_of: Callable[[Target], Evidence | None], now: float, unread: Label | None = None
+    ) -> int:
         """Take a new policy: translate and narrow every label, cut what it forbids.
 
         Args:
             policy: the new policy.
             evidence_of: a target's evidence in the new vocabulary, None when nobody vouches for it any more.
             now: UNIX time in seconds.
+            unread: the worst that the new policy's classification could say, where it says other things than the old one's:
+                nobody has read the requests in flight for it, so they are held to that. None: it says the same.
 
         Returns:
             How many exchanges were cut.
@@ -123,6 +158,10 @@ class InFlight:
         before, self._policy = self._policy.vocabulary, policy
         for ticket in list(self._tickets):
             ticket.label = translate_label(ticket.label, before, policy.vocabulary)
+            if unread is not None:
+                ticket.tighten(unread)
+            if ticket.unread is not None:
+                ticket.unread = translate_label(ticket.unread, before, policy.vocabulary)
             if ticket.target is not None:
                 evidence = translate_evidence(ticket.target.evidence, before, policy.vocabulary)
                 ticket.target = replace(ticket.target, evidence=evidence)

@@ -89,12 +89,12 @@ class Vocabulary(msgspec.Struct, frozen=True):
 
     def zone_names(self, mask: int) -> tuple[str, ...]:
         """Names behind a zone mask; the unknown bit reads `?`."""
-        names = tuple(zone for bit, zone in enumerate(self.zones, start=1) if mask >> bit & 1)
+        names = tuple([zone for bit, zone in enumerate(self.zones, start=1) if mask >> bit & 1])
         return (*names, "?") if mask & UNKNOWN else names
 
     def duty_names(self, mask: int) -> tuple[str, ...]:
         """Names behind a duty mask."""
-        return tuple(duty for bit, duty in enumerate(self.duties) if mask >> bit & 1)
+        return tuple([duty for bit, duty in enumerate(self.duties) if mask >> bit & 1])
 
 
 def translate_label(label: Label, old: Vocabulary, new: Vocabulary) -> Label:

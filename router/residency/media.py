@@ -17,6 +17,7 @@ _MEDIA = frozenset({"image_url", "audio_url", "video_url", "file_url", "input_au
 _WRAPPED = frozenset({"url", "uri", "image_url", "file_url", "data"})
 _NOT_MEDIA = frozenset({"tools", "functions", "response_format", "metadata", "tool_choice", "tool_calls", "function_call"})
 _TOOL_INPUT = frozenset({"tool_use", "server_tool_use", "function_call", "mcp_tool_use"})
+_INPUTS, _NOTHING = frozenset({"input", "arguments"}), frozenset[str]()
 _INLINE = frozenset({"input_audio", "audio"})
 """Keys whose `data` is base64 and no URL."""
 
@@ -57,12 +58,12 @@ def _search(value: Any, where: str) -> str | None:
         if isinstance(item, list):
             stack += [(child, path) for child in item if isinstance(child, list | dict)]
         elif isinstance(item, dict):
-            if item.get("type") in _TOOL_INPUT:
-                continue
+            # What a part calls itself does not bind vLLM: one with a `uuid` is read by its media keys, whatever its type.
+            inputs = _INPUTS if item.get("type") in _TOOL_INPUT else _NOTHING
             for key, child in item.items():
                 if _is_remote(item, key, child):
                     return f"{path}.{key}"
-                if isinstance(child, list | dict) and key not in _NOT_MEDIA:
+                if isinstance(child, list | dict) and key not in _NOT_MEDIA and key not in inputs:
                     stack.append((child, f"{path}.{key}" if key.isidentifier() and len(key) <= 40 else path))
     return None
 

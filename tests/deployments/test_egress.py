@@ -121,6 +121,24 @@ async def test_the_egresss_own_policy_has_the_last_word():
     assert answer.status_code == 403 and setup.provider.requests == []
 
 
+async def test_a_policy_that_comes_with_the_body_has_the_last_word_too():
+    setup = Setup()
+    tighter = make_config(spill={"enabled": False}, targets=[])
+    body = json.dumps(BODY).encode()
+
+    async def slowly():
+        yield body[:10]
+        setup.egress.adopt(tighter, compile_policy(tighter, Path()), time.time())
+        yield body[10:]
+
+    headers = {"x-tidegate-target": "provider", PASS_HEADER: issue(), "content-length": str(len(body))}
+    transport = httpx.ASGITransport(app=setup.egress.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://egress") as client:
+        answer = await client.post("/v1/chat/completions", content=slowly(), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "pass_refused")
+    assert setup.provider.requests == []
+
+
 async def test_a_redirect_and_an_unreachable_provider_are_typed_errors():
     setup = Setup()
     setup.provider.answer = httpx.Response(302, headers={"location": "https://elsewhere.invalid"})

@@ -57,3 +57,8 @@ def test_other_bytes_stay_as_they_were():
     body = b'{"model":"m","n":1.0,"t":"\\u00e9"}'
     salted = with_cache_salt(body, json.loads(body), "cd" * 32)
     assert salted == b'{"cache_salt":"' + b"cd" * 32 + b'",' + body[1:]
+
+
+def test_an_empty_object_gets_no_comma_whatever_follows_it():
+    for body in (b"{}", b"{ }", b"{}\n", b" { } \n"):
+        assert json.loads(with_cache_salt(body, {}, "aa")) == {"cache_salt": "aa"}

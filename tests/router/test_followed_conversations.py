@@ -39,7 +39,7 @@ def test_a_redacted_request_keeps_its_own_ceiling_while_the_policy_is_asked_agai
     policy.keys[grant.digest] = grant
     book = InFlight(policy)
     ticket = book.enter(grant, (), policy.tags["eu"])
-    ticket.declassify(policy.tags["any"])
+    assert book.declassify(ticket, policy.tags["any"], policy, ticket.grant)
     book.recheck(lambda target: None, time.time())
     assert ticket.label == policy.tags["any"] and not ticket.revoked
     permission = permission_for("r", ticket, "tiny", "i", policy.epoch, "", 0.0)

@@ -15,9 +15,11 @@ from router.residency.guard import (
     ENV_KEY,
     ENV_PLACE,
     PASS_HEADER,
+    PASS_LIFETIME_S,
     Pass,
     PassRefused,
     Place,
+    _mac,
     check_pass,
     derive_target_key,
     issue_pass,
@@ -93,6 +95,19 @@ def test_fields_cannot_smuggle_a_separator(field, bad):
 def test_a_signature_of_another_alphabet_is_refused_and_nothing_worse(mac):
     with pytest.raises(PassRefused):
         enter(f"{issued().rpartition('|')[0]}|{mac}")
+
+
+def test_a_pass_of_another_version_is_refused_though_signed():
+    body = "1" + issued().rpartition("|")[0][1:]
+    with pytest.raises(PassRefused, match="malformed"):
+        enter(f"{body}|{_mac(derive_target_key(SECRET, 'i1'), body, 'POST', '/v1/chat/completions')}")
+
+
+def test_a_pass_is_good_for_two_lifetimes_and_no_longer():
+    assert enter(issued(expires=NOW + 2 * PASS_LIFETIME_S))
+    for expires in (NOW + 2 * PASS_LIFETIME_S + 0.001, NOW):
+        with pytest.raises(PassRefused, match="expired"):
+            enter(issued(expires=expires))
 
 
 def test_places_survive_the_way_through_text():

@@ -79,6 +79,11 @@ def test_a_relaxation_holds_from_its_begin_to_its_end(now, inside):
     assert (make_guard_policy().refuses(make_pass(key="office"), EU, now) is None) == inside
 
 
+def test_a_relaxation_opens_what_it_names_and_nothing_else():
+    elsewhere = Place(("asia",), ("asia",), ("baa",))
+    assert "requests" in make_guard_policy().refuses(make_pass(key="office"), elsewhere, NOW)
+
+
 def test_the_copy_for_guards_says_what_the_policy_says():
     policy = make_policy()
     copy = copy_for_guards(policy, 5.0)

@@ -144,6 +144,60 @@ def test_facts_follow_the_ticket_and_a_revoked_request_is_told_so():
     assert (refusal.value.status, refusal.value.code) == (403, POLICY_REVOKED)
 
 
+def test_what_nobody_read_is_held_to_the_worst_from_the_second_decision_on():
+    policy = make_policy()
+    _, ticket, _, _ = enter(policy)
+    everything = ticket.label
+    assert not ticket.hold() and ticket.label == everything
+    ticket.unread = policy.tags["phi"]
+    assert ticket.hold() and ticket.label == everything.meet(policy.tags["phi"])
+    assert ticket.unread is None and not ticket.hold()
+    ticket.unread = policy.tags["any"]
+    assert not ticket.hold()
+
+
+def test_what_nobody_read_keeps_its_meaning_and_other_rules_hold_for_all():
+    policy = make_policy()
+    book, ticket, exchange, _ = enter(policy)
+    ticket.unread = policy.tags["us"]
+    more = make_policy(zones={"aaa": {}, "eu": {}, "us": {}, "cloud": {"external": True}})
+    assert book.adopt(more, known(None), NOW) == 0 and ticket.unread == more.tags["us"]
+    assert book.adopt(more, known(None), NOW, more.tags["us"]) == 1
+    assert exchange.failure == POLICY_REVOKED and ticket.label == more.tags["us"].meet(ticket.grant.ceiling)
+
+
+@pytest.mark.parametrize("when", ["other policy", "other grant", "revoked"])
+def test_a_redacted_form_found_under_something_else_is_not_taken(when):
+    policy = make_policy()
+    book, ticket, _, _ = enter(policy)
+    ticket.unread = policy.tags["us"]
+    before, grant = ticket.label, ticket.grant
+    assert book.declassify(ticket, policy.tags["any"], policy, grant)
+    assert (ticket.declassified, ticket.label, ticket.unread) == (True, policy.tags["any"], None)
+    ticket.declassified, ticket.label = False, before
+    if when == "other policy":
+        book.adopt(make_policy(), known(None), NOW)
+    elif when == "other grant":
+        grant = replace(grant, spill=True)
+    else:
+        ticket.revoked = "gone"
+    assert not book.declassify(ticket, policy.tags["any"], policy, grant)
+    assert (ticket.declassified, ticket.label) == (False, before)
+
+
+def test_a_decision_stands_only_while_label_and_grant_do():
+    policy = make_policy()
+    _, ticket, _, _ = enter(policy)
+    facts = make_facts(policy, grant=ticket.grant, label=ticket.label)
+    assert ticket.is_as_in(facts)
+    for name, value in {"label": Label(2, 2), "grant": replace(ticket.grant), "revoked": "gone"}.items():
+        kept = getattr(ticket, name)
+        setattr(ticket, name, value)
+        assert not ticket.is_as_in(facts)
+        setattr(ticket, name, kept)
+    assert ticket.is_as_in(facts)
+
+
 def test_a_request_that_left_is_not_looked_at():
     book, ticket, exchange, _ = enter(make_policy())
     book.leave(ticket)

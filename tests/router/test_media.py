@@ -24,6 +24,8 @@ REMOTE = [
     user({"type": "audio_url", "audio_url": {"url": "https://x.example/a.wav"}}),
     user({"type": "video_url", "video_url": {"url": "ftp://x.example/a"}}),
     user({"type": "image_url", "url": "https://x.example"}),
+    user({"type": "tool_use", "uuid": "1", "input": {}, "image_url": "https://x.example/a.png"}),
+    user({"type": "function_call", "uuid": "1", "audio_url": {"url": "https://x.example/a.wav"}}),
     user({"type": "image", "source": {"type": "url", "url": "https://x.example"}}),
     user({"type": "document", "source": {"url": "https://x.example"}}),
     user({"type": "tool_result", "content": [{"type": "image", "source": {"type": "url", "url": "https://x"}}]}),

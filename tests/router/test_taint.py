@@ -121,6 +121,33 @@ def test_nothing_is_kept_of_what_narrows_nothing():
     assert len(book) == 0
 
 
+def test_every_prefix_before_the_last_message_is_history():
+    policy = make_policy()
+    book = book_after(policy, say("hello", "hi"), "phi")  # a request that ends with a begun answer
+    assert book.inherited(read(say("hello", "hi", "more")), policy).label == policy.tags["phi"]
+    assert book.inherited(read(say("hello", "hi")), policy) is NOTHING
+
+
+def test_a_history_that_begins_with_an_answer_has_no_known_past_even_when_it_comes_twice():
+    policy = make_policy(residency=ASKING)
+    begins_with_answer = [{"role": "assistant", "content": "How can I help?"}, {"role": "user", "content": "go on"}]
+    book = book_after(policy, begins_with_answer, "any")
+    found = book.inherited(read(begins_with_answer), policy)
+    assert (found.label, found.source) == (policy.lineage_label, "unknown conversation")
+
+
+def test_who_said_something_is_read_from_role_or_kind():
+    assert not read("hello", endpoint=Endpoint.COMPLETIONS).is_continued
+    assert not read(["hello", "again"], endpoint=Endpoint.RESPONSES).is_continued
+    for kind, is_answer in {"function_call_output": False, "input_text": False, "reasoning": True, "function_call": True}.items():
+        found = read([{"type": kind, "output": "x"}, {"role": "user", "content": "y"}], endpoint=Endpoint.RESPONSES)
+        assert found.is_continued == is_answer
+
+
+def test_a_message_counts_as_long_from_48_bytes_on():
+    assert read(say("x" * 48)).last and not read(say("x" * 47)).last
+
+
 def test_stored_keys_that_reach_further_than_the_configured_ones_count_as_well():
     policy = make_policy(keys=[{"id": "plain", "sha256": digest("plain"), "residency": "eu"}])
     book = LineageBook(1000)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,14 @@ class Rules(msgspec.Struct, frozen=True):
         if outcome.unknown:
             labels.append(self.unknown)
         return reduce(Label.meet, labels) if labels else None
+
+    def in_names(self, text_of: Callable[[Label], str]) -> tuple[object, ...]:
+        """The same by name, to be compared with another policy's.
+
+        Args:
+            text_of: a label in names, under the policy these rules belong to.
+        """
+        return (*((kinds, text_of(label)) for kinds, label in self.rules), text_of(self.unknown), self.read_media)
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from router.config import Config, ConfigError, parse_config
-from router.policy import Policy, compile_policy
+from router.placement.targets import Address, Report
+from router.policy import KeyGrant, Policy, compile_policy, fixed_targets
 from router.residency.break_glass import Relaxation
+from router.residency.classify import rule as classify
 from router.residency.guard import GuardPolicy
 from router.residency.guard_copy import copy_for_guards
+from router.residency.label import Label
 
 START = 1_800_000_000.0
 HOUR = 3600.0
@@ -26,6 +29,9 @@ Allowed = tuple[frozenset[str], frozenset[str], frozenset[str]]
 """Zones that may process, zones that may store, duties required."""
 
 
+NOWHERE: Allowed = (frozenset(), frozenset(), frozenset())
+
+
 def digest(key: str) -> str:
     """The SHA-256 a configuration holds of a key."""
     return hashlib.sha256(key.encode()).hexdigest()
@@ -34,6 +40,11 @@ def digest(key: str) -> str:
 def both(a: Allowed, b: Allowed) -> Allowed:
     """What two labels allow together."""
     return (a[0] & b[0], a[1] & b[1], a[2] | b[2])
+
+
+def either(a: Allowed, b: Allowed) -> Allowed:
+    """The strictest label that is as wide as both."""
+    return (a[0] | b[0], a[1] | b[1], a[2] & b[2])
 
 
 def allowed_at(label: Allowed, place: tuple[frozenset[str], frozenset[str], frozenset[str]]) -> bool:
@@ -49,17 +60,18 @@ class Grant:
     spill: bool
     tenant: str
     relaxed: tuple[tuple[Allowed, float, float], ...] = ()
+    redacted: Allowed | None = None
 
-    def at(self, now: float) -> Allowed:
-        """The ceiling at a time."""
-        process, store, duties = self.ceiling
-        for label, begins, ends in self.relaxed:
+    def at(self, now: float, ceiling: Allowed | None = None) -> Allowed:
+        """The ceiling, or another one of the key's, at a time."""
+        label = ceiling or self.ceiling
+        for more, begins, ends in self.relaxed:
             if begins <= now < ends:
-                process, store, duties = process | label[0], store | label[1], duties & label[2]
-        return (process, store, duties)
+                label = either(label, more)
+        return label
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rules:
     """One policy: compiled for the code, in sets for the oracle."""
 
@@ -71,15 +83,60 @@ class Rules:
     models: dict[str, Allowed]
     spill: bool
     cloud_expires: float
-    asking: Allowed | None = field(default=None)
+    asking: Allowed | None
     """The meet of the tags that require lineage."""
+    widest: dict[str, Allowed]
+    """Per tenant the widest that any of its keys may ever have."""
+    by_key: dict[str, KeyGrant]
+    reading: classify.Rules | None
+    """What the code makes of a value that is found, and the oracle."""
+    found: Allowed | None
+    cloud: dict[str, list[Report]] = field(default_factory=dict)
+    """The cloud targets by the egress's incarnation; made once, as they are for every run."""
+    known: dict[tuple[str, tuple[str, ...], float, bool], Allowed | None] = field(default_factory=dict)
+    texts: dict[Label, str] = field(default_factory=dict)
+    sets: dict[Label, Allowed] = field(default_factory=dict)
 
-    def label(self, key: str, tags: tuple[str, ...], now: float) -> Allowed | None:
-        """label(r, epoch) without its conversation; None when this policy refuses the request."""
+    def label(self, key: str, tags: tuple[str, ...], now: float, redacted: bool = False) -> Allowed | None:
+        """label(r, epoch) without its conversation and what stands in it; None when this policy refuses the request."""
+        asked = (key, tags, now, redacted)
+        if asked not in self.known:
+            self.known[asked] = self._label(*asked)
+        return self.known[asked]
+
+    def says(self) -> object:
+        """What classification makes of a value, in names, as `RouterState` compares it."""
+        return None if self.reading is None else self.reading.in_names(self.policy.label_text)
+
+    def text(self, label: Label) -> str:
+        """The label in names, remembered as `RouterState` does."""
+        text = self.texts.get(label)
+        if text is None:
+            text = self.texts[label] = self.policy.label_text(label)
+        return text
+
+    def in_sets(self, label: Label) -> Allowed:
+        """A label of the code's in plain sets."""
+        sets = self.sets.get(label)
+        if sets is None:
+            place = self.policy.place_of(label)
+            sets = self.sets[label] = (frozenset(place.process), frozenset(place.store), frozenset(place.duties))
+        return sets
+
+    def cloud_reports(self, egress: str) -> list[Report]:
+        """The cloud targets behind one incarnation of the egress."""
+        reports = self.cloud.get(egress)
+        if reports is None:
+            reports = self.cloud[egress] = [Report(item) for item in fixed_targets(self.config, Address("h", 9999), egress)]
+        return reports
+
+    def _label(self, key: str, tags: tuple[str, ...], now: float, redacted: bool) -> Allowed | None:
         grant = self.grants.get(key)
         if grant is None or not set(tags) <= set(self.tags):
             return None
-        label = grant.at(now)
+        if redacted and grant.redacted is None:
+            return None
+        label = grant.at(now, grant.redacted if redacted else None)
         for tag in tags:
             label = both(label, self.tags[tag])
         return label
@@ -143,6 +200,11 @@ def _data(random_: random.Random) -> tuple[dict[str, Any], list[Relaxation]]:
         "keys": keys,
         "spill": {"enabled": random_.random() < 0.85},
     }
+    if random_.random() < 0.6:
+        data["classify"] = {"rules": [{"if": ["iban"], "meet": random_.choice(list(tags))}]}
+        for key in keys:
+            if random_.random() < 0.4:
+                key["redact"] = {"then": random_.choice(some)}
     relaxations = []
     if random_.random() < 0.3:
         key, begins = random_.choice(list(TENANTS)), START + random_.choice((-1, 0, 1)) * HOUR
@@ -167,8 +229,17 @@ def _rules(data: dict[str, Any], config: Config, policy: Policy, relaxations: li
         for name in data["residency"]["tenants"].get(key["tenant"], []):
             ceiling = both(ceiling, tags[name])
         relaxed = tuple((tags[item.tags[0]], item.begins, item.ends) for item in relaxations if item.key == key["id"])
-        grants[key["id"]] = Grant(ceiling, key["spill"], key["tenant"], relaxed)
+        redacted = tags[key["redact"]["then"]] if "redact" in key else None
+        grants[key["id"]] = Grant(ceiling, key["spill"], key["tenant"], relaxed, redacted)
     models = {name: tags[named[0]] for name, named in data["residency"]["models"].items()}
     expires = START + 86400 - START % 86400 if "expires" in data["targets"][0] else float("inf")
     copy = copy_for_guards(policy, 0.0)
-    return Rules(config, policy, copy, tags, grants, models, data["spill"]["enabled"], expires, asking)
+    widest: dict[str, Allowed] = {}
+    for grant in grants.values():
+        for label in (grant.ceiling, *(either(grant.ceiling, more) for more, _, _ in grant.relaxed)):
+            widest[grant.tenant] = either(widest.get(grant.tenant, label), label)
+    by_key = {grant.id: grant for grant in policy.keys.values()}
+    spill = data["spill"]["enabled"]
+    reading = classify.compile_rules(config.classify, policy.tags)
+    found = tags[data["classify"]["rules"][0]["meet"]] if "classify" in data else None
+    return Rules(config, policy, copy, tags, grants, models, spill, expires, asking, widest, by_key, reading, found)
