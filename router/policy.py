@@ -144,6 +144,8 @@ class Policy(msgspec.Struct, frozen=True):
     """Signed relaxations by the id of the key they are for, which may be one of the store."""
     relaxations: tuple[Relaxation, ...] = ()
     """The same as they were signed."""
+    names: frozenset[str] = frozenset()
+    """What a client may call a model: the models, the tiers, and `auto`."""
 
     def label_for(self, label: Label, model: str) -> Label:
         """The label of a request once `model` answers it."""
@@ -236,6 +238,7 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
         tenants={tenant: tuple(named) for tenant, named in config.residency.tenants.items()},
         relaxed=relaxed,
         relaxations=tuple(relaxations),
+        names=frozenset(site.model for site in _sites(config, words)) | {*config.complexity.tiers, AUTO},
     )
     check_satisfiable(config, policy)
     return policy
