@@ -213,7 +213,8 @@ def provoke_front_door(stack: Outside, canaries: Canaries, headers: dict[str, st
     with httpx.Client(base_url=stack.url, headers=headers, timeout=30) as client:
         bodies = [
             whole[:-7], b'{"%b": 1, "%b": 2}' % (word.encode(), word.encode()), b"[" * 200 + word.encode(), word.encode(),
-            b"\xff" + whole, whole[:-1] + b', "temperature": NaN, "x": "%b"}' % word.encode(), whole + b" " * 70000, b"\x1f\x8b" + whole,
+            b"\xff" + whole, whole[:-1] + b', "temperature": NaN, "x": "%b"}' % word.encode(), whole + b" " * 70000,
+            b"\x1f\x8b" + whole,
             *(json.dumps(body(canaries, "hello", **more)).encode() for more in odd),
         ]  # fmt: skip
         for path in (CHAT, "/v1/completions", "/v1/messages", "/v1/responses", "/v1/embeddings", "/tokenize"):
