@@ -215,7 +215,7 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
     keys = _compile_keys(config, tags, base, relaxed)
     plan, branches = _compile_complexity(config, base)
     policy = Policy(
-        epoch=_epoch(config, relaxations),
+        epoch=epoch_under(config, relaxations),
         vocabulary=words,
         tags=tags,
         default_label=tags[config.residency.default],
@@ -300,7 +300,8 @@ def _of_any_tenant(config: Config, grants: Iterable[KeyGrant]) -> KeyGrant | Non
     return next((grant for grant in grants if grant.id == config.jwt.key), None)
 
 
-def _epoch(config: Config, relaxations: Sequence[Relaxation]) -> str:
+def epoch_under(config: Config, relaxations: Sequence[Relaxation]) -> str:
+    """The epoch of a configuration while these relaxations are signed."""
     if not relaxations:
         return epoch_of(config)
     named = msgspec.json.encode([epoch_of(config), *relaxations])

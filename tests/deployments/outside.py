@@ -60,6 +60,7 @@ class Outside:
         own = {"TIDEGATE_HOME": str(home), "TMPDIR": str(home / "tmp"), "HOME": str(home), "PYTHONPATH": path}
         self._environment = {**os.environ, **own, "PYTHONFAULTHANDLER": "1", **environment}
         self.router = self.egress = self._nothing()
+        self._client = httpx.Client(timeout=30, limits=httpx.Limits(max_keepalive_connections=0))
 
     def start(self) -> None:
         self.start_egress()
@@ -83,11 +84,18 @@ class Outside:
     def epoch(self) -> str:
         return str(httpx.get(self.admin + "/readyz").json()["epoch"])
 
+    def tidegate(self, *arguments: str) -> str:
+        """What a command says, run as an operator of this home would."""
+        command = [sys.executable, "-c", "from tidegate.cli import main; main()", *arguments]
+        done = subprocess.run(command, env=self._environment, cwd=self.home, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def chat(self, key: str, content: str, **more: Any) -> httpx.Response:
         headers = {"authorization": f"Bearer {key}", **more.pop("headers", {})}
         messages = [*more.pop("history", []), {"role": "user", "content": content}]
         body = {"model": "m", "messages": messages, **more}
-        return httpx.post(self.url + "/v1/chat/completions", json=body, headers=headers, timeout=30)
+        return self._client.post(self.url + "/v1/chat/completions", json=body, headers=headers)
 
     def stop(self) -> None:
         for process in (self.router, self.egress):

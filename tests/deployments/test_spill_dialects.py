@@ -115,7 +115,8 @@ class Zones:
         said = FREE if key == SPILL and not headers else CANARY
         history = [{"role": "system", "content": said}]
         try:
-            answer = self.stack.chat(key, wish, model=f"m-{dialect}", history=history, headers=headers, user=said, **more)
+            sent = {"model": f"m-{dialect}", "history": history, "headers": headers, "user": said, **more}
+            answer = self.stack.chat(key, wish, **sent)
             if answer.status_code == 200:
                 return str(answer.headers["x-tidegate-zone"])
             return str(answer.json()["error"]["code"])
@@ -186,6 +187,7 @@ def exercise(zones: Zones, engine: MortalEngine, loop: asyncio.AbstractEventLoop
     assert dead[SPILL, "cloud"] > 0 and not {outcome for _, outcome in dead} & {"eu"}, dead
     assert not dead[KEPT, "cloud"] and not dead[TAGGED, "cloud"], dead
     asyncio.run_coroutine_threadsafe(engine.start(engine.port), loop).result(10)
+    assert wait_until(lambda: zones.ask("openai", KEPT) == "eu", 60), "the breaker lets it be tried again"
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         before = len(engine.requests)
@@ -207,13 +209,19 @@ def exercise(zones: Zones, engine: MortalEngine, loop: asyncio.AbstractEventLoop
     tight = ask_everywhere(zones, 1)
     assert tight[SPILL, "eu"] == 6 and zones.left() == before_tight, tight
 
-    epoch = stack.epoch()
-    stack.set_policy({"spill": {"enabled": False}})
-    assert wait_until(lambda: stack.epoch() != epoch, 20)
-    assert ask_everywhere(zones, 1)[SPILL, "cloud"] == 0 and zones.left() == before_tight
-    epoch = stack.epoch()
     stack.set_policy({})
+    assert wait_until(lambda: zones.ask("openai", SPILL, model="only-openai") == "cloud", 20)
+    epoch = stack.epoch()
+    assert stack.tidegate("spill", "off", "--config", str(stack.config)).strip() == "spill: off"
     assert wait_until(lambda: stack.epoch() != epoch, 20)
+    shut = zones.left()
+    assert ask_everywhere(zones, 1)[SPILL, "cloud"] == 0
+    assert zones.ask("openai", SPILL, model="only-openai") == "residency_denied" and zones.left() == shut
+    stack.tidegate("spill", "on", "--config", str(stack.config))
+    assert wait_until(lambda: zones.ask("openai", SPILL, model="only-openai") == "cloud", 20)
+    for event in ("spill.off", "spill.on"):
+        [said] = stack.tidegate("audit", "search", "--event", event).splitlines()
+        assert json.loads(said)["event"] == event
     stack.end(stack.egress, signal.SIGKILL)
     gone = ask_everywhere(zones, 1)
     assert gone[SPILL, "cloud"] == 0 and gone[KEPT, "eu"] == gone[TAGGED, "eu"] == 6, gone
