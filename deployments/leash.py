@@ -21,10 +21,12 @@ import contextlib
 import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import sys
 import time
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -40,6 +42,7 @@ def main() -> int:
         0 in the process that was called (it leaves at once), the engine's exit code in the holder.
     """
     options = _parse(sys.argv[1:])
+    _forbid_core_dumps()
     for fd in (options.control, options.status):
         os.set_inheritable(fd, False)
     if os.fork() > 0:
@@ -91,6 +94,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--grace", type=float, default=5.0)
     parser.add_argument("command", nargs="+")
     return parser.parse_args(arguments)
+
+
+def _forbid_core_dumps() -> None:
+    """What an engine has in memory are prompts. `router.crash` says more; this program has no packages to import it from."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError), Path("/proc/self/coredump_filter").open("w") as file:
+        file.write("0")
 
 
 def _prctl(option: int, value: int) -> None:

@@ -55,13 +55,14 @@ def gather_facts(
 
     Raises:
         ApiError: 400 when `model` is missing, `model` or `stream` is of the wrong type, or a stored response is asked for; 404
-            for a `model` that can be no name: receipts and the memory of screening would keep it.
+            for a `model` that is no name of the configuration: receipts and the audit log would keep a client's own words.
     """
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise invalid_request("`model` is missing: name a model, a tier, or `auto`.", param="model")
-    if len(model) > LONGEST_MODEL or not model.isprintable():
-        raise ApiError(404, "model_not_found", "No model has such a name.", param="model")
+    if model not in policy.names:
+        shown = f"The model `{model}` does not" if len(model) <= LONGEST_MODEL and model.isprintable() else "No such model does"
+        raise ApiError(404, "model_not_found", f"{shown} exist or this key may not use it.", param="model")
     if not isinstance(body.get("stream", False), bool | None):
         raise invalid_request("`stream` must be true or false.", param="stream")
     if endpoint == Endpoint.RESPONSES:

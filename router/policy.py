@@ -144,6 +144,8 @@ class Policy(msgspec.Struct, frozen=True):
     """Signed relaxations by the id of the key they are for, which may be one of the store."""
     relaxations: tuple[Relaxation, ...] = ()
     """The same as they were signed."""
+    names: frozenset[str] = frozenset()
+    """What a client may call a model: the models, the tiers, and `auto`."""
 
     def label_for(self, label: Label, model: str) -> Label:
         """The label of a request once `model` answers it."""
@@ -213,7 +215,7 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
     keys = _compile_keys(config, tags, base, relaxed)
     plan, branches = _compile_complexity(config, base)
     policy = Policy(
-        epoch=_epoch(config, relaxations),
+        epoch=epoch_under(config, relaxations),
         vocabulary=words,
         tags=tags,
         default_label=tags[config.residency.default],
@@ -236,6 +238,7 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
         tenants={tenant: tuple(named) for tenant, named in config.residency.tenants.items()},
         relaxed=relaxed,
         relaxations=tuple(relaxations),
+        names=frozenset(site.model for site in _sites(config, words)) | {*config.complexity.tiers, AUTO},
     )
     check_satisfiable(config, policy)
     return policy
@@ -297,7 +300,8 @@ def _of_any_tenant(config: Config, grants: Iterable[KeyGrant]) -> KeyGrant | Non
     return next((grant for grant in grants if grant.id == config.jwt.key), None)
 
 
-def _epoch(config: Config, relaxations: Sequence[Relaxation]) -> str:
+def epoch_under(config: Config, relaxations: Sequence[Relaxation]) -> str:
+    """The epoch of a configuration while these relaxations are signed."""
     if not relaxations:
         return epoch_of(config)
     named = msgspec.json.encode([epoch_of(config), *relaxations])

@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from msgspec.structs import replace
 
 from router.config import Config, ConfigError, digest_of, parse_config, parse_yaml
-from router.policy import Policy, compile_policy
+from router.policy import Policy, compile_policy, epoch_under
 from router.residency.break_glass import Relaxation, RelaxationError, read_approvals, read_relaxations
 from router.residency.relaxing import compare
 
 POLICY_KEYS = frozenset({"admission", "duties", "residency", "keys", "targets", "slo", "spill", "complexity", "classify"})
 """What may change while engines run. Everything else (models, zones, listeners, ...) needs a deployment."""
 _END_OF_DOCUMENT = "..."
+SPILL_OFF = ".tidegate/spill.off"
+"""While this file is there (relative to TIDEGATE_HOME), nothing leaves: `tidegate spill off` makes it."""
 
 
 def merge(base: Mapping[str, Any], part: Any, origin: str) -> dict[str, Any]:
@@ -99,6 +102,14 @@ def compile_loaded(config: Config, glass: str, base: Path) -> Loaded:
     return Loaded(config, glass, compile_policy(config, base, relaxations))
 
 
+def without_spill(loaded: Loaded) -> Loaded:
+    """The same with nothing outside allowed. Made of the compiled policy, because no configuration may keep this from working:
+    one that has nothing but external places for some key would be refused."""
+    config, _, policy = loaded
+    shut = config.model_copy(update={"spill": config.spill.model_copy(update={"enabled": False})})
+    return loaded._replace(config=shut, policy=replace(policy, spill_enabled=False, epoch=epoch_under(shut, policy.relaxations)))
+
+
 class PolicySource:
     """Reads the layers of one process.
 
@@ -134,6 +145,8 @@ class PolicySource:
             data = merge(data, read_policy_file(path), str(path))
         config = parse_config(merge(data, self._part, "user_config"))
         loaded = compile_loaded(config, self._read_glass(config), self._base)
+        if (self._base / SPILL_OFF).exists():
+            loaded = without_spill(loaded)
         self.wider = self._approved(loaded)
         return loaded
 
@@ -178,7 +191,7 @@ class PolicySource:
         glass = self._args.get("break_glass")
         named = [glass.get("file"), glass.get("policies")] if isinstance(glass, dict) else []
         files = [self._args.get("policy_file"), *named]
-        return tuple(_stat(self._base / str(name)) for name in files if name)
+        return tuple(_stat(self._base / str(name)) for name in (*files, SPILL_OFF) if name)
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

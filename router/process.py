@@ -12,6 +12,7 @@ import uvicorn
 
 from router.app import Discreet, admin_app, model_operations, public_app
 from router.config import Config, ConfigError
+from router.crash import forbid_core_dumps
 from router.identity.limits import Limits
 from router.identity.stored import Shared
 from router.kv_feeds import KvFeeds
@@ -88,6 +89,7 @@ class RouterProcess:
     def start(self) -> None:
         """Open the listeners and begin to serve."""
         _calm_garbage_collector()
+        forbid_core_dumps()
         config = self.state.config
         sockets = [open_socket(config.listen.host, config.listen.port)]
         try:

@@ -20,6 +20,7 @@ from deployments.credentials import LiveCredentials, read_secret
 from deployments.egress.server import EgressServer
 from deployments.egress.stored import StoreReader
 from router.config import ConfigError, home, read_args
+from router.crash import forbid_core_dumps
 from router.policy_source import PolicySource
 from router.wire.http_server import make_server, open_socket
 
@@ -38,6 +39,7 @@ async def serve_egress(source: PolicySource, host: str, port: int) -> None:
         ConfigError: no secret, or a credential is missing.
         OSError: the port is taken.
     """
+    forbid_core_dumps()
     config, _, policy = source.running = source.load()
     secret = read_secret(config.secret)
     if secret is None:

@@ -15,6 +15,7 @@ from deployments.credentials import LiveCredentials
 from deployments.egress.server import EgressServer
 from deployments.secret import cluster_secret
 from router.config import home, parse_config
+from router.crash import forbid_core_dumps
 from router.policy import compile_policy
 from router.policy_source import compile_loaded
 from router.residency.guard import StoredCeilings
@@ -34,6 +35,7 @@ class EgressReplica:
     """One egress; Serve starts, checks and replaces it."""
 
     async def __init__(self, args: dict[str, Any]) -> None:  # type: ignore[misc]
+        forbid_core_dumps()
         config = parse_config(args)
         secret = await asyncio.to_thread(cluster_secret, config.secret)
         self._host = ray.util.get_node_ip_address()

@@ -164,7 +164,9 @@ class EgressServer:
     def _allows(self, target_id: str, permission: Pass) -> bool:
         """What the egress's own copy of the policy says by now."""
         target, now = self._targets.get(target_id), time.time()
-        if target is None or self._guard.refuses(permission, self.policy.place_of(target.evidence), now) is not None:
+        if target is None or not self.policy.spill_enabled:
+            return False
+        if self._guard.refuses(permission, self.policy.place_of(target.evidence), now) is not None:
             return False
         return admits(self.policy.label_of(Place.from_text(permission.label_text)), target.evidence, now)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 
 from router.config import ConfigError, load_file
+from router.policy_source import SPILL_OFF
 from tidegate import (
     audit,
     audit_payloads,
@@ -29,6 +31,7 @@ from tidegate import (
 from tidegate.effective import Overrides
 from tidegate.home import DEFAULT_CONFIG, Home, find_home
 from tidegate.plan_cli import plan
+from tidegate.recorded import NotRecorded, record
 from tidegate.whatif import whatif
 
 app = typer.Typer(
@@ -146,6 +149,30 @@ def explain(
         render.print_decision(console, client.explain(endpoint, client.Question(message, model, residency)))
     except (client.RouterError, keys.KeyFileError) as error:
         _fail(str(error))
+
+
+@app.command()
+def spill(
+    to: Annotated[str, typer.Argument(help="`off`: nothing leaves any more, running answers are cut. `on`: as configured.")],
+    config: ConfigOption = None,
+) -> None:
+    """Shut or open the way out, within a second, for the routers and the egress that run from this home."""
+    if to not in ("off", "on"):
+        _fail("say `off` or `on`")
+    home = find_home()
+    switch = home.root / SPILL_OFF
+    try:
+        if to == "off":
+            switch.parent.mkdir(parents=True, exist_ok=True)
+            switch.touch()
+        else:
+            switch.unlink(missing_ok=True)
+        record(home, load_file(_config_file(home, config)), f"spill.{to}", "", {"by": getpass.getuser()})
+    except OSError as error:
+        _fail(f"{switch}: {error.strerror}")
+    except (ConfigError, NotRecorded) as error:
+        _fail(f"done, but not recorded: {error}")
+    console.print(f"spill: {to}")
 
 
 @app.command("doctor")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,6 +17,8 @@ class FakeProvider:
         self.body = b"{}"
         self.headers: dict[str, str] = {}
         self.cut = 0
+        self.answer: Callable[[str, bytes], tuple[str, bytes]] | None = None
+        """Makes content type and body of the answer from path and body of the request, in place of `body`."""
         provider = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -24,12 +27,15 @@ class FakeProvider:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 provider.requests.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+                kind, answered = (
+                    ("application/json", provider.body) if provider.answer is None else provider.answer(self.path, body)
+                )
                 self.send_response(provider.status)
-                for name, value in {"content-type": "application/json", **provider.headers}.items():
+                for name, value in {"content-type": kind, **provider.headers}.items():
                     self.send_header(name, value)
                 self.send_header("transfer-encoding", "chunked")
                 self.end_headers()
-                sent = provider.body[: provider.cut] if provider.cut else provider.body
+                sent = answered[: provider.cut] if provider.cut else answered
                 for i in range(0, len(sent), 97):
                     piece = sent[i : i + 97]
                     self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))

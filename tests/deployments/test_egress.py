@@ -14,6 +14,7 @@ import pytest
 from deployments.egress.server import EgressServer
 from deployments.egress.stored import StoreReader
 from router.policy import compile_policy
+from router.policy_source import Loaded, without_spill
 from router.residency import engine_guard
 from router.residency.guard import (
     NONE_STORED,
@@ -208,6 +209,13 @@ def test_an_egress_outside_ray_reads_the_ceilings_of_stored_keys_and_nothing_of_
     assert set(reader.read(config, policy).keys) == {STORED + "b"}, "what was known stays while the store is away"
     narrower = make_config(duties=["baa", "x"])
     assert reader.read(narrower, compile_policy(narrower, Path())) is NONE_STORED, "but not under another policy"
+
+
+async def test_with_spilling_switched_off_nothing_leaves_whoever_signed_for_it():
+    setup = Setup()
+    loaded = without_spill(Loaded(setup.egress.config, "", setup.egress.policy))
+    setup.egress.adopt(loaded.config, loaded.policy, 1.0)
+    assert (await setup.post(issue())).status_code == 403 and setup.provider.requests == []
 
 
 async def test_a_stored_key_leaves_only_as_far_as_the_egress_knows_its_ceiling(monkeypatch):
