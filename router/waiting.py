@@ -170,7 +170,7 @@ class WaitingRoom:
         wait_s = self._queue.expected_wait(ticket, now)
         if wait_s > ticket.give_up - now:
             self._queue.withdraw(ticket.id, now)
-            self._turn_away(ticket, now, f"The wait would be about {_seconds(wait_s)}, longer than the limit.")
+            self._turn_away(ticket, now, f"The wait would be about {wait_s:.0f} s, longer than the limit.")
             return
         self._arm()
         waiter.client.listen(_Leaver(lambda: self._gone(ticket)))
@@ -366,4 +366,4 @@ def _incarnations(view: View, mask: int) -> frozenset[str]:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if math.isfinite(seconds) else "minutes"
+    return f"{seconds:.1f} s"
