@@ -22,6 +22,7 @@ from router.decision import Decision, Facts, Refusal
 from router.identity.priority import CLASSES
 from router.ledger.metrics import Durations
 from router.placement.admission import MIN_RETRY_S, AdmissionQueue, Ticket
+from router.placement.targets import Endpoint
 from router.placement.waiting import Bounds, counted_wait_s, make_ticket, worth_waiting
 from router.screen import shortlist
 from router.wire.errors import ApiError
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 TICK_S = 0.05
 """How often waiting requests are tried without any event: predicted waits shrink with time alone."""
+
+
+_NO_PREFILL = frozenset({Endpoint.TOKENIZE, Endpoint.DETOKENIZE, Endpoint.COUNT_TOKENS})
+"""What stands in no engine's queue."""
 
 
 class Waiter(Protocol):
@@ -127,7 +132,7 @@ class WaitingRoom:
             now: UNIX time.
         """
         choice = decision.chosen
-        if not self.enabled or choice is None or choice.work is None:
+        if not self.enabled or choice is None or choice.work is None or facts.endpoint in _NO_PREFILL:
             return False
         if not self._is_held(view, decision, now, 0.0):
             barred = self._queue.barred(facts.priority, facts.key.tenant)
@@ -165,7 +170,7 @@ class WaitingRoom:
         wait_s = self._queue.expected_wait(ticket, now)
         if wait_s > ticket.give_up - now:
             self._queue.withdraw(ticket.id, now)
-            self._turn_away(ticket, now, f"The wait would be about {_seconds(wait_s)}, longer than the limit.")
+            self._turn_away(ticket, now, f"The wait would be about {wait_s:.0f} s, longer than the limit.")
             return
         self._arm()
         waiter.client.listen(_Leaver(lambda: self._gone(ticket)))
@@ -361,4 +366,4 @@ def _incarnations(view: View, mask: int) -> frozenset[str]:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if math.isfinite(seconds) else "minutes"
+    return f"{seconds:.1f} s"

@@ -413,7 +413,7 @@ class Admission(_Strict):
     max_waiting: int = Field(default=1000, ge=0, le=100_000)
     """How many requests may wait at once; 0: none does, they wait in the engines as long as `slo.max_wait_ms` lets them."""
     max_waiting_mib: int = Field(default=256, ge=1)
-    """Bound on the memory that waiting requests take."""
+    """Bound on the bodies of the requests that wait, together."""
     shares: dict[Name, Annotated[float, Field(gt=0)]] = {}
     """Shares of tenants that wait at the same time; 1 for those not named."""
 

@@ -270,13 +270,12 @@ class AdmissionQueue:
         return MAX_RETRY_S if rate <= 0 else min(MAX_RETRY_S, max(MIN_RETRY_S, (drain.waiting + 1) / rate))
 
     def expected_wait(self, ticket: Ticket, now: float) -> float:
-        """Seconds until those of its pool that go before it are gone, at the measured rate; 0 while that is not known."""
-        rate = self._drain(ticket.pool).rate(now)
+        """Seconds until those of its pool that go before it are gone, by the measured rate at its best; 0 without one."""
+        rate = self._drain(ticket.pool).hopeful_rate(now)
         if rate is None:
             return 0.0
         lines = [line for line in self._lines.values() if line[0][1].pool == ticket.pool]
-        ahead = sum(bisect_left(line, ticket.key, key=_key_of) for line in lines)
-        return ahead / rate if rate > 0 else math.inf if ahead else 0.0
+        return sum(bisect_left(line, ticket.key, key=_key_of) for line in lines) / rate
 
     def _drain(self, pool: Hashable) -> Drain:
         found = self._drains.get(pool)

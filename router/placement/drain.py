@@ -46,6 +46,11 @@ class Drain:
         known = self._seconds >= _LEAST_WAIT_S and (self._served >= _LEAST_SERVED or self._seconds >= _TAU_S / 2)
         return self._served / self._seconds if known else None
 
+    def hopeful_rate(self, now: float) -> float | None:
+        """The same as if one more had just been sent: with slow engines that is all there is to go by for a while."""
+        rate = self.rate(now)
+        return None if rate is None else rate + 1.0 / self._seconds
+
     def _pass(self, now: float) -> None:
         since = now - self._at
         if since <= 0:

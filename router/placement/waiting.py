@@ -25,7 +25,7 @@ def worth_waiting(target: Target, load: Load, work: Work, bounds: Bounds, now: f
 
     It should when it could be in time with less before it. One that is late even on an idle target (a prompt that is long for a
     slow engine, predictions with a wide margin) cannot be helped by waiting for that; it is only kept from standing behind more
-    work than its own. On an idle target everything goes: nothing is won by waiting there, and predictions are learned by going.
+    work than its own. Where nothing of ours is in flight everything goes: predictions and stuck gauges are found wrong by going.
 
     Args:
         target: the best target for it.
@@ -35,7 +35,7 @@ def worth_waiting(target: Target, load: Load, work: Work, bounds: Bounds, now: f
         now: UNIX time.
         waited_s: the part of its wait that was counted against its limit.
     """
-    if load.inflight + load.foreign == 0:
+    if load.inflight == 0:
         return False
     idle = Load(profile=load.profile, slowdown=load.slowdown, pace_slowdown=load.pace_slowdown)
     ask = ask_of(work.prompt_tokens, work.output_tokens, bounds.tpot_s)

@@ -104,6 +104,14 @@ def test_retry_after_is_what_waits_over_the_rate_at_which_it_left():
     assert queue.retry_after("", 400.0) == 120.0, "nothing has been sent for minutes"
 
 
+def test_a_slow_engine_that_has_sent_nothing_yet_turns_nobody_away():
+    queue = AdmissionQueue()
+    for name in ("first", "second"):
+        queue.offer(ticket(name), 0.0)
+    first, second = queue.candidates(9.0)
+    assert queue.expected_wait(first, 9.0) == 0.0 and queue.expected_wait(second, 9.0) <= 10.0
+
+
 def test_what_was_measured_survives_a_pause_but_not_for_ever():
     queue = AdmissionQueue()
     for i in range(20):

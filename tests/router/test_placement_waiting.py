@@ -29,6 +29,8 @@ def test_a_request_that_an_emptier_target_would_serve_in_time_waits():
 
 def test_an_idle_target_gets_whatever_comes():
     assert not worth_waiting(TARGET, Load(profile=LLAMA_8B_H100), work(50.0, 50.0), BOUNDS, NOW)
+    stuck = Load(profile=LLAMA_8B_H100, foreign=500, foreign_waiting=400)
+    assert not worth_waiting(TARGET, stuck, work(50.0), BOUNDS, NOW), "a gauge that is wrong is found out by going there"
 
 
 def test_a_request_that_is_late_everywhere_is_only_kept_from_standing_behind_more_than_itself():

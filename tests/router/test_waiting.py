@@ -91,6 +91,17 @@ async def test_an_unloaded_cluster_never_comes_to_the_queue(monkeypatch):
             assert (await door.chat("hello")).status_code == 200
 
 
+async def test_what_needs_no_prefill_passes_those_who_wait(monkeypatch):
+    async with open_front_door({"a": "eu"}, **FULL) as door:
+        hold_what_is_full(door, monkeypatch)
+        first, second = await occupied(door), await start(door)
+        assert (await door.client.post("/tokenize", json={"model": "m", "prompt": "hello"})).status_code == 200
+        assert door.state.waiting.depth == 1 and len(door.engines["a"].requests) == 2
+        door.engines["a"].gate.release()
+        door.engines["a"].gate.release()
+        assert [(await task).status_code for task in (first, second)] == [200, 200]
+
+
 async def test_a_client_that_leaves_while_it_waits_leaves_the_queue_and_reaches_no_engine():
     async with open_front_door({"a": "eu"}, **FULL) as door:
         first = await occupied(door)
