@@ -24,7 +24,7 @@ from router.config import Config, ConfigError, Credential
 from router.ledger import records
 from router.ledger.capture import CaptureError, Vault
 from router.ledger.log import AuditLog
-from router.ledger.retention import HoldError, read_holds
+from router.ledger.retention import HoldError, standing_holds
 from router.policy import KeyGrant, Policy
 from router.residency.label import Label
 from router.secret_file import parse_secret, read_secret_file
@@ -245,7 +245,7 @@ class Capture:
 
     def _prune(self) -> None:
         try:
-            holds = read_holds(self._holds)
+            holds = standing_holds(self._holds)
             removed = self._vault.prune(
                 time.time() - self._keep_s, lambda moment: any(hold.since <= moment < hold.until for hold in holds)
             )

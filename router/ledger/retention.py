@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from router.ledger import records
-from router.ledger.reader import LogReader
+from router.ledger.reader import LogReader, merged
 from router.ledger.store import LogStore
 from router.ledger.tiles import WIDTH, tile_path
 
@@ -53,6 +53,27 @@ def read_holds(directory: Path) -> tuple[Hold, ...]:
         return ()
     except (OSError, ValueError) as error:
         raise HoldError(f"{path}: the legal holds cannot be read ({error}); nothing will be removed until they can") from None
+
+
+def standing_holds(directory: Path) -> tuple[Hold, ...]:
+    """The legal holds of the file, and those that an operator's log says were placed and not released: whoever can remove a line
+    of a file must not be able to end a hold by it.
+
+    Raises:
+        HoldError: the file or such a log is damaged. Nothing may be removed then: nobody knows what is held.
+    """
+    standing = {hold.id: hold for hold in read_holds(directory)}
+    try:
+        logs = [LogReader(path) for path in sorted(directory.glob("cli-*")) if path.is_dir()]
+        placed: dict[str, Hold] = {}
+        for _, record in merged(logs):
+            if record.e == records.HOLD:
+                placed[record.id] = Hold(record.id, **records.read_data(record))
+            elif record.e == records.RELEASE:
+                placed.pop(record.id, None)
+    except (OSError, ValueError, TypeError) as error:
+        raise HoldError(f"{directory}: the record of legal holds cannot be read ({error}); nothing will be removed") from None
+    return tuple({**placed, **standing}.values())
 
 
 def write_holds(directory: Path, holds: Sequence[Hold]) -> None:
@@ -130,7 +151,7 @@ class Pruner:
             self._next = 0
             return 0, True
         log = LogReader(self._store.root)
-        found, young = prunable(log, bundles, now - self._days * _DAY_S, read_holds(self._store.root.parent))
+        found, young = prunable(log, bundles, now - self._days * _DAY_S, standing_holds(self._store.root.parent))
         for start, end in _ranges(found):
             self._append(records.PRUNE, {"first": start * WIDTH, "end": end * WIDTH, "kept_days": self._days})
             for index in range(start, end):

@@ -15,7 +15,7 @@ from router.ledger.capture import CaptureError, Sealed, Vault
 from router.ledger.capturing import RESPONSE, read_kek
 from router.ledger.checkpoint import CheckpointError, load_signer
 from router.ledger.reader import LogReader, find_logs
-from router.ledger.retention import HoldError, read_holds
+from router.ledger.retention import HoldError, standing_holds
 from router.ledger.slots import SIGNING_KEY, open_slot
 from router.ledger.store import LogBusy
 from router.ledger.tiles import TileError
@@ -83,7 +83,7 @@ def shred(
         if not keys:
             fail("nothing is kept of this subject of this tenant here", 1)
         times = [moment for key_id in keys for moment in captured.vault.times(key_id)]
-        for hold in read_holds(captured.logs):
+        for hold in standing_holds(captured.logs):
             if any(hold.since <= moment < hold.until for moment in times):
                 since = datetime.fromtimestamp(min(times), UTC).date()
                 fail(

@@ -28,7 +28,7 @@ from router.ledger.policies import policy_text, read_policy
 from router.ledger.reader import LogReader, find_logs, merged
 from router.ledger.recover import LogDamaged
 from router.ledger.replay import Gap, Replayer, decide_again, differences
-from router.ledger.retention import ClockJumped, Hold, HoldError, Pruner, write_holds
+from router.ledger.retention import ClockJumped, Hold, HoldError, Pruner, standing_holds, write_holds
 from router.ledger.slots import open_slot
 from router.ledger.store import LogBusy, LogStore
 from router.ledger.tiles import WIDTH, tile_path
@@ -480,6 +480,18 @@ def test_pruning_goes_in_steps_keeps_what_is_held_and_stops_when_the_clock_was_s
     (tmp_path / "holds.json").write_text("[{")
     with pytest.raises(HoldError, match="nothing will be removed"):
         pruner.step(now)
+
+
+def test_a_hold_stands_until_its_release_is_recorded_whatever_the_file_says(tmp_path):
+    store = LogStore(tmp_path / "cli-0", SIGNER)
+    store.append([records.encode(0, 1.0, 1.0, records.HOLD, "case", {"reason": "r", "since": 5.0, "until": 9.0})])
+    write_holds(tmp_path, [Hold("other", "r")])
+    assert set(standing_holds(tmp_path)) == {Hold("case", "r", 5.0, 9.0), Hold("other", "r")}
+    store.append([records.encode(1, 2.0, 2.0, records.RELEASE, "case", {})])
+    assert standing_holds(tmp_path) == (Hold("other", "r"),)
+    store.append([b"no record"])
+    with pytest.raises(HoldError, match="nothing will be removed"):
+        standing_holds(tmp_path)
 
 
 def test_decisions_of_a_running_router_come_out_again_from_its_log(tmp_path):
