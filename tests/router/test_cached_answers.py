@@ -34,6 +34,7 @@ from tests.router.simulated_engine import JSON_ANSWER, STREAM_HEAD, USAGE_EVENT,
 from tests.router.test_audited_requests import KEY as INSIDE_KEY
 from tests.router.test_audited_requests import SPILL_KEY, audited
 from tests.router.test_cascade import SURE, UNSURE, cascade
+from tests.router.test_continuation import CHAT, TEXT, Answer, body_of, cut_first, running, stream
 from tests.router.test_policy_reload import source_with
 
 FRONT = {"id": "front", "sha256": digest(KEY), "cache": True}
@@ -627,3 +628,22 @@ async def test_random_reloads_and_moves_never_let_an_answer_out_of_where_its_lab
                 assert stands[maker] in allowed
                 kept[question] = (maker, stands[maker])
         assert hits > 80 and moves > 10
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+async def test_a_stream_that_could_be_carried_on_is_kept_without_its_token_ids_and_a_joined_one_is_not(path):
+    options = {"stream_options": {"include_usage": True}}
+    async with running(cache={"zones": ["eu"]}, keys=[FRONT]) as (door, engines):
+        responses = [await door.client.post(path, json=body_of(path, **more)) for more in ({}, {}, options)]
+        assert [was_hit(response) for response in responses] == [False, True, True]
+        first, again, told = (Answer(response.text) for response in responses)
+        assert first.done and first.text and first.same_as(again) and responses[0].content == responses[1].content
+        assert told.text == first.text and told.usage and not first.usage
+        assert all(b"token_ids" not in response.content or b'"token_ids":null' in response.content for response in responses)
+        direct = await door.client.post(path, json=body_of(path, **options), headers={"cache-control": "no-cache"})
+        assert Answer(direct.text).same_as(told)
+        size = sum(map(len, stream(path, {**body_of(path, "x y"), "return_token_ids": True}, "x" * 28)))
+        cut_first(engines, size // 2)
+        joined = await door.client.post(path, json=body_of(path, "x y"))
+        assert Answer(joined.text).done and len(door.receipt(joined)["attempts"]) == 2
+        assert not was_hit(await door.client.post(path, json=body_of(path, "x y")))

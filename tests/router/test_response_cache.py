@@ -129,6 +129,25 @@ def question(path: str, rule: CacheRule = RULE, **body: Any) -> Question | None:
     return read_question(SECRET, path, body, rule)
 
 
+def test_only_a_counted_streams_wish_for_usage_is_no_part_of_the_question():
+    wish = {"temperature": 0, "stream_options": {"include_usage": True}}
+    for path, streamed, same in (
+        (Endpoint.CHAT, True, True),
+        (Endpoint.COMPLETIONS, True, True),
+        (Endpoint.MESSAGES, True, False),
+        (Endpoint.CHAT, False, False),
+    ):
+        one, other = question(path, **wish, stream=streamed), question(path, temperature=0, stream=streamed)
+        assert one is not None and other is not None and (one == other) is same
+
+
+def test_what_points_elsewhere_is_no_question():
+    part = {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}}
+    assert question(Endpoint.CHAT, temperature=0, messages=[{"role": "user", "content": [part]}]) is None
+    part["image_url"] = {"url": "data:image/png;base64,AA=="}
+    assert question(Endpoint.CHAT, temperature=0, messages=[{"role": "user", "content": [part]}]) is not None
+
+
 def test_endpoint_and_stream_are_part_of_the_question_and_the_digest_is_keyed():
     one = question(Endpoint.CHAT, temperature=0)
     assert one is not None and one != question(Endpoint.COMPLETIONS, temperature=0)
