@@ -22,7 +22,7 @@ from router.identity.limits import NOTHING, UNBOUNDED_ANSWER_TOKENS, Reservation
 from router.ledger.receipts import CACHE_HIT, CACHE_MISS, Receipt, StepRecord
 from router.serving import Serving
 from router.state import RouterState
-from router.wire.direct import DirectRequest
+from router.wire.direct import ClientListener, DirectRequest
 from router.wire.json_body import encode_object
 
 MAX_CAPTIVE_BODY = 32 * 1024 * 1024
@@ -222,6 +222,13 @@ class Steps:
     def all(self) -> tuple[Step, ...]:
         """Every step so far, in the order of their beginning."""
         return tuple(self._steps)
+
+    def attend(self, client: DirectRequest, listener: ClientListener, reserved: Reservation) -> bool:
+        """Hear what happens to the client's connection; False when it is gone already, and what was reserved is given back."""
+        client.listen(listener)
+        if client.gone:
+            self.give_back(reserved)
+        return not client.gone
 
     def start(self, step: Step, facts: Facts, changes: dict[str, Any], reserved: Reservation) -> None:
         """Serve a step: the client's request with other facts and some fields changed.
