@@ -311,7 +311,7 @@ def merge_receipts(receipt: Receipt, mode: str, steps: list[Step], answering: St
         receipt.steps.append(
             StepRecord(
                 step.name,
-                own.attempts[-1].model if own.attempts else "",
+                own.attempts[-1].model if own.attempts else step.model,
                 step.verdict,
                 step.confidence,
                 own.received,
@@ -325,6 +325,8 @@ def merge_receipts(receipt: Receipt, mode: str, steps: list[Step], answering: St
         if own.attempts and own.attempts[-1].prompt_tokens < 0:
             own.attempts[-1].prompt_tokens, own.attempts[-1].completion_tokens = own.prompt_tokens, own.completion_tokens
     receipt.attempts.sort(key=lambda attempt: attempt.started)
+    receipt.waited_ms = sum(own.waited_ms for _, own in known)
+    receipt.held = next((own.held for _, own in known if own.held), "")
     computed = [own for _, own in known if own.cache != CACHE_HIT]
     if any(own.cache for _, own in known):
         receipt.cache = CACHE_MISS if computed else CACHE_HIT

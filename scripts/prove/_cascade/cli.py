@@ -46,7 +46,8 @@ async def _run(small: Path, large: Path, limit: int) -> bool:
         print(f"\ncascade beyond prompt-only at equal cost: {lead:+.1%} [{low:+.1%}, {high:+.1%}]")
         print("\nlive, `model: auto`, half of them streams")
         texts = [one.question for one in held_out]
-        doubt = {"enabled": True, "mean_logprob": threshold, "cut_off": False, "refusals": False}
+        # A busy CPU makes a few tokens a second: with the default bound streams would be judged by their first words.
+        doubt = {"enabled": True, "mean_logprob": threshold, "cut_off": False, "refusals": False, "hold_ms": 60_000}
         by_cascade = await live(stack, texts, {"share": 0.0, "cascade": doubt})
         _line("cascade", by_cascade)
         share = routed_at(held_out, [one.gain for one in held_out], by_cascade.usd).large
