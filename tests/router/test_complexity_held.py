@@ -8,6 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.complexity.cascade import Doubt, judge_answer
 from router.complexity.held import HeldStream, asked_logprobs, demands_json, read_answer
 
 ENDS = ("\n\n", "\r\n\r\n", "\r\r")
@@ -71,7 +72,10 @@ def test_an_answer_of_any_shape_is_read_or_left_alone(body):
 def test_a_call_of_a_tool_is_an_answer():
     choice = {"message": {"content": None, "tool_calls": [{"id": "1"}]}, "finish_reason": "tool_calls"}
     found = read_answer(msgspec.json.encode({"choices": [choice]}), wants_json=True, strip=True)
-    assert found is not None and found.evidence.text
+    assert found is not None and not judge_answer(found.evidence, Doubt()).escalate
+    held = HeldStream(wants_json=True, strip=True)
+    held.feed(b"data: " + msgspec.json.encode({"choices": [{"delta": {"tool_calls": [{"id": "1"}]}}]}) + b"\n\n")
+    assert not judge_answer(held.evidence(complete=True), Doubt()).escalate
 
 
 def test_what_a_request_asks_for():
