@@ -103,10 +103,7 @@ class Cascade:
 
     def start(self) -> None:
         """Ask the first model."""
-        self._client.listen(self)
-        if self._done:
-            self._steps.give_back(self._reserved)
-        else:
+        if self._steps.attend(self._client, self, self._reserved):
             self._ask("first", self._admitted.facts, self._reserved)
 
     def _ask(self, name: str, facts: Facts, reserved: Reservation, **changes: object) -> None:

@@ -88,10 +88,7 @@ class Shadowed:
 
     def start(self) -> None:
         """Serve the client."""
-        self._client.listen(self)
-        if self._done:
-            self._steps.give_back(self._reserved)
-        else:
+        if self._steps.attend(self._client, self, self._reserved):
             self._steps.start(self._main, self._admitted.facts, {}, self._reserved)
 
     def client_gone(self) -> None:

@@ -22,7 +22,7 @@ from router.identity.limits import NOTHING, UNBOUNDED_ANSWER_TOKENS, Reservation
 from router.ledger.receipts import CACHE_HIT, CACHE_MISS, Receipt, StepRecord
 from router.serving import Serving
 from router.state import RouterState
-from router.wire.direct import DirectRequest
+from router.wire.direct import ClientListener, DirectRequest
 from router.wire.json_body import encode_object
 
 MAX_CAPTIVE_BODY = 32 * 1024 * 1024
@@ -223,6 +223,13 @@ class Steps:
         """Every step so far, in the order of their beginning."""
         return tuple(self._steps)
 
+    def attend(self, client: DirectRequest, listener: ClientListener, reserved: Reservation) -> bool:
+        """Hear what happens to the client's connection; False when it is gone already, and what was reserved is given back."""
+        client.listen(listener)
+        if client.gone:
+            self.give_back(reserved)
+        return not client.gone
+
     def start(self, step: Step, facts: Facts, changes: dict[str, Any], reserved: Reservation) -> None:
         """Serve a step: the client's request with other facts and some fields changed.
 
@@ -304,7 +311,7 @@ def merge_receipts(receipt: Receipt, mode: str, steps: list[Step], answering: St
         receipt.steps.append(
             StepRecord(
                 step.name,
-                own.attempts[-1].model if own.attempts else "",
+                own.attempts[-1].model if own.attempts else step.model,
                 step.verdict,
                 step.confidence,
                 own.received,
@@ -318,6 +325,8 @@ def merge_receipts(receipt: Receipt, mode: str, steps: list[Step], answering: St
         if own.attempts and own.attempts[-1].prompt_tokens < 0:
             own.attempts[-1].prompt_tokens, own.attempts[-1].completion_tokens = own.prompt_tokens, own.completion_tokens
     receipt.attempts.sort(key=lambda attempt: attempt.started)
+    receipt.waited_ms = sum(own.waited_ms for _, own in known)
+    receipt.held = next((own.held for _, own in known if own.held), "")
     computed = [own for _, own in known if own.cache != CACHE_HIT]
     if any(own.cache for _, own in known):
         receipt.cache = CACHE_MISS if computed else CACHE_HIT

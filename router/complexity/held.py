@@ -49,7 +49,9 @@ def read_answer(body: bytes, wants_json: bool, strip: bool) -> Answer | None:
     if found is None:
         return None
     answer, choice = found
-    evidence = Evidence(token_logprobs(choice), _text_of(choice), str(choice.get("finish_reason") or ""), wants_json)
+    text = _text_of(choice)
+    wants_json = wants_json and text != _TOOL
+    evidence = Evidence(token_logprobs(choice), text, str(choice.get("finish_reason") or ""), wants_json)
     if strip and "logprobs" in choice:
         choice["logprobs"] = None
         body = msgspec.json.encode(answer)
@@ -111,7 +113,8 @@ class HeldStream:
 
     def evidence(self, complete: bool) -> Evidence:
         """What is known of the answer so far."""
-        return Evidence(tuple(self._logprobs), "".join(self._texts), self._finish, self._wants_json, complete)
+        wants_json = self._wants_json and _TOOL not in self._texts
+        return Evidence(tuple(self._logprobs), "".join(self._texts), self._finish, wants_json, complete)
 
     def _take(self, event: bytes) -> bytes:
         if self._judged and not (self._strip and b'"logprobs"' in event):

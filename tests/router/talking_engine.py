@@ -19,7 +19,7 @@ class TalkingEngine(SimulatedEngine):
         self.status = "200 OK"
         self.pause_after = -1
         self.reached_pause = asyncio.Event()
-        self.cut = False
+        self.cut = asyncio.Event()
 
     async def _behave(self, wish: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         body = self.requests[-1]["body"]
@@ -60,7 +60,7 @@ class TalkingEngine(SimulatedEngine):
                 go_on = asyncio.create_task(self.release.wait())
                 await asyncio.wait({gone, go_on}, return_when=asyncio.FIRST_COMPLETED)
                 if gone.done():
-                    self.cut = True
+                    self.cut.set()
                     go_on.cancel()
                     return False
                 gone.cancel()

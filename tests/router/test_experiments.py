@@ -28,6 +28,7 @@ class Events:
     def __init__(self) -> None:
         self.said: list[tuple[str, str, Any]] = []
         self.ended_ids: list[str] = []
+        self._more = asyncio.Event()
 
     def decided(self, *_: Any) -> None: ...
 
@@ -36,6 +37,7 @@ class Events:
 
     def event(self, event: str, subject: str, data: Any) -> None:
         self.said.append((event, subject, data))
+        self._more.set()
 
     def turned_away(self, _code: str) -> None: ...
 
@@ -44,12 +46,13 @@ class Events:
     def close(self, *_: Any) -> None: ...
 
     async def shadow(self, subject: str) -> dict[str, Any]:
-        for _ in range(500):
-            for event, said_of, data in self.said:
-                if event == records.SHADOW and said_of == subject:
-                    return data
-            await asyncio.sleep(0.01)
-        raise AssertionError("no shadow was recorded")
+        async with asyncio.timeout(10):
+            while True:
+                for event, said_of, data in self.said:
+                    if event == records.SHADOW and said_of == subject:
+                        return data
+                self._more.clear()
+                await self._more.wait()
 
 
 @contextlib.asynccontextmanager
