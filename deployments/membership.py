@@ -13,8 +13,9 @@ from ray.serve.handle import DeploymentHandle
 from cluster.reports import ReplicaFacts, build_report, read_facts
 from deployments.egress.deployment import EgressFacts
 from router.config import Config
+from router.fixed_targets import address_of, fixed_targets
 from router.placement.targets import Address, Report
-from router.policy import Policy, address_of, fixed_targets
+from router.policy import Policy
 from router.policy_source import Loaded
 from router.residency.guard import StoredCeilings
 from router.residency.guard_copy import copy_for_guards

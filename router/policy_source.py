@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import yaml
 from msgspec.structs import replace
 
+from router.compiled import compile_policy, epoch_under
 from router.config import Config, ConfigError, digest_of, parse_config, parse_yaml
-from router.policy import Policy, compile_policy, epoch_under
+from router.policy import Policy
 from router.residency.break_glass import Relaxation, RelaxationError, read_approvals, read_relaxations
 from router.residency.relaxing import compare
 

@@ -16,6 +16,7 @@ from router.complexity.learning import Learning
 from router.complexity.stages import Stages, plan_stages
 from router.config import Config, ConfigError, home
 from router.decision import Facts
+from router.fixed_targets import retargeter
 from router.identity.limits import Limits
 from router.identity.networks import compile_networks
 from router.identity.stored import StoredKeys
@@ -32,7 +33,7 @@ from router.placement.fleet import Fleet
 from router.placement.prefix import CHUNK_COST, PrefixIndex
 from router.placement.targets import Kind, Report, Target, View
 from router.placement.trust import Verdict
-from router.policy import Policy, retargeter
+from router.policy import Policy
 from router.prefixes import Prefixes, PromptChains
 from router.residency.break_glass import Relaxation
 from router.residency.cache_salt import FIELD, SALTED, cache_salt, salt_key

@@ -14,9 +14,9 @@ from ray import serve
 from deployments.credentials import LiveCredentials
 from deployments.egress.server import EgressServer
 from deployments.secret import cluster_secret
+from router.compiled import compile_policy
 from router.config import home, parse_config
 from router.crash import forbid_core_dumps
-from router.policy import compile_policy
 from router.policy_source import compile_loaded
 from router.residency.guard import StoredCeilings
 from router.wire.http_server import make_server, open_socket

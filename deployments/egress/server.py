@@ -21,8 +21,9 @@ from starlette.routing import Route
 
 from deployments.egress.relay import Relay
 from router.config import Config, home
+from router.fixed_targets import fixed_targets, tls_files_of
 from router.placement.targets import Address, Endpoint, Target
-from router.policy import Policy, fixed_targets, tls_files_of
+from router.policy import Policy
 from router.residency.engine_guard import wait_for_key
 from router.residency.guard import (
     NONE_STORED,

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from router.compiled import grant_of_key
 from router.config import Config, ConfigError, Key
 from router.identity.leases import LeasedBooks
 from router.identity.limit import Limit
-from router.policy import KeyGrant, Policy, grant_of_key, reach_of
+from router.policy import KeyGrant, Policy, reach_of
 from router.residency.guard import NONE_STORED
 from router.residency.guard_copy import ceilings_of
 from router.residency.label import Label

@@ -13,8 +13,9 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from router.compiled import compile_policy
 from router.config import Config, parse_config
-from router.policy import KeyGrant, Policy, compile_policy
+from router.policy import KeyGrant, Policy
 
 
 def policy_text(config: Config) -> bytes:

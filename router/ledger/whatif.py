@@ -15,10 +15,11 @@ from msgspec.structs import replace
 
 from router.config import Config
 from router.decide import decide
+from router.fixed_targets import fixed_targets
 from router.ledger.policies import grants_by_id
 from router.ledger.replay import Situation
 from router.placement.targets import Address, Kind, Load, Membership, Target, View
-from router.policy import KeyGrant, Policy, fixed_targets
+from router.policy import KeyGrant, Policy
 from router.residency.label import Evidence, Label
 
 LEAVES, STAYS, REFUSED, SERVED = "leaves", "stays", "refused", "served"

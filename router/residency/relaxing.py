@@ -15,7 +15,8 @@ from functools import reduce
 import msgspec
 
 from router.config import Config
-from router.policy import Policy, declared_evidence
+from router.fixed_targets import declared_evidence
+from router.policy import Policy
 from router.residency.classify.cache import Outcome
 from router.residency.classify.kinds import Kind
 from router.residency.classify.rule import compile_rules

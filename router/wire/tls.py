@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from router.config import Config, ConfigError
+from router.fixed_targets import tls_files_of
 from router.placement.targets import TlsFiles
-from router.policy import tls_files_of
 
 _OWN_STORE = TlsFiles()
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from router.compiled import compile_policy
 from router.config import Config, ConfigError
-from router.policy import compile_policy
 from tidegate import keys, models, processes, ray_node
 from tidegate.effective import Overrides, only_zone, read_effective, zones_of_engines
 from tidegate.home import Home

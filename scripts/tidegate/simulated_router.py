@@ -13,6 +13,7 @@ from cluster.simulation.cluster import CLOUD, HOLD, REFUSE
 from cluster.simulation.engine import Gauges, SimulatedRequest
 from cluster.simulation.kv_cache import BLOCK_TOKENS
 from cluster.simulation.outcome import Slo
+from router.compiled import compile_policy
 from router.config import parse_config
 from router.decide import decide
 from router.decision import Choice, Complexity, Decision, Facts
@@ -23,7 +24,7 @@ from router.placement.prefix import PrefixIndex
 from router.placement.profile import EngineProfile
 from router.placement.targets import Address, Endpoint, Kind, Price, Report, Signals, Target, View, Work
 from router.placement.waiting import Bounds, counted_wait_s, make_ticket, worth_waiting
-from router.policy import Policy, compile_policy
+from router.policy import Policy
 from router.residency.label import Evidence
 
 MODEL = "model"

@@ -17,8 +17,8 @@ from deployments.egress.dialects.answer import ChunkWriter
 from deployments.egress.dialects.aws import AwsKey, BadFrame, FrameReader, sign, write_frame
 from deployments.egress.dialects.table import TRANSLATED
 from deployments.egress.server import EgressServer
+from router.compiled import compile_policy
 from router.config import ConfigError
-from router.policy import compile_policy
 from router.residency.guard import PASS_HEADER, PASS_LIFETIME_S, Pass, derive_target_key, issue_pass
 from tests.deployments import provider_fixtures as shapes
 from tests.deployments.fake_provider import FakeProvider

@@ -13,7 +13,7 @@ import pytest
 
 from deployments.egress.server import EgressServer
 from deployments.egress.stored import StoreReader
-from router.policy import compile_policy
+from router.compiled import compile_policy
 from router.policy_source import Loaded, without_spill
 from router.residency import engine_guard
 from router.residency.guard import (

@@ -13,11 +13,11 @@ import pytest
 
 from deployments.kv_agent import chunk_key_of
 from deployments.vllm_process import EnginePlan, VllmProcess
+from router.compiled import compile_policy
 from router.config import Model, parse_config
 from router.placement.kv_messages import KV_PATH
 from router.placement.targets import Address, Kind, Report, Target
 from router.placement.trust import Trust
-from router.policy import compile_policy
 from router.process import RouterProcess
 from router.residency.guard import Place, derive_target_key
 from router.residency.guard_copy import copy_for_guards

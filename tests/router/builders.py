@@ -6,10 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from router.compiled import compile_policy
 from router.config import Config, parse_config
 from router.decision import Complexity, Facts
 from router.placement.targets import Address, Endpoint, Kind, Load, Membership, Target, View
-from router.policy import KeyGrant, Policy, compile_policy
+from router.policy import KeyGrant, Policy
 from router.residency.label import Evidence
 
 NOW = 1_800_000_000.0

@@ -12,9 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+from router.compiled import compile_policy
 from router.config import parse_config
+from router.fixed_targets import fixed_targets
 from router.placement.targets import Report
-from router.policy import compile_policy, fixed_targets
 from router.process import RouterProcess
 from tests.router.builders import digest
 from tests.router.simulated_engine import SimulatedEngine

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from router.compiled import compile_policy
 from router.config import parse_config
 from router.ledger import records
 from router.ledger.checkpoint import (
@@ -33,7 +34,6 @@ from router.ledger.slots import open_slot
 from router.ledger.store import LogBusy, LogStore
 from router.ledger.tiles import WIDTH, tile_path
 from router.ledger.verify import verify_log
-from router.policy import compile_policy
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
 

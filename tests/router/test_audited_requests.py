@@ -16,7 +16,9 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec.structs import replace
 
+from router.compiled import compile_policy
 from router.config import parse_config
+from router.fixed_targets import fixed_targets
 from router.ledger import records
 from router.ledger.checkpoint import Signer
 from router.ledger.log import AuditLog
@@ -27,7 +29,6 @@ from router.ledger.slots import open_audit
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
 from router.placement.targets import Address, Report
-from router.policy import compile_policy, fixed_targets
 from router.policy_source import PolicySource
 from router.process import RouterProcess
 from router.residency.break_glass import sign

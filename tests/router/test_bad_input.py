@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.compiled import compile_policy
 from router.config import parse_config
 from router.ledger import records
 from router.ledger.checkpoint import Signer
@@ -21,7 +22,6 @@ from router.ledger.reader import LogReader
 from router.ledger.slots import open_audit
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
-from router.policy import compile_policy
 from tests.router.conftest import open_front_door
 from tests.router.test_audited_requests import SPILL_KEY, audited
 

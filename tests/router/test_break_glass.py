@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from router.compiled import compile_policy
 from router.config import ConfigError, parse_config
 from router.identity.stored import compile_stored
-from router.policy import compile_policy
 from router.residency.admission import label_request
 from router.residency.break_glass import RelaxationError, read_relaxations, sign
 from router.residency.conversation import NO_CONVERSATION

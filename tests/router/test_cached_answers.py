@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from tidegate.report import add_up
 
 from router.config import parse_config
+from router.fixed_targets import fixed_targets
 from router.ledger import records
 from router.ledger.checkpoint import Signer
 from router.ledger.cost import PriceList
@@ -27,7 +28,6 @@ from router.ledger.search import requests
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
 from router.placement.targets import Report
-from router.policy import fixed_targets
 from tests.router.builders import digest
 from tests.router.conftest import KEY, OTHER_KEY, FrontDoor, open_front_door
 from tests.router.simulated_engine import JSON_ANSWER, STREAM_HEAD, USAGE_EVENT, answer, chunk, event

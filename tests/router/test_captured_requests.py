@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.compiled import compile_policy
 from router.config import ConfigError, parse_config
+from router.fixed_targets import fixed_targets
 from router.ledger import records
 from router.ledger.capture import CaptureError, Sealed, Vault
 from router.ledger.capturing import Capture, Place, body_of, open_capture, read_kek, subject_of
@@ -26,7 +28,7 @@ from router.ledger.retention import Hold, write_holds
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
 from router.placement.targets import Report
-from router.policy import Policy, compile_policy, fixed_targets
+from router.policy import Policy
 from router.process import RouterProcess
 from tests.router.builders import digest, grant_of, make_config, make_policy
 from tests.router.conftest import free_port

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from router.compiled import compile_policy
 from router.config import ConfigError, load_file, parse_config
-from router.policy import compile_policy
 from tests.router.builders import KEY, digest, grant_of, make_config, make_policy
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from router.fixed_targets import fixed_targets, retargeter
 from router.placement.fleet import Fleet
 from router.placement.targets import Address, Kind, Load, Report
-from router.policy import fixed_targets, retargeter
 from router.residency.inflight import POLICY_REVOKED, InFlight
 from router.residency.label import Evidence, Label, Vocabulary, translate_evidence, translate_label
 from router.residency.resolve import ceiling_at, ignored_tags, read_tags, resolve_label

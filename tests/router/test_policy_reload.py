@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from router.config import ConfigError
+from router.fixed_targets import fixed_targets
 from router.placement.targets import Report
-from router.policy import fixed_targets
 from router.policy_source import PolicySource, merge, read_policy_file
 from tests.router.builders import digest, make_config
 from tests.router.conftest import KEY, open_front_door

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from router.compiled import compile_policy
 from router.config import ConfigError, digest_of, parse_config
-from router.policy import compile_policy
 from router.policy_source import PolicySource
 from router.residency.break_glass import Approval, sign_bytes
 from router.residency.label import admits

@@ -14,6 +14,7 @@ import yaml
 from joserfc import jwt
 from joserfc.jwk import KeySet, RSAKey
 
+from router.compiled import compile_policy
 from router.config import ConfigError, Jwt, parse_config
 from router.decision import Facts
 from router.identity.keys import WrongSource, authenticate, check_source
@@ -25,7 +26,7 @@ from router.identity.scopes import bearer_grant
 from router.identity.stored import compile_stored
 from router.identity.tokens import TokenVerifier
 from router.ledger import records
-from router.policy import KeyGrant, Relaxed, compile_policy
+from router.policy import KeyGrant, Relaxed
 from router.residency.inflight import InFlight
 from router.residency.resolve import resolve_label
 from router.store.keys import StoredKey

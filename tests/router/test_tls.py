@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from router.compiled import compile_policy
 from router.config import ConfigError, parse_config
+from router.fixed_targets import address_of
 from router.placement.targets import TlsFiles
-from router.policy import address_of, compile_policy
 from router.wire.tls import TlsContexts, make_context
 from tests.router.builders import make_config
 from tests.router.certificates import Authority

@@ -9,8 +9,8 @@ import time
 import httpx
 import pytest
 
+from router.fixed_targets import fixed_targets
 from router.placement.targets import Report
-from router.policy import fixed_targets
 from tests.router.builders import digest
 from tests.router.conftest import KEY, OTHER_KEY, open_front_door
 from tests.router.test_policy_reload import source_with

@@ -10,11 +10,11 @@ import yaml
 from tidegate.cli import app
 from typer.testing import CliRunner
 
+from router.compiled import compile_policy
 from router.config import load_file
 from router.ledger import records
 from router.ledger.capturing import REQUEST, RESPONSE, Payload, open_capture
 from router.ledger.slots import open_audit
-from router.policy import compile_policy
 
 RUNNER = CliRunner()
 SECRET = b"the patient has a condition"

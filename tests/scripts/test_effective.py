@@ -7,8 +7,8 @@ import yaml
 from tidegate.effective import Overrides, read_effective, write_effective
 from tidegate.home import Home
 
+from router.compiled import compile_policy
 from router.config import ConfigError, load_file
-from router.policy import compile_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = [ROOT / "serve_config.yaml", *sorted((ROOT / "deployments" / "examples").glob("*.yaml"))]

@@ -14,11 +14,12 @@ from tidegate.cli import app
 from tidegate.keys import is_well_formed
 from typer.testing import CliRunner
 
+from router.compiled import compile_policy
 from router.config import load_file
 from router.identity.keys import authenticate
 from router.identity.limits import LimitReached, Limits
 from router.identity.stored import Shared, open_shared
-from router.policy import KeyGrant, compile_policy
+from router.policy import KeyGrant
 from router.response_cache.rule import CacheRule
 from router.wire.errors import ApiError
 

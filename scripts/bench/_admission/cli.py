@@ -17,9 +17,10 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from router.compiled import compile_policy
 from router.config import parse_config
+from router.fixed_targets import fixed_targets
 from router.placement.targets import Report
-from router.policy import compile_policy, fixed_targets
 from router.process import RouterProcess
 
 from .engine import SlowEngine

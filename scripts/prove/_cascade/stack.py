@@ -15,9 +15,10 @@ import httpx
 import msgspec
 
 from deployments.vllm_process import EnginePlan, VllmProcess
+from router.compiled import compile_policy
 from router.config import Config, Model, parse_config
 from router.placement.targets import Address, Kind, Report, Target
-from router.policy import Policy, compile_policy
+from router.policy import Policy
 from router.process import RouterProcess
 from router.residency.guard import Place, derive_target_key
 from router.residency.guard_copy import copy_for_guards

@@ -22,9 +22,10 @@ from typing import Any
 from msgspec.structs import replace
 
 from _dataplane.client import ask
+from router.compiled import compile_policy
 from router.config import parse_config
+from router.fixed_targets import fixed_targets
 from router.placement.targets import Report, Target
-from router.policy import compile_policy, fixed_targets
 from router.process import RouterProcess
 
 KEY = "tg_prove"

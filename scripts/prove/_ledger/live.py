@@ -18,13 +18,13 @@ from msgspec.structs import replace
 
 from _ledger.replayed import Agreement, make_again
 from _ledger.simulated import LoggedRouter, SimulatedEngine, chat_request, key, logged_router
+from router.fixed_targets import fixed_targets
 from router.ledger import records
 from router.ledger.checkpoint import Signer
 from router.ledger.reader import LogReader
 from router.ledger.records import DecideData
 from router.ledger.verify import verify_log
 from router.placement.targets import Address, Report, Signals
-from router.policy import fixed_targets
 
 _CLIENTS = 24
 _KEYS = ("plain", "spiller", "narrow", "medical", "limited")

@@ -13,12 +13,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from router.fixed_targets import fixed_targets
 from router.ledger.checkpoint import Signer
 from router.ledger.log import AuditLog
 from router.ledger.policies import policy_text
 from router.ledger.store import LogStore
 from router.placement.targets import Address, Report
-from router.policy import fixed_targets
 from router.policy_source import PolicySource
 from router.process import RouterProcess
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from router.compiled import compile_policy
 from router.config import Config, parse_config
 from router.decide import decide
 from router.decision import Complexity, Decision, Facts
 from router.ledger.receipts import Attempt, Receipt, open_receipt
 from router.placement.targets import Address, Endpoint, Kind, Load, Membership, Price, Signals, Target, View
-from router.policy import Policy, compile_policy
+from router.policy import Policy
 from router.residency.resolve import resolve_label
 
 START = 1_800_000_000.0

@@ -22,9 +22,9 @@ from _residency.worlds import HOUR, INSIDE, MODELS, OUTSIDE, START, TAGS, TENANT
 from cluster.reports import ReplicaFacts, build_report
 from router.decide import decide
 from router.decision import Complexity, Decision, Facts
+from router.fixed_targets import retargeter
 from router.placement.fleet import Fleet
 from router.placement.targets import Membership, Report, Target, View
-from router.policy import retargeter
 from router.residency.admission import label_request, permission_for
 from router.residency.cache_salt import cache_salt, salt_key
 from router.residency.classify.cache import Outcome

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from router.compiled import compile_policy
 from router.config import Config, ConfigError, parse_config
+from router.fixed_targets import fixed_targets
 from router.placement.targets import Address, Report
-from router.policy import KeyGrant, Policy, compile_policy, fixed_targets
+from router.policy import KeyGrant, Policy
 from router.residency.break_glass import Relaxation
 from router.residency.classify import rule as classify
 from router.residency.guard import GuardPolicy
