@@ -1,6 +1,6 @@
 """What the YAML may say: validated, immutable, and hashed into a policy epoch.
 
-Pydantic lives here, at the edge, and nowhere else: `router.policy.compile_policy` turns a `Config` into the frozen structs the
+Pydantic lives here, at the edge, and nowhere else: `router.compiled.compile_policy` turns a `Config` into the frozen structs the
 hot path uses. `load_file` reads either a Ray Serve config (`applications[].args` of the one that imports `deployments`) or the
 bare mapping those `args` hold.
 """
@@ -8,19 +8,10 @@ bare mapping those `args` hold.
 from router.config.access import Credential, Listen, PublicListen, moment_of
 from router.config.capture import Capture
 from router.config.check import ANY, AUTO, LOCAL, zones_in
+from router.config.models import ExternalTarget, Model, Replicas, Tls
 from router.config.read import digest_of, epoch_of, home, load_file, parse_config, parse_yaml, read_args
-from router.config.schema import (
-    Allowance,
-    Config,
-    ConfigError,
-    ExternalTarget,
-    Jwt,
-    Key,
-    Model,
-    Replicas,
-    Secret,
-    Tls,
-)
+from router.config.schema import Allowance, Config, Jwt, Key, Secret
+from router.config.strict import ConfigError
 
 __all__ = [
     "ANY",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from router.residency.classify.kinds import Category, Kind
 
 if TYPE_CHECKING:
-    from router.config.schema import Config, Tag
+    from router.config.residency import Tag
+    from router.config.schema import Config
 
 AUTO = "auto"
 LOCAL = "local"

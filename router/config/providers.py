@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from router.config.schema import ExternalTarget
+    from router.config.models import ExternalTarget
 
 AZURE_SKUS = {
     "Standard": False,

@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from router.config.check import nearest
-from router.config.schema import Config, ConfigError
+from router.config.schema import Config
+from router.config.strict import ConfigError
 
 
 def parse_config(data: Any, origin: str = "config") -> Config:

@@ -22,7 +22,7 @@ from router.residency.classify.texts import texts_of
 from router.residency.label import Evidence, Label, admits
 
 if TYPE_CHECKING:
-    from router.config.schema import Classify
+    from router.config.residency import Classify
 
 
 class Rules(msgspec.Struct, frozen=True):

@@ -1,0 +1,168 @@
+"""Models and the replicas that serve them; servers and clouds that are there already."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from router.config.access import Credential
+from router.config.providers import check_provider
+from router.config.strict import Name, Strict, check_model, check_name
+
+
+class Replicas(Strict):
+    """How many engines of a model run in one zone, and what each of them takes."""
+
+    zone: Name
+    count: int = Field(default=1, ge=1, le=512)
+    max_count: int | None = Field(default=None, ge=1, le=512)
+    """With it, Serve keeps between `count` and so many engines, by the wait that routers predict (`autoscaling`)."""
+    gpus: float = Field(default=1, ge=0)
+    cpus: float = Field(default=1, ge=0)
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Host memory one engine needs; `doctor` adds these up before anything starts. Default: 4 on a CPU, else 8."""
+    duties: list[Name] = []
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Replicas:
+        if self.max_count is not None and self.max_count < self.count:
+            raise ValueError("`max_count` is the most there may be: not below `count`")
+        return self
+
+
+class Prices(Strict):
+    """US dollars per million tokens."""
+
+    prompt: float = Field(default=0.0, ge=0)
+    completion: float = Field(default=0.0, ge=0)
+
+
+class Model(Strict):
+    """A model that Ray Serve runs with vLLM. `args` and `env` are vLLM's own, passed on as they are."""
+
+    id: str
+    source: str
+    """A directory (relative to TIDEGATE_HOME) or a model id that vLLM can load."""
+    tier: Name = "small"
+    task: Literal["generate", "pooling", "transcription"] = "generate"
+    args: list[str] = []
+    env: dict[str, str] = {}
+    replicas: list[Replicas] = Field(min_length=1)
+    startup_timeout_s: float = Field(default=1800, gt=0)
+    price: Prices = Prices()
+    """What its tokens cost, for budgets in money and for `tidegate report cost`."""
+
+    _id = field_validator("id")(check_model)
+
+    @field_validator("args", mode="before")
+    @classmethod
+    def _strings(cls, value: Any) -> Any:
+        return [str(item) for item in value] if isinstance(value, list) else value
+
+
+class Tls(Strict):
+    """How TLS is spoken to an `https://` address. The peer's certificate and name are verified in any case."""
+
+    ca_file: str | None = None
+    """PEM with the authorities that may have signed the peer's certificate. Default: the system's."""
+    cert_file: str | None = None
+    """The router's own certificate (PEM, with its chain), for mutual TLS."""
+    key_file: str | None = None
+    server_name: str | None = None
+    """The name the peer's certificate must carry. Default: the host of the URL."""
+
+    @model_validator(mode="after")
+    def _both(self) -> Tls:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("`cert_file` and `key_file` come together")
+        return self
+
+
+class Provider(Strict):
+    """What a provider's dialect needs to know, and what the target's place rests on; `router.config.providers` checks it."""
+
+    region: str | None = None
+    """Bedrock, Vertex: the region called. OpenAI: the regional host's prefix, e.g. `eu`."""
+    sku: str | None = None
+    """Azure: the deployment's type, e.g. `DataZoneStandard`."""
+    api_version: str | None = None
+    """Azure: the `api-version` of deployment paths. Default: the `/openai/v1` API, which needs none."""
+    geo: str | None = None
+    """Anthropic: `inference_geo`, sent with every request and checked in every answer."""
+    project: str | None = None
+    """Vertex: the project."""
+    anywhere: bool = False
+    """The operator states that the target's zone stands for everywhere the provider works."""
+    drop: list[str] = []
+    """Fields of a request this model does not take, e.g. `temperature`: they are left out."""
+
+
+class ExternalTarget(Strict):
+    """A server that already runs (`kind: server`), or a provider outside (`kind: cloud`, dialled by the egress only)."""
+
+    id: Name
+    kind: Literal["server", "cloud"]
+    url: str
+    """Base URL without `/v1`, e.g. `http://10.0.0.7:8080`, `https://api.openai.com`, or `unix:///run/engine.sock` (`server`)."""
+    tls: Tls | None = None
+    zone: Name
+    store: list[Name] | None = None
+    duties: list[Name] = []
+    models: dict[str, str]
+    """Model ids clients use -> the name this server knows."""
+    tier: Name | None = None
+    """Makes the models of this target members of a tier."""
+    task: Literal["generate", "pooling", "transcription"] = "generate"
+    dialect: Literal["openai", "azure", "anthropic", "bedrock", "gemini", "vertex"] = "openai"
+    """`cloud` only: how the provider is spoken to. All but `openai` and `azure` offer chat only."""
+    provider: Provider = Provider()
+    credential: Credential | None = None
+    vouched: bool = False
+    """`server` only: the operator states that nobody but the router can reach its port (there is no guard inside)."""
+    expires: str | None = None
+    """ISO date after which the declared evidence counts for nothing."""
+    context_tokens: int = Field(default=0, ge=0)
+    slots: int = Field(default=0, ge=0)
+    token_ids: bool = False
+    """`server` only: it is a vLLM of 0.10.2 or newer, which can be asked for token ids, so that a broken stream can be carried
+    on at another server with the same model under the same name."""
+    price: Prices = Prices()
+
+    @field_validator("url")
+    @classmethod
+    def _plain_url(cls, value: str) -> str:
+        if not re.match(r"https?://[^/\s?#@]+(/[^\s?#]*)?\Z|unix:///[^\s?#]*[^\s?#/]\Z", value):
+            raise ValueError(
+                "a base URL looks like https://host[:port][/path] or unix:///path/to/socket, without user, query or fragment"
+            )
+        return value.rstrip("/")
+
+    _id = field_validator("id")(check_name)
+
+    @model_validator(mode="after")
+    def _vouch(self) -> ExternalTarget:
+        if self.kind == "server" and not self.vouched:
+            raise ValueError(
+                "a server that already runs has no guard inside: set `vouched: true` once you have made sure that "
+                "nobody but the router can reach its port"
+            )
+        if not self.models:
+            raise ValueError("name at least one model")
+        if self.kind == "cloud" and self.url.startswith("unix:"):
+            raise ValueError("url: a unix socket is on this machine, and a cloud target is outside")
+        if self.tls is not None and not self.url.startswith("https:"):
+            raise ValueError("tls: the url must begin with https://")
+        if self.token_ids and self.kind != "server":
+            raise ValueError("token_ids: only a `server` can be asked for them")
+        if self.kind == "cloud" and self.task == "transcription":
+            raise ValueError("the egress passes JSON only: a cloud target cannot have the task `transcription`")
+        for model in self.models:
+            check_model(model)
+        if self.kind == "server" and self.dialect != "openai":
+            raise ValueError("only a cloud target has a `dialect`: the egress translates, nobody else")
+        if self.task == "pooling" and self.dialect not in ("openai", "azure"):
+            raise ValueError(f"a target of the dialect `{self.dialect}` offers chat only")
+        check_provider(self)
+        return self
