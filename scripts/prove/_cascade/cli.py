@@ -27,6 +27,8 @@ def _table(asked: list[Asked], threshold: float) -> tuple[Outcome, Outcome]:
     found = cascaded(asked, threshold)
     prompt_only = routed_at(asked, gains, found.usd)
     _line(f"cascade, mean log-probability < {threshold}", found)
+    for tokens in (4, 8, 12):
+        _line(f"  if a stream is held for {tokens} tokens only", cascaded(asked, threshold, tokens))
     _line("prompt-only router (fitted gain), same cost", prompt_only)
     _line("prompt-only by length, same cost", routed_at(asked, [len(one.question.text) for one in asked], found.usd))
     _line("drawing lots, same cost", evenly(asked, found.usd))

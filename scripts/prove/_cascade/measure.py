@@ -30,8 +30,13 @@ class Asked(msgspec.Struct, frozen=True):
     large: bool
     small_usd: float
     large_usd: float
-    confidence: float
+    logprobs: tuple[float, ...]
     gain: float
+
+    def confidence(self, tokens: int | None = None) -> float:
+        """Mean log-probability of the small model's answer, or of its first tokens."""
+        seen = self.logprobs[:tokens]
+        return sum(seen) / len(seen) if seen else -100.0
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -59,7 +64,7 @@ async def ask_both(stack: Stack, questions: Sequence[Question]) -> list[Asked]:
             question.is_right(better),
             cost(stack, small),
             cost(stack, large),
-            sum(logprobs) / len(logprobs) if logprobs else -100.0,
+            logprobs,
             read_gains(model, read_features(question.text)).gains[0],
         )
 
@@ -74,9 +79,9 @@ def cost(stack: Stack, receipt: dict[str, Any]) -> float:
     return (receipt["prompt_tokens"] * price.prompt + receipt["completion_tokens"] * price.completion) / 1e6
 
 
-def cascaded(asked: Sequence[Asked], threshold: float) -> Outcome:
-    """Small first; the large model where the mean log-probability is below the threshold."""
-    up = [one.confidence < threshold for one in asked]
+def cascaded(asked: Sequence[Asked], threshold: float, tokens: int | None = None) -> Outcome:
+    """Small first; the large model where the mean log-probability (of the first `tokens`, or of all) is below the threshold."""
+    up = [one.confidence(tokens) < threshold for one in asked]
     right = [one.large if beyond else one.small for one, beyond in zip(asked, up, strict=True)]
     usd = [one.small_usd + one.large_usd * beyond for one, beyond in zip(asked, up, strict=True)]
     return Outcome(_mean(right), _mean(usd), _mean(up))
@@ -105,13 +110,13 @@ def routed_at(asked: Sequence[Asked], scores: Sequence[float], usd: float) -> Ou
 
 def best_threshold(asked: Sequence[Asked]) -> float:
     """The threshold with the largest lead over an even draw at the same cost, on questions that are not reported."""
-    candidates = sorted({one.confidence for one in asked})
+    candidates = sorted({round(one.confidence(), 4) for one in asked})
 
     def lead(threshold: float) -> float:
         found = cascaded(asked, threshold)
         return found.right - evenly(asked, found.usd).right
 
-    return round(max(candidates, key=lead) + 1e-4, 4)
+    return max(candidates, key=lead)
 
 
 def evenly(asked: Sequence[Asked], usd: float) -> Outcome:
