@@ -8,7 +8,6 @@ that breaks is carried on where `router.joining` says so, by another attempt who
 from __future__ import annotations
 
 import functools
-import json
 import time
 
 from msgspec.structs import replace
@@ -25,30 +24,18 @@ from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind, View
 from router.prefixes import FILLS_CACHE
 from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
-from router.residency.admission import permission_for
-from router.residency.cache_salt import SALTED, with_cache_salt
-from router.residency.guard import issue_pass
 from router.residency.inflight import POLICY_REVOKED
 from router.residency.restored_answer import RestoredBody, RestoredEvents
 from router.response_cache.turn import CacheTurn, turn_for
 from router.screen import shortlist
 from router.state import RouterState
-from router.wire.continuation import ask_for_token_ids
+from router.upstream_request import upstream_request
 from router.wire.direct import DirectRequest
 from router.wire.errors import ApiError
 from router.wire.events import EventStream
 from router.wire.exchange import BROKE, CLOSED, DEADLINE, Ending, Exchange
-from router.wire.heads import (
-    JSON,
-    Framing,
-    decision_headers,
-    is_event_stream,
-    own_request_headers,
-    request_head,
-    response_headers,
-)
+from router.wire.heads import Framing, decision_headers, is_event_stream, response_headers
 from router.wire.joined_events import JoinedEvents, TrackedEvents, Trail, ending_of
-from router.wire.json_body import ask_for_usage, replace_model
 
 MAX_ATTEMPTS = 3
 
@@ -369,7 +356,7 @@ class Serving:
             self._trail = None if admitted.values else trail_for(self._facts, admitted.path, admitted.parsed, target)
         self._attempt = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
         admitted.receipt.attempts.append(self._attempt)
-        request = self._upstream_request(choice, now)
+        request = upstream_request(state, admitted, choice, self._trail, self._join, now)
         self._booking = state.fleet.book(target, self._facts.prompt_tokens, now, choice.cost_usd, choice.work, choice.model)
         state.prefixes.routed(admitted.chains, choice.model, target.incarnation)
         if target.kind is not Kind.CLOUD:
@@ -414,37 +401,6 @@ class Serving:
         exchange = Exchange(self._client, self, request, pool.now(), timeouts.first_byte_s, timeouts.idle_s, admitted.deadline)
         admitted.ticket.begin(target, self._choice.model, exchange)
         pool.send(target.incarnation, target.address, exchange)
-
-    def _upstream_body(self, choice: Choice) -> tuple[str, bytes, bytes]:
-        """Path, body and content type of this attempt's request."""
-        admitted, name = self._admitted, choice.target.models[choice.model]
-        if admitted.form is not None:
-            return admitted.path, admitted.form.with_model(name), admitted.form.content_type
-        if self._join is not None and not self._join.again:
-            return Endpoint.COMPLETIONS, self._join.body(name, choice.target.context_tokens), JSON
-        body = replace_model(admitted.body, admitted.parsed, name)
-        if admitted.asks_usage:
-            body = ask_for_usage(body, admitted.parsed)
-        if self._trail is not None:
-            body = ask_for_token_ids(body)
-        return admitted.path, body, JSON
-
-    def _upstream_request(self, choice: Choice, now: float) -> bytes:
-        state, target, admitted = self._state, choice.target, self._admitted
-        path, body, content_type = self._upstream_body(choice)
-        token = None
-        ticket, epoch = admitted.ticket, state.policy.epoch
-        label_text = state.label_text(state.policy.label_for(ticket.label, choice.model))
-        if target.kind is Kind.REPLICA and path in SALTED:
-            salt = state.salt_for(self._facts.key.tenant, ticket.label, choice.model, admitted.parsed)
-            # What carries a stream on is a body of ours; only a client's own may have a salt in it already.
-            body = with_cache_salt(body, admitted.parsed if path == admitted.path else json.loads(body), salt)
-        if target.kind is not Kind.SERVER:
-            permission = permission_for(admitted.request_id, ticket, choice.model, target.incarnation, epoch, label_text, now)
-            token = issue_pass(state.target_key(target.incarnation), permission, "POST", target.address.base_path + path)
-        credential = state.credential(target.secret) if target.secret else None
-        own = own_request_headers(admitted.request_id, choice, token, credential)
-        return request_head("POST", target.address, path, admitted.headers, own, content_type, len(body)) + body
 
     # -- ending
 
