@@ -76,7 +76,7 @@ def read_segment(path: Path) -> Segment:
         if frames and frame.first != frames[-1].end:
             break
         frames.append(frame)
-    good = sum(_size_of(frame) for frame in frames)
+    good = sum(frame_bytes(frame) for frame in frames)
     return Segment(path, tuple(frames), good, len(data) - good)
 
 
@@ -107,5 +107,6 @@ def _read_frame(data: bytes, at: int) -> tuple[Frame, int] | None:
     return Frame(first, entries, data[end - note_bytes : end]), end + _TAIL.size
 
 
-def _size_of(frame: Frame) -> int:
+def frame_bytes(frame: Frame) -> int:
+    """The size of a frame in the journal."""
     return _HEAD.size + sum(2 + len(entry) for entry in frame.entries) + len(frame.note) + _TAIL.size

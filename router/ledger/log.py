@@ -68,6 +68,11 @@ class AuditLog:
         return "no log could be opened" if self._writer is None else self._writer.failure
 
     @property
+    def threads(self) -> tuple[int, ...]:
+        """The system's ids of the threads that write, the one that encodes first; none without a log."""
+        return () if self._writer is None else self._writer.threads
+
+    @property
     def clocks(self) -> tuple[int, ...]:
         """The clocks of CPU time of the threads that write, for `time.clock_gettime`; none without a log."""
         return () if self._writer is None else self._writer.clocks

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 
 from router.ledger.checkpoint import Checkpoint, CheckpointError, Verifier, open_note
-from router.ledger.journal import Segment
+from router.ledger.journal import Segment, frame_bytes
 from router.ledger.merkle import leaf_hash, root_of
+from router.ledger.records import RecordError, blobs_of, decode
 from router.ledger.tiles import WIDTH, RightEdge, TileError, pack_each, split_hashes, tile_path
 
 
@@ -91,6 +93,34 @@ def origin_of_empty(root: Path, verifier: Verifier) -> str:
     if (root / "tile").exists() or (signed is not None and signed.size):
         raise LogDamaged(f"{root}: there are tiles or a checkpoint, but the journal is gone")
     return "" if signed is None else signed.origin
+
+
+def without_lost_blobs(root: Path, segments: Sequence[Segment], verifier: Verifier) -> list[Segment]:
+    """The journal up to the first append that a power failure left without a blob it refers to.
+
+    Blobs reach the medium before an append counts as durable, so nobody was told that such an append is. What the head signs was.
+    """
+    kept = list(segments)
+    try:
+        signed = open_note((root / "head").read_bytes(), [verifier]).size
+    except (OSError, CheckpointError):
+        return kept
+    for number, frame in enumerate(kept[-1].frames if kept else ()):
+        if frame.end > signed and not all(_has_blobs(root, entry) for entry in frame.entries):
+            last = kept[-1]
+            lost = sum(map(frame_bytes, last.frames[number:]))
+            kept[-1] = Segment(last.path, last.frames[:number], last.good_bytes - lost, last.torn_bytes + lost)
+            break
+    return kept
+
+
+def _has_blobs(root: Path, entry: bytes) -> bool:
+    try:
+        return all(sha256((root / "blobs" / name).read_bytes()).hexdigest() == name for name in blobs_of(decode(entry)))
+    except OSError:
+        return False
+    except (RecordError, KeyError, TypeError):
+        return True
 
 
 def _check_order(root: Path, segments: Sequence[Segment]) -> None:

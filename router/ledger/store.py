@@ -29,7 +29,7 @@ from router.ledger.checkpoint import Checkpoint, Signer
 from router.ledger.disk import Disk
 from router.ledger.journal import join_frame, read_journal, segment_path
 from router.ledger.merkle import EMPTY_ROOT
-from router.ledger.recover import Growth, origin_of_empty, recover
+from router.ledger.recover import Growth, origin_of_empty, recover, without_lost_blobs
 from router.ledger.tiles import LONGEST_ENTRY, WIDTH, RightEdge, pack_each, tile_path
 
 SEGMENT_BYTES = 1 << 20
@@ -108,7 +108,7 @@ class LogStore:
         return self._newest.growth.size
 
     def _start(self) -> None:
-        segments = read_journal(self.root)
+        segments = without_lost_blobs(self.root, read_journal(self.root), self._signer.verifier)
         self._segments = [(segment.path, segment.frames[-1].end if segment.frames else 0) for segment in segments]
         growth, note = self._newest.growth, b""
         if any(segment.frames for segment in segments):

@@ -93,6 +93,11 @@ class LogWriter:
         self._syncing.start()
 
     @property
+    def threads(self) -> tuple[int, ...]:
+        """The system's ids of the threads: of the one that writes, and of the one that waits for the medium."""
+        return tuple(thread.native_id for thread in (self._writing, self._syncing) if thread.native_id is not None)
+
+    @property
     def clocks(self) -> tuple[int, ...]:
         """The clocks of CPU time of the threads: of the one that writes, and of the one that waits for the medium."""
         threads = (self._writing, self._syncing)

@@ -458,6 +458,25 @@ def test_a_sync_that_fails_takes_back_what_was_written_since_the_last(tmp_path):
     assert report.ok and report.size == 3
 
 
+@pytest.mark.parametrize("left", [None, b""], ids=["no name", "a name without bytes"])
+def test_an_append_whose_blob_a_power_failure_took_is_taken_back(tmp_path, left):
+    store = LogStore(tmp_path / "log", SIGNER)
+    store.append([note(0)])
+    blob = store.put_blob(b"what many records share")
+    store.write([records.encode(1, 1.0, 1.0, records.GRANT, "key", {"blob": blob}), note(2)])
+    store.write([note(3)])  # neither was brought to the medium
+    store.close()
+    path = tmp_path / "log" / "blobs" / blob
+    path.unlink() if left is None else path.write_bytes(left)
+    again = LogStore(tmp_path / "log", SIGNER)
+    assert again.size == 1 and again.recovered_bytes > 0
+    assert again.put_blob(b"what many records share") == blob
+    again.append([records.encode(1, 1.0, 1.0, records.GRANT, "key", {"blob": blob})])
+    again.close()
+    report = verify_log(tmp_path / "log", KEYS)
+    assert report.ok and report.size == 2
+
+
 def test_pruning_goes_in_steps_keeps_what_is_held_and_stops_when_the_clock_was_set_forward(tmp_path):
     store = LogStore(tmp_path / "log", SIGNER, segment_bytes=5000)
     for start in range(0, 8 * WIDTH, 128):

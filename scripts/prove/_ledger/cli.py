@@ -61,7 +61,8 @@ def _prove(args: argparse.Namespace, work: Path) -> int:
     _report("rollback", ", ".join(f"{n} {name}" for name, n in rolled.tried.items()), rolled.missed)
     lost = crash(work, args.crashes, args.seed)
     line = f"{lost.crashes} kills, {lost.torn} torn appends cut off; {lost.external} external sends acknowledged, "
-    line += f"{lost.lost_external} lost; {lost.lost_local} local records lost, the oldest {lost.oldest_lost_s * 1e3:.0f} ms old"
+    line += f"{lost.lost_external} lost; {lost.lost_local} local records lost, the oldest {lost.oldest_lost_s * 1e3:.0f} ms old "
+    line += f"({lost.oldest_with_waiting_s * 1e3:.0f} ms with what others on this machine took from it)"
     late = [f"a local record of {lost.oldest_lost_s:.3f} s was lost; the window is {WINDOW_S} s"] * (
         lost.oldest_lost_s > WINDOW_S
     )

@@ -12,7 +12,9 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from _ledger.traffic import Traffic
@@ -29,6 +31,11 @@ from router.placement.targets import Kind
 WINDOW_S = 0.1
 
 
+def _withheld(threads: Sequence[int]) -> str:
+    """Nanoseconds that each of these threads has been ready to run and was given no processor: by others, not by the log."""
+    return " ".join(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1] for thread in threads)
+
+
 class CrashingDisk(Disk):
     """A disk under which the process dies at step `at`: a write leaves only a part of itself, the rest happens or not."""
 
@@ -36,13 +43,15 @@ class CrashingDisk(Disk):
         self._left = at
         self._random = rng
         self._say = say
+        self.threads: tuple[int, ...] = ()
+        """The event loop's thread and the one that writes."""
 
     def _step(self) -> bool:
         self._left -= 1
         return self._left < 0
 
     def _die(self) -> None:
-        os.write(self._say, f"K {time.monotonic()}\n".encode())
+        os.write(self._say, f"K died {time.monotonic()} {_withheld(self.threads)}\n".encode())
         os.kill(os.getpid(), signal.SIGKILL)
 
     def write(self, descriptor: int, data: bytes) -> None:
@@ -100,6 +109,8 @@ class Losses:
         self.lost_local = 0
         self.late = 0
         self.oldest_lost_s = 0.0
+        """The age of the oldest local record lost, without the time for which the machine gave the router no processor."""
+        self.oldest_with_waiting_s = 0.0
         self.torn = 0
         self.problems: list[str] = []
 
@@ -145,15 +156,16 @@ def _live(root: Path, signer: Signer, number: int, at: int, say: int) -> None:
     traffic = Traffic(number)
     log = AuditLog(store, traffic.policy.label_text, window_s=WINDOW_S / 2)
     log.policy(traffic.policy.epoch, policy_text(traffic.config))
-    asyncio.run(_serve(log, traffic, number, say))
+    disk.threads = (threading.get_native_id(), *log.threads[:1])
+    asyncio.run(_serve(log, traffic, disk.threads, number, say))
     log.close()
 
 
-async def _serve(log: AuditLog, traffic: Traffic, number: int, say: int) -> None:
+async def _serve(log: AuditLog, traffic: Traffic, threads: Sequence[int], number: int, say: int) -> None:
     rng = random.Random(number)
     for event in traffic.events(3000):
         name = f"{number}-{event.facts.request_id}"
-        os.write(say, f"L {name} {time.monotonic()}\n".encode())
+        os.write(say, f"L {name} {time.monotonic()} {_withheld(threads)}\n".encode())
         log.event("note", name, {})
         log.decided(event.facts, traffic.policy.epoch, event.view, event.decision, event.now)
         choice = event.decision.chosen
@@ -183,8 +195,16 @@ def _examine(root: Path, signer: Signer, told: list[list[str]], acknowledged: se
     losses.records += len(found)
     losses.external += sum(line[0] == "X" for line in told)
     losses.lost_external += sum((records.INTENT, name) not in found for name in acknowledged)
-    died = next((float(line[1]) for line in told if line[0] == "K"), 0.0)
-    ages = [died - float(line[2]) for line in told if line[0] == "L" and ("note", line[1]) not in found]
+    died = next((line for line in told if line[0] == "K"), ["K", "died", "0"])
+    lost = [line for line in told if line[0] == "L" and ("note", line[1]) not in found]
+    ages = [_age(line, died) for line in lost]
     losses.lost_local += len(ages)
     losses.late += sum(age > WINDOW_S for age in ages)
     losses.oldest_lost_s = max([losses.oldest_lost_s, *ages])
+    losses.oldest_with_waiting_s = max([losses.oldest_with_waiting_s, *(float(died[2]) - float(line[2]) for line in lost)])
+
+
+def _age(handed_over: list[str], died: list[str]) -> float:
+    """Seconds between two lines, less those for which one of the threads waited for a processor."""
+    waited = max((int(after) - int(before) for before, after in zip(handed_over[3:], died[3:], strict=False)), default=0)
+    return max(0.0, float(died[2]) - float(handed_over[2]) - waited / 1e9)
