@@ -94,7 +94,7 @@ EQUIVALENT = {
     "inflight.InFlight._narrow: number + 1 #2": _NO_UNKNOWN,
     "lineage.LineageBook.inherited: number + 1 #1": "adds a prefix that is in `history` anyhow; only the union is looked up",
     "conversation.read_conversation: condition true #1": "adds the empty hash to the messages, under which no entry is ever kept",
-    "conversation.read_conversation: number + 1 #0": "-2 for -1 as the place of an answer: it is only asked whether it is >= 0 or > 0",
+    "conversation.read_conversation: number + 1 #0": "-2 for -1 as the place of an answer; only >= 0 and > 0 are asked of it",
 }
 """Mutants that change nothing anybody could notice, by name, each with its proof."""
 _LIMIT_CPU_S, _LIMIT_S = 60, 600
