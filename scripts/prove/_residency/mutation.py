@@ -81,7 +81,21 @@ TESTS = {
     "engine_guard": ("test_guard.py", "test_guard_policy.py"),
 }
 """The unit tests of each module of the trusted base, by its name."""
-EQUIVALENT: dict[str, str] = {}
+_TOGETHER = (
+    "`Ticket` sets target and exchange together in `begin` and clears both in `end`: one is None exactly when the other is"
+)
+_NO_UNKNOWN = "no label contains the bit of the unknown zone, so its meet with that bit alone is as empty"
+EQUIVALENT = {
+    "inflight.InFlight.recheck: and <-> or #0": _TOGETHER,
+    "inflight.InFlight.recheck: operand 0 dropped #0": _TOGETHER,
+    "inflight.InFlight.recheck: operand 1 dropped #0": _TOGETHER,
+    "inflight.InFlight._narrow: condition true #2": "assigns a grant that equals the one there is",
+    "inflight.InFlight._narrow: number + 1 #1": _NO_UNKNOWN,
+    "inflight.InFlight._narrow: number + 1 #2": _NO_UNKNOWN,
+    "lineage.LineageBook.inherited: number + 1 #1": "adds a prefix that is in `history` anyhow; only the union is looked up",
+    "conversation.read_conversation: condition true #1": "adds the empty hash to the messages, under which no entry is ever kept",
+    "conversation.read_conversation: number + 1 #0": "-2 for -1 as the place of an answer; only >= 0 and > 0 are asked of it",
+}
 """Mutants that change nothing anybody could notice, by name, each with its proof."""
 _LIMIT_CPU_S, _LIMIT_S = 60, 600
 """After so much CPU time, or time, a mutant hangs. The second is long, for on a busy machine waiting is no sign of anything."""
