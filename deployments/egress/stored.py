@@ -39,7 +39,7 @@ class StoreReader:
                 return NONE_STORED
             seen = (policy.epoch, table.version())
             if seen != self._seen:
-                grants = compile_all(table, config, policy).values()
+                grants = compile_all(table.all(), config, policy).values()
                 self._known, self._seen = ceilings_of((grant for grant, _ in grants), policy), seen
             self._failing = False
         except StoreError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from router.compiled import grant_of_key
@@ -24,6 +24,8 @@ _log = logging.getLogger("tidegate.keys")
 
 _POLL_S = 0.4
 """A revoked key is refused everywhere within a second of its revocation."""
+_LONGEST_WAIT_S = 0.5
+"""What a new policy waits for leases on its limits; later ones come when they come."""
 PEPPER_FILE = ".tidegate/keys/pepper"
 USAGE_DIRECTORY = ".tidegate/usage"
 
@@ -52,6 +54,8 @@ class StoredKeys:
         self.before_use: Callable[[tuple[Limit, ...]], None] = lambda _: None
         """Told the limits of keys before any of these keys is valid here."""
         self._of_policy: tuple[Limit, ...] = ()
+        self._read: Sequence[StoredKey] = ()
+        """The store's rows as last read."""
         self._version = -1
         self._failing = False
         self._lock = threading.Lock()
@@ -60,7 +64,7 @@ class StoredKeys:
 
     def start(self) -> None:
         """Read the keys, then keep them fresh."""
-        self._refresh()
+        self.refresh()
         self._thread.start()
 
     def close(self) -> None:
@@ -82,13 +86,15 @@ class StoredKeys:
     def adopt(self, config: Config, policy: Policy) -> None:
         """Compile every key anew, for another configuration; at once, because labels are masks over its names.
 
-        What the store cannot say now is not valid until it can.
+        Called on the event loop, so the store is not asked: the keys as last read are compiled.
         """
         with self._lock:
             self._config, self._policy = config, policy
-            self._grants, self._by_id, self.widest, self.ceilings, self._version = {}, {}, {}, NONE_STORED, -1
-        self.limit_by(policy)
-        self._refresh()
+            self._take(compile_all(self._read, config, policy))
+        # Leases on the policy's own new limits wait for the store; a store that hangs must not hang everybody here.
+        leases = threading.Thread(target=self.limit_by, args=(policy,), name="tidegate-leases", daemon=True)
+        leases.start()
+        leases.join(_LONGEST_WAIT_S)
 
     def limit_by(self, policy: Policy) -> None:
         """Know the limits of a policy's own keys and tenants, too."""
@@ -103,15 +109,15 @@ class StoredKeys:
 
     def _run(self) -> None:
         while not self._stop.wait(_POLL_S):
-            self._refresh()
+            self.refresh()
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
+        """Ask the store whether anything changed. Only this waits for it, and never with the lock that `adopt` takes."""
         try:
-            with self._lock:
-                version = self._table.version()
-                if version != self._version:
-                    self._load()
-                    self._version = version
+            version = self._table.version()
+            if version != self._version:
+                self._load(tuple(self._table.all()))
+                self._version = version
         except StoreError as error:
             if not self._failing:
                 _log.error("keys: %s; the keys that were known stay valid", error)
@@ -119,9 +125,16 @@ class StoredKeys:
         else:
             self._failing = False
 
-    def _load(self) -> None:
-        grants, now = compile_all(self._table, self._config, self._policy), time.time()
+    def _load(self, rows: Sequence[StoredKey]) -> None:
+        now = time.time()
+        grants = compile_all(rows, self._config, self._policy)
         self.before_use(_limits_of(entry for entry in grants.values() if now < entry[1]))
+        with self._lock:
+            self._read = rows
+            # Another policy may have come while the leases were asked for.
+            self._take(compile_all(rows, self._config, self._policy))
+
+    def _take(self, grants: Mapping[bytes, tuple[KeyGrant, float]]) -> None:
         widest: dict[str, Label] = {}
         for grant, _ in grants.values():
             widest[grant.tenant] = reach_of(grant).join(widest.get(grant.tenant, grant.ceiling))
@@ -135,14 +148,10 @@ def _limits_of(entries: Iterable[tuple[KeyGrant, float]]) -> tuple[Limit, ...]:
     return tuple({limit for grant, _ in entries for limit in grant.limits})
 
 
-def compile_all(table: KeyTable, config: Config, policy: Policy) -> dict[bytes, tuple[KeyGrant, float]]:
-    """What every key that was not revoked may do, by its HMAC, with the UNIX time at which it ends.
-
-    Raises:
-        StoreError: the store cannot be reached.
-    """
+def compile_all(rows: Iterable[StoredKey], config: Config, policy: Policy) -> dict[bytes, tuple[KeyGrant, float]]:
+    """What every key that was not revoked may do, by its HMAC, with the UNIX time at which it ends."""
     grants = {}
-    for key in table.all():
+    for key in rows:
         if key.revoked is not None:
             continue
         try:

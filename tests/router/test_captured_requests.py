@@ -146,14 +146,14 @@ async def test_a_stream_is_kept_as_the_client_got_it(tmp_path):
     assert answer.content.startswith(event(0)) and answer.content.endswith(b"data: [DONE]\n\n")
 
 
-async def test_an_answer_that_is_an_error_of_ours_is_kept_too(tmp_path):
+async def test_an_answer_that_is_an_error_of_ours_is_kept_too_but_nothing_that_was_refused_before_a_decision(tmp_path):
     async with capturing(tmp_path) as door:
-        answer = await door.chat(CAPTURED, model="no-such-model")
-        assert answer.status_code == 404
+        unknown = await door.chat(CAPTURED, model="no-such-model")
+        assert unknown.status_code == 404
         broken = await door.chat(CAPTURED, "die-before")
         assert broken.status_code == 503
-    for refused in (answer, broken):
-        assert opened(tmp_path, refused.headers["x-request-id"], "response") == refused.content
+    assert opened(tmp_path, broken.headers["x-request-id"], "response") == broken.content
+    assert unknown.headers["x-request-id"] not in sealed(tmp_path)
 
 
 async def test_no_plaintext_is_on_disk_and_after_shredding_nothing_can_be_read(tmp_path):

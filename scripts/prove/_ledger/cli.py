@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _prove(args, work)
     finally:
+        logging.disable(logging.NOTSET)
         shutil.rmtree(work, ignore_errors=True)
 
 

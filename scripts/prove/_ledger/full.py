@@ -54,7 +54,16 @@ class Fullness:
 
 def fill_up(work: Path, rounds: int, seed: int) -> Fullness:
     """Fill and empty the disk `rounds` times while requests go on."""
-    logging.getLogger("tidegate.audit").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("tidegate.audit")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        return _fill_up(work, rounds, seed)
+    finally:
+        logger.setLevel(level)
+
+
+def _fill_up(work: Path, rounds: int, seed: int) -> Fullness:
     rng = random.Random(seed)
     signer = Signer(rng.randbytes(32))
     root = work / "full"
