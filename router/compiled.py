@@ -240,6 +240,7 @@ def grant_of_key(
         ceiling_tags=ceiling_tags,
         models=models,
         spill=key.spill,
+        spill_usd=math.inf if key.spill_daily_usd is None else key.spill_daily_usd,
         limits=limits_of(f"key:{key.id}", key) + limits_of(f"tenant:{key.tenant}", config.tenants.get(key.tenant)),
         timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
         continuation=config.continuation if key.continuation is None else key.continuation,

@@ -143,7 +143,7 @@ class ModelHandler:
         if facts.key.redacted is None or not verdict.kinds or admitted.form is not None:
             return
         now = time.time()
-        as_it_is = decide(facts, state.policy, state.fleet.view(now), now)
+        as_it_is = decide(facts, state.policy, state.view_for(facts, admitted.chains, now), now)
         if as_it_is.chosen is not None and not as_it_is.saturated:
             return
         others = [policy.tags[tag] for tag in admitted.ticket.tags]

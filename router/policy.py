@@ -61,6 +61,8 @@ class KeyGrant(msgspec.Struct, frozen=True):
     """Whether its payloads are kept."""
     vote: bool = False
     """Whether it may ask for a vote of several models."""
+    spill_usd: float = math.inf
+    """What its requests may cost outside per UTC day, by each router for itself; it is bounded by the whole budget as well."""
     narrowing: Narrowing | None = None
     """What a token takes away from the key whose scopes it bears; already taken away in the other fields."""
     bearer_tags: tuple[str, ...] = ()

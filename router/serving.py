@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+from math import inf
 
 from msgspec.structs import replace
 
@@ -357,7 +358,9 @@ class Serving:
         self._attempt = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
         admitted.receipt.attempts.append(self._attempt)
         request = upstream_request(state, admitted, choice, self._trail, self._join, now)
-        self._booking = state.fleet.book(target, self._facts.prompt_tokens, now, choice.cost_usd, choice.work, choice.model)
+        key, tokens = self._facts.key, self._facts.prompt_tokens
+        payer = key.id if key.spill_usd != inf else ""
+        self._booking = state.fleet.book(target, tokens, now, choice.cost_usd, choice.work, choice.model, payer)
         state.prefixes.routed(admitted.chains, choice.model, target.incarnation)
         if target.kind is not Kind.CLOUD:
             self._dispatch(request)

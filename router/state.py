@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
@@ -270,9 +271,13 @@ class RouterState:
 
     def view_for(self, facts: Facts, chains: PromptChains, now: float) -> View:
         """Everything a decision on this request may see: the books, and who holds how much of its prompt."""
-        view = self.fleet.view(now)
+        view, key = self.fleet.view(now), facts.key
         held = self.prefixes.held_tokens(chains, facts.prompt_tokens, self.fleet.places)
-        return msgspec.structs.replace(view, cached=held) if held else view
+        if held:
+            view = msgspec.structs.replace(view, cached=held)
+        if key.spill_usd != math.inf:
+            view = msgspec.structs.replace(view, spend_left_usd=self.fleet.spending.left(now, key.id, key.spill_usd))
+        return view
 
     def trust_of(self, target: Target, signals_age_s: float | None) -> Verdict:
         """How far a target's word about itself can be believed now."""

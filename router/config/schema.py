@@ -56,6 +56,9 @@ class Key(Allowance, Access):
     """Model ids and tiers this key may use. Default: all."""
     spill: bool = False
     """Whether this key's requests may leave for a cloud target when the cluster is saturated."""
+    spill_daily_usd: float | None = Field(default=None, ge=0)
+    """What that may cost per UTC day, at the prices of `targets`; each router replica counts for itself. Default: only
+    `spill.daily_budget_usd` bounds it."""
     timeout_ms: int = Field(default=0, ge=0)
     """Bound on a whole request of this key; the header `x-request-timeout-ms` goes before it. 0: `timeouts.request_s`."""
     continuation: bool | None = None

@@ -16,6 +16,7 @@ from router.placement.books import Calibration, Entry, Shared, TargetBook
 from router.placement.breaker import Breaker, Cause
 from router.placement.peers import News, Notice, Peers
 from router.placement.profile import EngineProfile
+from router.placement.spending import Spending
 from router.placement.targets import Kind, Load, Membership, Report, Signals, Target, View, Work
 from router.residency.label import Label
 
@@ -80,9 +81,7 @@ class Fleet:
         self._index: dict[str, int] = {}
         self._peaks: dict[str, tuple[int, int]] = {}
         self._spilling: frozenset[tuple[Label, tuple[str, ...]]] = frozenset()
-        self._daily_budget_usd = daily_budget_usd
-        self._spent_usd = 0.0
-        self._spent_on_day = -1
+        self.spending = Spending(daily_budget_usd)
 
     @property
     def membership(self) -> Membership:
@@ -106,7 +105,7 @@ class Fleet:
             self._membership,
             tuple(self._loads),
             self._spilling,
-            self._spend_left(now),
+            self.spending.left(now),
             {},
             self._expected,
             calibration.margin_s,
@@ -155,7 +154,7 @@ class Fleet:
         for incarnation in gone:
             del self._books[incarnation]
         self._spilling = frozenset()
-        self._daily_budget_usd = daily_budget_usd
+        self.spending.daily_usd = daily_budget_usd
 
     def _fresh_load(self, target: Target) -> Load:
         load = Load(profile=self._profile_of(target))
@@ -165,7 +164,14 @@ class Fleet:
         return next((self._profiles[model] for model in target.models if model in self._profiles), None)
 
     def book(
-        self, target: Target, prompt_tokens: int, now: float, cost_usd: float = 0.0, work: Work | None = None, model: str = ""
+        self,
+        target: Target,
+        prompt_tokens: int,
+        now: float,
+        cost_usd: float = 0.0,
+        work: Work | None = None,
+        model: str = "",
+        payer: str = "",
     ) -> Booking:
         """Enter one request that is about to be sent to `target`.
 
@@ -176,6 +182,7 @@ class Fleet:
             cost_usd: what it will cost outside.
             work: what the decision expects of it (`Choice.work`).
             model: the model id it asks for; how long its answers are is learned by it.
+            payer: the key it is for, where that has a budget of its own for what goes outside.
         """
         booking = Booking(target.incarnation, prompt_tokens, now)
         booking.model = model
@@ -195,8 +202,7 @@ class Fleet:
             before, since = self._peaks.get(target.incarnation, (0, 0))
             self._peaks[target.incarnation] = (before, max(since, load.inflight + 1))
         if cost_usd:
-            self._roll_day(now)
-            self._spent_usd += cost_usd
+            self.spending.spend(now, cost_usd, payer)
         if self.news is not None and work is not None:
             booking.notice = self.news.sent(target.incarnation, work)
         return booking
@@ -427,15 +433,6 @@ class Fleet:
         scope = (label, models)
         if saturated != (scope in self._spilling):
             self._spilling = self._spilling | {scope} if saturated else self._spilling - {scope}
-
-    def _spend_left(self, now: float) -> float:
-        self._roll_day(now)
-        return self._daily_budget_usd - self._spent_usd
-
-    def _roll_day(self, now: float) -> None:
-        day = int(now // 86400)
-        if day != self._spent_on_day:
-            self._spent_on_day, self._spent_usd = day, 0.0
 
 
 def _with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:

@@ -28,7 +28,8 @@ from router.ledger.replay import Gap, Replayer, decide_again, differences
 from router.ledger.slots import open_audit
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
-from router.placement.targets import Address, Report
+from router.placement.spending import Spending
+from router.placement.targets import Address, Price, Report
 from router.policy_source import PolicySource
 from router.process import RouterProcess
 from router.residency.break_glass import sign
@@ -265,3 +266,29 @@ async def test_a_key_used_at_the_wrong_place_is_counted_by_its_name(tmp_path):
             assert (await door.chat(KEY)).status_code == 401
     counted = [records.read_data(record) for record in read(tmp_path) if record.e == records.TURNED_AWAY]
     assert sum(item["ip_not_authorized bound"] for item in counted) == 3
+
+
+async def test_a_key_with_a_budget_of_its_own_for_spilling_stops_there_and_others_go_on(tmp_path):
+    spilling = {"residency": "any", "spill": True, "spill_daily_usd": 1.2}
+    keys = [
+        {"id": "bounded", "sha256": digest(SPILL_KEY), **spilling},
+        {"id": "other", "sha256": digest(KEY), **spilling, "spill_daily_usd": None},
+    ]
+    async with audited(tmp_path, keys=keys) as door:
+        state = door.router.state
+        dear = [replace(target, price=Price(1000, 1000)) for target in state.fleet.membership.targets]
+        state.fleet.update([Report(target) for target in dear])  # half a dollar for the 500 tokens that are expected
+        assert [(await door.chat(SPILL_KEY, "big")).status_code for _ in range(4)] == [200, 200, 503, 503]
+        refused = await door.chat(SPILL_KEY, "big")
+        told = state.receipts.find(refused.headers["x-request-id"])
+        assert told is not None
+        assert any(candidate["reason"].startswith("budget:") for candidate in told["candidates"])
+        assert (await door.chat(KEY, "big")).status_code == 200
+    assert [record.e for record in read(tmp_path)].count(records.INTENT) == 3
+
+
+def test_what_was_spent_is_forgotten_at_midnight_utc():
+    spending = Spending(10.0)
+    spending.spend(86_399.0, 4.0, "k")
+    assert (spending.left(86_399.0), spending.left(86_399.0, "k", 5.0), spending.left(86_399.0, "j", 5.0)) == (6.0, 1.0, 5.0)
+    assert (spending.left(86_400.0), spending.left(86_400.0, "k", 50.0)) == (10.0, 10.0)
