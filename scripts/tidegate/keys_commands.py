@@ -29,7 +29,7 @@ def create_key(
     residency: Annotated[list[str] | None, typer.Option(help="The ceiling: a residency tag; several must all hold.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model or tier it may use. Default: all.")] = None,
     spill: Annotated[bool, typer.Option("--spill", help="Its requests may leave for a cloud target.")] = False,
-    spill_daily_usd: Annotated[float | None, typer.Option(min=0, help="What leaving may cost a day.")] = None,
+    spill_daily_usd: Annotated[float | None, typer.Option(min=0.01, help="What leaving may cost a day.")] = None,
     cidr: Annotated[list[str] | None, typer.Option(help="Addresses it may be used from, such as 10.20.0.0/16.")] = None,
     capture: Annotated[bool, typer.Option("--capture", help="Keep its requests and answers, encrypted.")] = False,
     cache: Annotated[bool, typer.Option("--cache", help="Answer it from the response cache, too.")] = False,
