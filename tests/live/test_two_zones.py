@@ -20,6 +20,7 @@ import openai
 import psutil
 import pytest
 
+from router.config import home
 from tests.live.fake_cloud import FakeCloud
 from tests.router.builders import digest
 
@@ -267,3 +268,58 @@ def test_requests_tagged_eu_stay_in_eu_while_its_engine_is_killed_and_replaced(l
         assert time.monotonic() < deadline, "Serve did not replace the engine"
         time.sleep(2)
     assert live.chat(EU_ONLY).headers["x-tidegate-zone"] == "eu"
+
+
+def router_processes(port: int) -> list[psutil.Process]:
+    """The router replicas: whoever listens on the public port."""
+    listening = {c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port}
+    return [psutil.Process(pid) for pid in listening if pid is not None]
+
+
+def test_routers_that_are_killed_let_nothing_out_and_are_replaced(live: Deployment):
+    live.wait_for("eu")
+    port = int(live.base.rsplit(":", 1)[1])
+    before = {process.pid for process in router_processes(port)}
+    assert len(before) == 2
+    cloud_before = len(live.cloud.bodies)
+    outcomes: Counter[str] = Counter()
+
+    def ask(number: int) -> None:
+        if number == 10:
+            for process in router_processes(port):
+                process.send_signal(signal.SIGKILL)
+        try:
+            answer = live.chat(SPILL, tag="eu", tokens=4, content=CANARY)
+        except httpx.HTTPError:
+            outcomes["cut"] += 1
+            time.sleep(1)
+        else:
+            served = answer.status_code == 200
+            outcomes[answer.headers["x-tidegate-zone"] if served else answer.json()["error"]["code"]] += 1
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(40)))
+    print(f"while routers were killed: {dict(outcomes)}")
+    assert outcomes["cut"] > 0 and set(outcomes) <= {"cut", "eu", "residency_capacity", "overloaded"}, outcomes
+    deadline = time.monotonic() + 200
+    while True:
+        with contextlib.suppress(httpx.HTTPError):
+            if live.chat(EU_ONLY, content=CANARY).status_code == 200:
+                break
+        assert time.monotonic() < deadline, "Serve did not replace the routers"
+        time.sleep(1)
+    assert not before & {process.pid for process in router_processes(port)}
+    assert len(live.cloud.bodies) == cloud_before and CANARY.encode() not in live.cloud.raw
+
+
+def test_no_log_of_ray_vllm_or_ours_has_a_word_of_a_request_or_a_key(live: Deployment):
+    """After everything above, kills included; Ray's logs hold what every process of the cluster printed."""
+    import ray
+
+    assert live.chat(PLAIN, content=CANARY).status_code == 200
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    places = [session / "logs", Path(os.environ["TIDEGATE_LOG_DIR"]), home() / ".tidegate" / "audit"]
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    secrets = [CANARY, PLAIN, SPILL, EU_ONLY]
+    found = [(path, secret) for path in files for secret in secrets if secret.encode() in path.read_bytes()]
+    assert len(files) > 20 and found == []
