@@ -202,7 +202,8 @@ class InFlight:
                 return
         if grant != held:
             ticket.grant = grant
-        ceiling = replace(grant, ceiling=grant.redacted) if ticket.declassified and grant.redacted is not None else grant
+        redacted = grant.redacted if ticket.declassified else None
+        ceiling = grant if redacted is None else replace(grant, ceiling=redacted)
         try:
             ticket.label = ticket.label.meet(resolve_label(ceiling, ticket.tags, self._policy, now=now))
         except ApiError:  # a tag that is gone, or nothing left of the ceiling

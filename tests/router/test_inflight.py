@@ -270,3 +270,41 @@ def test_every_source_takes_the_meet():
     assert refusal.value.status == 400
     assert ignored_tags(grant_of(policy), ("any", "eu", "local"), policy) == ("any", "local")
     assert ceiling_at(grant, NOW) == grant.ceiling and eu.process
+
+
+def redacting(residency):
+    """A key whose redacted requests may go to eu and us, and the others where `residency` says."""
+    tags = {"both": {"process": ["eu", "us"], "store": ["eu", "us"]}, "phi": {"process": ["eu"], "require": ["baa"]}}
+    keys = [{"id": "plain", "sha256": digest("tg_test-key"), "residency": residency, "redact": {"then": "both"}}]
+    return make_policy(keys=keys, residency={"tags": tags}, classify={"rules": [{"if": ["iban"], "meet": "phi"}]})
+
+
+def test_what_a_key_may_do_redacted_is_nothing_for_its_other_requests():
+    book, _, exchange, _ = enter(redacting("both"))
+    assert book.adopt(redacting("us"), known(None), NOW) == 1
+    assert exchange.failure == POLICY_REVOKED
+
+
+def test_a_redacted_request_keeps_what_its_key_may_do_redacted():
+    policy = redacting("us")
+    book, ticket, exchange, _ = enter(policy, "eu")
+    assert book.declassify(ticket, policy.tags["both"], policy, ticket.grant)
+    assert book.adopt(redacting("us"), known(None), NOW) == 0
+    assert exchange.failure == "" and not ticket.revoked
+
+
+@pytest.mark.parametrize(("later", "cut"), [(0.0, 1), (-0.001, 0)])
+def test_a_key_ends_at_the_very_second_it_names(later, cut):
+    ends = [{"id": "plain", "sha256": digest("tg_test-key"), "expires": "2027-05-01"}]
+    policy = make_policy(keys=ends)
+    book, _, exchange, _ = enter(policy)
+    assert book.recheck(known(policy), next(iter(policy.keys.values())).expires + later) == cut
+    assert exchange.failure == (POLICY_REVOKED if cut else "")
+
+
+@pytest.mark.parametrize(("models", "cut"), [(["tiny"], 0), (["big"], 1)])
+def test_a_key_that_is_bound_to_models_keeps_those(models, cut):
+    book, _, exchange, _ = enter(make_policy())
+    bound = [{"id": "plain", "sha256": digest("tg_test-key"), "models": models}]
+    assert book.adopt(make_policy(keys=bound), known(None), NOW) == cut
+    assert exchange.failure == (POLICY_REVOKED if cut else "")
