@@ -48,3 +48,7 @@ def test_a_zone_outside_the_vocabulary_is_unknown_and_no_label_of_it_admits_that
     assert admits(everywhere, Evidence(words.zone_mask(["de"]), words.zone_mask(["fr"])), 0)
     assert words.zone_names(words.zone_mask(["fr", "de"])) == ("de", "fr")
     assert words.duty_names(words.duty_mask(["baa"])) == ("baa",)
+
+
+def test_the_join_asks_only_for_the_duties_that_both_ask_for():
+    assert Label(0b01, 0b01, 0b011).join(Label(0b10, 0b10, 0b110)) == Label(0b11, 0b11, 0b010)
