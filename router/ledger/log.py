@@ -1,7 +1,7 @@
-"""The audit log of one router: the hot path hands things over, a thread of its own writes them.
+"""The audit log of one router: the hot path makes records of what happens, threads of its own write them.
 
-Handing over costs an append to a list. Local requests reach the medium in batches, at most `window_s` later; a request that
-is to leave the cluster waits for its own `egress.intent`, and is not sent when that cannot be written.
+A record costs its encoding and an append to a queue. Local requests reach the medium in batches, at most `window_s` later; a
+request that is to leave the cluster waits for its own `egress.intent`, and is not sent when that cannot be written.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,10 +19,13 @@ from typing import Any
 from router.decision import Choice, Decision, Facts
 from router.ledger import records
 from router.ledger.receipts import Receipt
-from router.ledger.recorder import NO_SOURCES, Made, Recorder, end_data
+from router.ledger.recorder import NO_SOURCES, Recorder, end_data
+from router.ledger.records import begin
 from router.ledger.store import LogStore
-from router.ledger.writer import AuditUnavailable, LogWriter
+from router.ledger.writer import FULL, AuditUnavailable, LogWriter, Settle
 from router.placement.targets import View
+
+_log = logging.getLogger("tidegate.audit")
 
 Announced = Callable[[BaseException | None], None]
 
@@ -41,18 +46,19 @@ class AuditLog:
         self,
         store: LogStore | None,
         label_text: Callable[[Any], str],
-        window_s: float = 0.05,
+        window_s: float = 0.1,
         capacity: int = 50_000,
         copies: tuple[Path, ...] = (),
         keep_days: float | None = None,
     ) -> None:
         self._label_text = label_text
         self._refusals: Counter[str] = Counter()
+        self._faulty = False
         self._writer: LogWriter | None = None
         if store is None:
             return
-        self._recorder = Recorder(store.put_blob, label_text)
-        self._writer = LogWriter(store, self._recorder.forget, window_s, capacity, copies, keep_days)
+        self._writer = LogWriter(store, window_s, capacity, copies, keep_days)
+        self._recorder = Recorder(self._writer.keep, label_text)
         self._writer.each_second = self._count_refusals
         self.event(records.OPEN, "", {"origin": store.origin, "size": store.size, "recovered_bytes": store.recovered_bytes})
         self._writer.start()
@@ -85,7 +91,7 @@ class AuditLog:
     def decided(
         self, facts: Facts, epoch: str, view: View, decision: Decision, now: float, sources: Mapping[str, str] = NO_SOURCES
     ) -> None:
-        """A decision was made: everything it was given, and what it answered. Costs an append; never waits, never fails.
+        """A decision was made: everything it was given, and what it answered. Never waits, never fails.
 
         Args:
             facts: as `decide` got them.
@@ -95,18 +101,30 @@ class AuditLog:
             now: as `decide` got it.
             sources: which tags each source of the label contributed, as the receipt has them.
         """
-        if self._writer is not None:
-            self._writer.hand_over(self._recorder.decided, (facts, epoch, view, decision, now, sources))
+        writer = self._writer
+        if writer is None:
+            return
+        kept = writer.has_room
+        if kept:
+            t, m = time.time(), time.monotonic()
+            try:
+                for event, subject, data in self._recorder.decided(facts, epoch, view, decision, now, sources):
+                    kept = writer.hand_over(begin(t, m, event, subject, data)) and kept
+            except Exception as error:
+                kept = False
+                self._give_up(error)
+        else:
+            writer.lose(FULL)
+        if not kept:  # later records must not refer to what is not in the log
+            self._recorder.forget()
 
     def ended(self, receipt: Receipt) -> None:
-        """A request ended; its receipt will not change any more."""
-        if self._writer is not None:
-            self._writer.hand_over(_ended, (receipt,))
+        """A request ended; its receipt will not change any more. Never waits, never fails."""
+        self._append(records.END, receipt.request_id, end_data(receipt))
 
     def event(self, event: str, subject: str, data: Any) -> None:
         """Something else happened: `event` is one of `router.ledger.records`, `data` a mapping or a record's struct."""
-        if self._writer is not None:
-            self._writer.hand_over(_event, (event, subject, data))
+        self._append(event, subject, data)
 
     def policy(self, epoch: str, text: bytes, label_text: Callable[[Any], str] | None = None) -> None:
         """From now on decisions follow this policy.
@@ -118,7 +136,8 @@ class AuditLog:
         """
         self._label_text = label_text or self._label_text
         if self._writer is not None:
-            self._writer.hand_over(_policy, (self._writer.store, self._recorder, epoch, text, self._label_text))
+            self._recorder.policy(epoch, self._label_text)
+            self._append(records.POLICY, epoch, {"epoch": epoch, "blob": self._writer.keep(text)})
 
     def refused(self, request_id: str, key: str, tenant: str, endpoint: str, status: int, code: str) -> None:
         """A request of a known key was refused before any decision."""
@@ -189,7 +208,25 @@ class AuditLog:
             with contextlib.suppress(RuntimeError):  # the loop may be closed by now
                 loop.call_soon_threadsafe(done, error)
 
-        self._writer.hand_over(_event, (event, subject, data), settle)
+        self._append(event, subject, data, settle)
+
+    def _append(self, event: str, subject: str, data: Any, settle: Settle | None = None) -> None:
+        if self._writer is None:
+            return
+        try:
+            begun = begin(time.time(), time.monotonic(), event, subject, data)
+        except Exception as error:
+            self._give_up(error, settle)
+        else:
+            self._writer.hand_over(begun, settle)
+
+    def _give_up(self, error: Exception, settle: Settle | None = None) -> None:
+        """A record could not be made: whoever caused that is served all the same, and the log says that one is missing."""
+        assert self._writer is not None
+        if not self._faulty:  # once: the records that follow have the same fault
+            self._faulty = True
+            _log.error("audit: a record could not be made: %s", type(error).__name__)
+        self._writer.lose(error, settle)
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Write what is left and let go of the log. Blocks up to `timeout_s` seconds."""
@@ -202,19 +239,6 @@ class AuditLog:
         if self._refusals:
             counts, self._refusals = self._refusals, Counter()
             self.event(records.TURNED_AWAY, "", dict(counts))
-
-
-def _policy(store: LogStore, recorder: Recorder, epoch: str, text: bytes, label_text: Callable[[Any], str]) -> list[Made]:
-    recorder.policy(epoch, label_text)
-    return [(records.POLICY, epoch, {"epoch": epoch, "blob": store.put_blob(text)})]
-
-
-def _ended(receipt: Receipt) -> list[Made]:
-    return [(records.END, receipt.request_id, end_data(receipt))]
-
-
-def _event(event: str, subject: str, data: Any) -> list[Made]:
-    return [(event, subject, data)]
 
 
 def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:

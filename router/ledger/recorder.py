@@ -1,4 +1,8 @@
-"""From what happened to records: called by the log's writer thread, in the order in which things happened."""
+"""From what happened to records, in the order in which things happened.
+
+Called where it happens, on the event loop: what a decision went by is at hand there, and the same work costs a thread that
+comes to it later twice as much.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from router.decision import Decision, Facts
+from router.decision import Choice, Decision, Facts
 from router.ledger import records
 from router.ledger.receipts import Receipt
 from router.placement.targets import Load, Membership, View
@@ -36,8 +40,10 @@ _SNAPSHOT_EVERY = 512
 """After so many decisions all loads are written anew, so that pruning and reading from the middle are possible."""
 _REMEMBERED = 4096
 
+_NOTHING: dict[int, Load] = {}
+
 NO_SOURCES: Mapping[str, str] = MappingProxyType({})
-PutBlob = Callable[[bytes], str]
+KeepBlob = Callable[[bytes], str]
 Made = tuple[str, str, Any]
 """Event, id and data of a record."""
 
@@ -46,12 +52,12 @@ class Recorder:
     """Makes records of decisions and receipts; remembers what the log already says, so that it is said once.
 
     Args:
-        put_blob: keeps bytes durably and returns their hash.
+        keep_blob: has bytes kept durably and returns their hash; it does not wait for the disk.
         label_text: a label in names, under an epoch that `policy` was not told of.
     """
 
-    def __init__(self, put_blob: PutBlob, label_text: Callable[[Any], str]) -> None:
-        self._put_blob = put_blob
+    def __init__(self, keep_blob: KeepBlob, label_text: Callable[[Any], str]) -> None:
+        self._keep_blob = keep_blob
         self._label_text = label_text
         self._label_texts: dict[str, Callable[[Any], str]] = {}
         self._known_labels: dict[Label, str] = {}
@@ -79,19 +85,33 @@ class Recorder:
         """The records of one decision, those it refers to first."""
         made: list[Made] = []
         if view.membership is not self._membership:
-            blob = self._put_blob(records.pack(view.membership.targets))
+            blob = self._keep_blob(records.pack(view.membership.targets))
             made.append((records.MEMBERS, "", {"blob": blob, "targets": len(view.membership.targets)}))
             self._membership, self._members = view.membership, blob
             self._since_snapshot = _SNAPSHOT_EVERY
         known = self._grants.get(id(facts.key))
         if known is None:
-            blob = self._put_blob(records.pack(facts.key))
+            blob = self._keep_blob(records.pack(facts.key))
             made.append((records.GRANT, facts.key.id, {"blob": blob, "tenant": facts.key.tenant}))
             if len(self._grants) >= _REMEMBERED:
                 self._grants.clear()
             known = self._grants[id(facts.key)] = (facts.key, blob)
-        self._load_snapshots(view, made)
-        made.append((records.DECIDE, facts.request_id, self._decide_data(facts, epoch, view, decision, now, known[1], sources)))
+        changed = self._changed_loads(view.loads, made)
+        choice = decision.chosen
+        data = records.DecideData(  # type: ignore[call-arg]
+            epoch,
+            known[1],
+            self._members,
+            now,
+            _Facts(*_facts_of(facts)),
+            _View(*_view_of(view)),
+            changed,  # type: ignore[arg-type]
+            self._label(facts.label, epoch),
+            sources if type(sources) is dict else dict(sources),
+            *(_refused(decision) if choice is None else _chosen(choice)),
+            decision.saturated,
+        )
+        made.append((records.DECIDE, facts.request_id, data))
         return made
 
     def _label(self, label: Label, epoch: str) -> str:
@@ -104,39 +124,37 @@ class Recorder:
             text = self._known_labels[label] = self._label_texts.get(epoch, self._label_text)(label)
         return text
 
-    def _load_snapshots(self, view: View, made: list[Made]) -> None:
-        """All loads anew, where it is time or too much has changed for one record."""
-        loads = view.loads
+    def _changed_loads(self, loads: Sequence[Load], made: list[Made]) -> dict[int, Load]:
+        """The loads that differ from those recorded last, by index; none when it is time to record all anew, before it."""
+        before = self._loads
         self._since_snapshot += 1
-        whole = self._since_snapshot > _SNAPSHOT_EVERY or len(loads) != len(self._loads)
-        if not whole and len(loads) > _MOST_LOADS:
-            whole = sum(map(is_not, loads, self._loads)) > _MOST_LOADS
-        if not whole:
-            return
+        if self._since_snapshot <= _SNAPSHOT_EVERY and len(loads) == len(before):
+            if loads is before:
+                return _NOTHING
+            changed = dict(compress(enumerate(loads), map(is_not, loads, before)))
+            if len(changed) <= _MOST_LOADS:
+                self._loads = loads
+                return changed
         self._since_snapshot = 1
         for start in range(0, max(1, len(loads)), _MOST_LOADS):
             part = loads[start : start + _MOST_LOADS]
             made.append((records.LOADS, "", records.LoadsData(start, len(loads), part)))  # type: ignore[arg-type]
         self._loads = loads
+        return _NOTHING
 
-    def _decide_data(
-        self, facts: Facts, epoch: str, view: View, decision: Decision, now: float, grant: str, sources: Mapping[str, str]
-    ) -> records.DecideData:
-        before, loads = self._loads, view.loads
-        changed = dict(compress(enumerate(loads), map(is_not, loads, before)))
-        if changed:
-            self._loads = loads
-        fixed = (epoch, grant, self._members, now, _Facts(*_facts_of(facts)), _View(*_view_of(view)), changed)
-        label = self._label(facts.label, epoch)
-        choice, refusal = decision.chosen, decision.refusal
-        if choice is None:
-            assert refusal is not None
-            refused = ("", "", "", "", "", "", 0.0, 0.0, refusal.code, refusal.status)
-            return records.DecideData(*fixed, label, dict(sources), *refused, decision.saturated)  # type: ignore[arg-type]
-        target = choice.target
-        chosen = (target.id, target.incarnation, target.zone, target.kind, choice.model, choice.reason)
-        expected = (choice.predicted_ttft_s, choice.cost_usd)
-        return records.DecideData(*fixed, label, dict(sources), *chosen, *expected, "", 0, decision.saturated)  # type: ignore[arg-type]
+
+_chosen_of = attrgetter("id", "incarnation", "zone", "kind")
+
+
+def _chosen(choice: Choice) -> tuple[Any, ...]:
+    """From `target` to `status`, where a target was chosen."""
+    return *_chosen_of(choice.target), choice.model, choice.reason, choice.predicted_ttft_s, choice.cost_usd, "", 0
+
+
+def _refused(decision: Decision) -> tuple[Any, ...]:
+    """From `target` to `status`, where none was."""
+    assert decision.refusal is not None
+    return "", "", "", "", "", "", 0.0, 0.0, decision.refusal.code, decision.refusal.status
 
 
 _ELSEWHERE = {"sources": "label_sources", "tier": "complexity_tier", "score": "complexity_score"}

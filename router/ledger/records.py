@@ -48,15 +48,15 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
-    """A `Record` on its way into the log: its data is encoded with it in one pass."""
+    """A `Record` on its way into the log: its data is encoded with it in one pass, and its index stands last."""
 
     v: int
-    n: int
     t: float
     m: float
     e: str
     id: str
     data: Any
+    n: int
 
 
 class DecideData(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -145,6 +145,10 @@ class EndData(msgspec.Struct, frozen=True, gc=False):
     waited_ms: int = 0
 
 
+_INDEX_BYTES = 8
+_NO_INDEX = (1 << 8 * _INDEX_BYTES) - 1
+"""The largest index: MessagePack gives it all of its eight bytes, so that any other can be put in its place."""
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode_record = msgspec.msgpack.Decoder(Record).decode
 
@@ -154,9 +158,19 @@ def pack(data: Any) -> bytes:
     return _encode(data)
 
 
+def begin(t: float, m: float, event: str, subject: str, data: Any) -> bytes:
+    """A record that does not know its index in the log yet: `number` tells it."""
+    return _encode(Line(VERSION, t, m, event, subject, data, _NO_INDEX))
+
+
+def number(begun: bytes, n: int) -> bytes:
+    """A record that was begun as entry `n` of the log."""
+    return begun[:-_INDEX_BYTES] + n.to_bytes(_INDEX_BYTES, "big")
+
+
 def encode(n: int, t: float, m: float, event: str, subject: str, data: Any) -> bytes:
-    """A record as an entry of the log."""
-    return _encode(Line(VERSION, n, t, m, event, subject, data))
+    """A record as entry `n` of the log."""
+    return number(begin(t, m, event, subject, data), n)
 
 
 def decode(entry: bytes) -> Record:

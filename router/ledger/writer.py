@@ -1,5 +1,6 @@
-"""The threads that write the audit log: one makes records of what was handed over and writes them in batches, one waits for the
-medium. So what a crash of this process can take is never more than what the first has not come to, however slow the disk is.
+"""The threads that write the audit log: one gives entries to the operating system in batches, one waits for the medium.
+
+So what a crash of this process can take is never more than what the first has not come to, however slow the disk is.
 """
 
 from __future__ import annotations
@@ -10,33 +11,34 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from router.ledger import records
-from router.ledger.recorder import Made
 from router.ledger.retention import Pruner
 from router.ledger.store import LogStore
 from router.ledger.tiles import LONGEST_ENTRY
 
 _log = logging.getLogger("tidegate.audit")
 
-_CHUNK = 128
-"""Records encoded before the thread lets the event loop have the interpreter again."""
-_BATCH = 2000
-"""Records in one append at most."""
+_BATCH = 256
+"""Records in one append at most: hashing them keeps the event loop from the interpreter for less than a millisecond."""
 _RETRY_S = 0.05
 _TICK_S = 1.0
 _PUBLISH_S = 5.0
 _COPY_S = 60.0
 _PRUNE_S = 3600.0
 
+FULL = OSError(errno.ENOSPC, "the disk has been full for long")
+TOO_LONG = OSError(errno.EFBIG, "the record is too long for it")
+"""Why a record is lost."""
+
 Settle = Callable[[BaseException | None], None]
 """Told, from a thread of the log, that a record is on the medium (None) or will never be (why)."""
-Item = tuple[Callable[..., Sequence[Made]], tuple[Any, ...], float, float, Settle | None]
-"""What makes the records and from what, the wall clock and the monotonic clock, and whom to tell."""
-Waiting = tuple[float, float, str, str, Any, Settle | None]
+Waiting = tuple[bytes, Settle | None]
+"""A record that has no index yet (`records.begin`), and whom to tell."""
 
 
 class AuditUnavailable(Exception):
@@ -48,7 +50,6 @@ class LogWriter:
 
     Args:
         store: the log; it belongs to this object from now on.
-        forget: called when records were lost, so that what later ones refer to is said again.
         window_s: the longest time a record waits in this process's memory, in seconds.
         capacity: records kept in memory while the disk is full; beyond it they are counted and lost.
         copies: files that a published checkpoint is appended to once a minute.
@@ -58,7 +59,6 @@ class LogWriter:
     def __init__(
         self,
         store: LogStore,
-        forget: Callable[[], None],
         window_s: float,
         capacity: int,
         copies: tuple[Path, ...],
@@ -69,11 +69,11 @@ class LogWriter:
         """Why the log cannot be written now; None while it can."""
         self.each_second: Callable[[], None] = lambda: None
         """Called from a thread about once a second."""
-        self._forget = forget
         self._window_s = window_s
         self._capacity = capacity
         self._copies = copies
-        self._items: deque[Item] = deque()
+        self._items: deque[Waiting] = deque()
+        self._blobs: deque[bytes] = deque()
         self._waiting: list[Waiting] = []
         self._unsynced: list[Waiting] = []
         """What was written and may not be on the medium yet. Guarded by the store's lock, as `_waiting` is."""
@@ -82,6 +82,7 @@ class LogWriter:
         self._due = threading.Event()
         self._closing = self._written_all = False
         self._lost = 0
+        self._losing = threading.Lock()
         self._next_try = self._second_at = self._publish_at = self._copy_at = self._prune_at = 0.0
         self._pruner = None if keep_days is None else Pruner(store, self._append_now, keep_days)
         self._writing = threading.Thread(target=self._write_on, name="tidegate-audit", daemon=True)
@@ -108,17 +109,56 @@ class LogWriter:
         """True while what is handed over will be looked at."""
         return not self._closing and self._writing.is_alive() and self._syncing.is_alive()
 
-    def hand_over(self, make: Callable[..., Sequence[Made]], arguments: tuple[Any, ...], settle: Settle | None = None) -> None:
-        """Have `make(*arguments)` called by the thread, and the records it gives appended; `settle`: at once.
+    @property
+    def has_room(self) -> bool:
+        """False while more is waiting for the disk than may be kept in memory: what happens now is counted and lost."""
+        return len(self._items) + len(self._waiting) < self._capacity
 
-        Costs an append; never waits, never fails.
+    def keep(self, data: bytes) -> str:
+        """Have a blob written before any record that is handed over after this; it does not wait for the disk.
+
+        Returns:
+            The SHA-256 that records refer to it by, in hex.
         """
+        self._blobs.append(data)
+        return sha256(data).hexdigest()
+
+    def hand_over(self, begun: bytes, settle: Settle | None = None) -> bool:
+        """Have a record appended; with `settle` at once. Costs an append to a queue; never waits, never fails.
+
+        Returns:
+            False when it was lost: it is counted in the log as soon as there is room.
+        """
+        if not self.has_room:
+            self.lose(FULL, settle)
+            return False
+        if len(begun) > LONGEST_ENTRY:
+            self.lose(TOO_LONG, settle)
+            return False
+        if self._lost:
+            self._tell_lost()
         # A deque's append and popleft are one step each for the interpreter, so no lock is needed.
-        self._items.append((make, arguments, time.time(), time.monotonic(), settle))
+        self._items.append((begun, settle))
         if not self._wake.is_set():
             self._wake.set()
         if settle is not None:
             self._urgent.set()
+        return True
+
+    def lose(self, error: BaseException, settle: Settle | None = None) -> None:
+        """Something that happened will not be in the log; that it is missing will be."""
+        with self._losing:
+            self._lost += 1
+        if settle is not None:
+            settle(AuditUnavailable(f"the audit log cannot be written: {_reason(error)}"))
+
+    def _tell_lost(self) -> None:
+        """Put on record how many records are missing."""
+        with self._losing:
+            lost, self._lost = self._lost, 0
+        if lost:
+            entry = records.begin(time.time(), time.monotonic(), records.LOST, "", {"records": lost})
+            self._items.append((entry, None))
 
     def close(self, timeout_s: float) -> None:
         """Write what is left and let go of the log. Blocks up to `timeout_s` seconds."""
@@ -134,12 +174,12 @@ class LogWriter:
         while not self._written_all:
             self._wake.wait()
             if not self._closing:
-                # Half the window for gathering; the other half is for encoding and the write.
+                # Half the window for gathering; the other half is for hashing and the write.
                 self._urgent.wait(self._window_s / 2)
             self._wake.clear()
             self._urgent.clear()
             closing = self._closing
-            self._make_records()
+            self._take()
             self._write(last=closing)
             self._written_all = closing and not self._items
             self._due.set()
@@ -156,43 +196,19 @@ class LogWriter:
             if last:
                 break
         closed = AuditUnavailable("the audit log is closed")
-        for settle in [*(item[-1] for item in self._items), *(item[-1] for item in self._waiting)]:
+        for _, settle in [*self._items, *self._waiting]:
             if settle is not None:
                 settle(closed)
         with contextlib.suppress(OSError):
             self.store.close()
 
-    def _make_records(self) -> None:
-        """From what was handed over to events with data; in chunks, so that the event loop is not kept waiting."""
-        for number in range(len(self._items)):
-            make, arguments, t, m, settle = self._items.popleft()
-            if len(self._waiting) >= self._capacity:
-                self._lose(settle, OSError(errno.ENOSPC, "the disk has been full for long"))
-                continue
-            try:
-                made = make(*arguments)
-            except OSError as error:  # a blob could not be written: what refers to it must not be, either
-                self._fail(error)
-                self._lose(settle, error)
-                continue
-            except Exception as error:
-                if not self._lost:  # once: the records that follow have the same fault
-                    _log.error("audit: a record could not be made: %s", type(error).__name__)
-                self._lose(settle, error)
-                continue
-            for event, subject, data in made[:-1]:
-                self._waiting.append((t, m, event, subject, data, None))
-            event, subject, data = made[-1]
-            self._waiting.append((t, m, event, subject, data, settle))
-            if number % _CHUNK == _CHUNK - 1:
-                time.sleep(0)
-
-    def _lose(self, settle: Settle | None, error: BaseException) -> None:
-        """One thing that happened will not be in the log; that it is missing will be."""
-        self._lost += 1
-        self._forget()
-        if settle is not None:
-            settle(AuditUnavailable(f"the audit log cannot be written: {_reason(error)}"))
+    def _take(self) -> None:
+        """From the queue to what waits to be written. A record's blobs are in their queue before it is in this one."""
+        if self._lost and self.has_room:
+            self._tell_lost()
+        items = self._items
+        with self.store.lock:
+            self._waiting += [items.popleft() for _ in range(len(items))]
 
     def _write(self, *, last: bool) -> None:
         """Write what waits. On failure nothing that waits to be sent outside is sent."""
@@ -201,27 +217,34 @@ class LogWriter:
             self._try_later()
             return
         while self._waiting:
-            with self.store.lock:
-                batch = self._waiting[:_BATCH]
-                try:
-                    self.store.write(self._encode(batch))
-                except OSError as error:
-                    self._fail(error)
-                    break
-                del self._waiting[: len(batch)]
-                self._unsynced += batch
+            try:
+                self._put_blobs()
+                self._write_batch()
+            except OSError as error:
+                self._fail(error)
+                break
             self._due.set()
+            time.sleep(0)  # the event loop may have the interpreter
         if self._waiting:
             self._refuse_intents(self.failure or "")
             if last:
                 _log.error("audit: %d records could not be written before the end", len(self._waiting))
             else:
                 self._try_later()
-        elif self._lost:
-            lost, self._lost = self._lost, 0
-            self._forget()
-            self._waiting.append((time.time(), time.monotonic(), records.LOST, "", {"records": lost}, None))
-            self._wake.set()
+
+    def _put_blobs(self) -> None:
+        blobs = self._blobs
+        while blobs:
+            self.store.put_blob(blobs[0])
+            blobs.popleft()
+
+    def _write_batch(self) -> None:
+        with self.store.lock:
+            batch = self._waiting[:_BATCH]
+            number = records.number
+            self.store.write([number(begun, n) for n, (begun, _) in enumerate(batch, self.store.size)])
+            del self._waiting[: len(batch)]
+            self._unsynced += batch
 
     def _try_later(self) -> None:
         """Come back although nobody hands anything over."""
@@ -242,9 +265,9 @@ class LogWriter:
         if self.failure is not None:  # before anybody hears of it: who was told may look
             _log.warning("audit: the log of %s is written again", self.store.origin)
             self.failure = None
-        for item in written:
-            if (done := item[-1]) is not None:
-                done(None)
+        for _, settle in written:
+            if settle is not None:
+                settle(None)
         try:
             self.store.tidy()
         except OSError as error:
@@ -260,29 +283,11 @@ class LogWriter:
         self._refuse_intents(_reason(error))
         self._wake.set()
 
-    def _encode(self, batch: list[Waiting]) -> list[bytes]:
-        """The entries of a batch; one that is too long for the log is replaced by a record that says so."""
-        entries: list[bytes] = []
-        encode, first = records.encode, self.store.size
-        for position, (t, m, event, subject, data, settle) in enumerate(batch):
-            n = first + position
-            entry = encode(n, t, m, event, subject, data)
-            if len(entry) > LONGEST_ENTRY:
-                entry = records.encode(n, t, m, records.LOST, subject[:256], {"records": 1, "too_long": event})
-                self._forget()
-                if settle is not None:
-                    settle(AuditUnavailable("the record is too long for the audit log"))
-                    batch[position] = (t, m, event, subject, data, None)
-            entries.append(entry)
-            if position % _CHUNK == _CHUNK - 1:
-                time.sleep(0)
-        return entries
-
     def _refuse_intents(self, reason: str) -> None:
         """An intent that could not be written is refused, not kept: what it announces will not happen."""
         with self.store.lock:
-            refused = [item[-1] for item in self._waiting if item[-1] is not None]
-            self._waiting = [item for item in self._waiting if item[-1] is None]
+            refused = [settle for _, settle in self._waiting if settle is not None]
+            self._waiting = [item for item in self._waiting if item[1] is None]
         for settle in refused:
             settle(AuditUnavailable(f"the audit log cannot be written: {reason}"))
 
