@@ -21,7 +21,7 @@ from deployments.secret import cluster_secret
 from router.config import Config, home
 from router.identity.stored import open_shared
 from router.ledger.capturing import open_capture
-from router.ledger.slots import open_audit
+from router.ledger.opening import open_audit
 from router.placement.peers import News, read_news
 from router.placement.targets import Report
 from router.policy_source import Loaded, PolicySource

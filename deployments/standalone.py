@@ -17,7 +17,7 @@ from router.config import ConfigError, home, parse_config, read_args
 from router.fixed_targets import address_of, fixed_targets
 from router.identity.stored import open_shared
 from router.ledger.capturing import open_capture
-from router.ledger.slots import open_audit
+from router.ledger.opening import open_audit
 from router.placement.targets import Report
 from router.policy_source import PolicySource
 from router.process import RouterProcess

@@ -12,17 +12,18 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import msgspec
 
 from router.decision import Choice, Decision, Facts
 from router.ledger import records
+from router.ledger.pipe import Opened
 from router.ledger.receipts import Receipt
 from router.ledger.recorder import NO_SOURCES, Recorder, end_data
 from router.ledger.records import begin
-from router.ledger.store import LogStore
-from router.ledger.writer import FULL, AuditUnavailable, LogWriter, Settle
+from router.ledger.writer import FULL, AuditUnavailable, Settle, Writer
 from router.placement.targets import View
 
 _log = logging.getLogger("tidegate.audit")
@@ -31,57 +32,47 @@ Announced = Callable[[BaseException | None], None]
 
 
 class AuditLog:
-    """Append what happens to a `LogStore`, from a thread.
+    """Make records of what happens, and have them appended to a log.
 
     Args:
-        store: the log; it belongs to this object from now on. None: no log could be opened, and nothing may be sent outside.
+        writer: appends them; it belongs to this object from now on. None: nothing is recorded, and nothing may be sent outside.
         label_text: a label in names.
-        window_s: the longest time a local record waits in memory, in seconds.
-        capacity: records kept in memory while the disk is full; beyond it they are counted and lost.
-        copies: files that a published checkpoint is appended to once a minute, best on another machine's disk.
-        keep_days: entries older than this are removed unless a legal hold covers them; None keeps all.
     """
 
-    def __init__(
-        self,
-        store: LogStore | None,
-        label_text: Callable[[Any], str],
-        window_s: float = 0.1,
-        capacity: int = 50_000,
-        copies: tuple[Path, ...] = (),
-        keep_days: float | None = None,
-    ) -> None:
+    def __init__(self, writer: Writer | None, label_text: Callable[[Any], str]) -> None:
         self._label_text = label_text
         self._refusals: Counter[str] = Counter()
         self._faulty = False
-        self._writer: LogWriter | None = None
-        if store is None:
+        self._policy: tuple[str, bytes] | None = None
+        self._writer = writer
+        if writer is None:
             return
-        self._writer = LogWriter(store, window_s, capacity, copies, keep_days)
-        self._recorder = Recorder(self._writer.keep, label_text)
-        self._writer.each_second = self._count_refusals
-        self.event(records.OPEN, "", {"origin": store.origin, "size": store.size, "recovered_bytes": store.recovered_bytes})
-        self._writer.start()
+        self._recorder = Recorder(writer.keep, label_text)
+        self._losses = 0
+        writer.each_second = self._count_refusals
+        writer.start(self._opening)
+
+    def _opening(self, opened: Opened) -> Iterator[bytes]:
+        """What a log begins with that was opened, or opened again."""
+        assert self._writer is not None
+        yield begin(time.time(), time.monotonic(), records.OPEN, "", msgspec.structs.asdict(opened))
+        if self._policy is not None:
+            yield self._policy_record(self._writer, *self._policy)
+
+    @staticmethod
+    def _policy_record(writer: Writer, epoch: str, text: bytes) -> bytes:
+        data = {"epoch": epoch, "blob": writer.keep(text)}
+        return begin(time.time(), time.monotonic(), records.POLICY, epoch, data)
 
     @property
     def origin(self) -> str:
         """The log's own name, as its checkpoints carry it; empty without a log."""
-        return "" if self._writer is None else self._writer.store.origin
+        return "" if self._writer is None else self._writer.origin
 
     @property
     def failure(self) -> str | None:
         """Why the log cannot be written now; None while it can."""
         return "no log could be opened" if self._writer is None else self._writer.failure
-
-    @property
-    def threads(self) -> tuple[int, ...]:
-        """The system's ids of the threads that write, the one that encodes first; none without a log."""
-        return () if self._writer is None else self._writer.threads
-
-    @property
-    def clocks(self) -> tuple[int, ...]:
-        """The clocks of CPU time of the threads that write, for `time.clock_gettime`; none without a log."""
-        return () if self._writer is None else self._writer.clocks
 
     @property
     def healthy(self) -> bool:
@@ -104,19 +95,18 @@ class AuditLog:
         writer = self._writer
         if writer is None:
             return
-        kept = writer.has_room
-        if kept:
+        if self._losses != writer.losses:  # records must not refer to what is not in the log
+            self._losses = writer.losses
+            self._recorder.forget()
+        if writer.has_room:
             t, m = time.time(), time.monotonic()
             try:
                 for event, subject, data in self._recorder.decided(facts, epoch, view, decision, now, sources):
-                    kept = writer.hand_over(begin(t, m, event, subject, data)) and kept
+                    writer.hand_over(begin(t, m, event, subject, data))
             except Exception as error:
-                kept = False
                 self._give_up(error)
         else:
             writer.lose(FULL)
-        if not kept:  # later records must not refer to what is not in the log
-            self._recorder.forget()
 
     def ended(self, receipt: Receipt) -> None:
         """A request ended; its receipt will not change any more. Never waits, never fails."""
@@ -136,8 +126,9 @@ class AuditLog:
         """
         self._label_text = label_text or self._label_text
         if self._writer is not None:
+            self._policy = (epoch, text)
             self._recorder.policy(epoch, self._label_text)
-            self._append(records.POLICY, epoch, {"epoch": epoch, "blob": self._writer.keep(text)})
+            self._writer.hand_over(self._policy_record(self._writer, epoch, text))
 
     def refused(self, request_id: str, key: str, tenant: str, endpoint: str, status: int, code: str) -> None:
         """A request of a known key was refused before any decision."""

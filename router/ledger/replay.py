@@ -61,7 +61,7 @@ class Replayer:
             if record.e == records.POLICY:
                 data = records.read_data(record)
                 self._policy_blobs[data["epoch"]] = data["blob"]
-            elif record.e == records.OPEN:
+            elif record.e in (records.OPEN, records.LOST):
                 self._loads = []
             elif record.e == records.LOADS:
                 self._take_loads(records.read_data(record, LoadsData))

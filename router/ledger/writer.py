@@ -11,12 +11,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from router.ledger import records
+from router.ledger.pipe import Opened
 from router.ledger.retention import Pruner
 from router.ledger.store import LogStore
 from router.ledger.tiles import LONGEST_ENTRY
@@ -31,7 +32,7 @@ _PUBLISH_S = 5.0
 _COPY_S = 60.0
 _PRUNE_S = 3600.0
 
-FULL = OSError(errno.ENOSPC, "the disk has been full for long")
+FULL = OSError(errno.ENOSPC, "too much is waiting to be written")
 TOO_LONG = OSError(errno.EFBIG, "the record is too long for it")
 """Why a record is lost."""
 
@@ -41,8 +42,33 @@ Waiting = tuple[bytes, Settle | None]
 """A record that has no index yet (`records.begin`), and whom to tell."""
 
 
+Opening = Callable[[Opened], Iterable[bytes]]
+"""What a log begins with that was opened: records, begun."""
+
+
 class AuditUnavailable(Exception):
     """The log cannot be written, so nothing may leave the cluster."""
+
+
+class Writer(Protocol):
+    """Whatever puts records into a log: threads of this process (`LogWriter`) or another process (`RemoteWriter`)."""
+
+    failure: str | None
+    each_second: Callable[[], None]
+
+    @property
+    def origin(self) -> str: ...
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def has_room(self) -> bool: ...
+    @property
+    def losses(self) -> int: ...
+    def start(self, opening: Opening) -> None: ...
+    def keep(self, data: bytes) -> str: ...
+    def hand_over(self, begun: bytes, settle: Settle | None = None) -> bool: ...
+    def lose(self, error: BaseException, settle: Settle | None = None) -> None: ...
+    def close(self, timeout_s: float) -> None: ...
 
 
 class LogWriter:
@@ -59,16 +85,22 @@ class LogWriter:
     def __init__(
         self,
         store: LogStore,
-        window_s: float,
-        capacity: int,
-        copies: tuple[Path, ...],
-        keep_days: float | None,
+        window_s: float = 0.1,
+        capacity: int = 50_000,
+        copies: tuple[Path, ...] = (),
+        keep_days: float | None = None,
     ) -> None:
         self.store = store
         self.failure: str | None = None
         """Why the log cannot be written now; None while it can."""
         self.each_second: Callable[[], None] = lambda: None
         """Called from a thread about once a second."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called from whatever thread when something was written or lost, or when the log cannot be written, or can again."""
+        self.losses = 0
+        """How often something was lost: what was recorded before must be recorded anew to be referred to."""
+        self.written = 0
+        """Records given to the operating system that were handed over here."""
         self._window_s = window_s
         self._capacity = capacity
         self._copies = copies
@@ -88,8 +120,24 @@ class LogWriter:
         self._writing = threading.Thread(target=self._write_on, name="tidegate-audit", daemon=True)
         self._syncing = threading.Thread(target=self._sync_on, name="tidegate-audit-disk", daemon=True)
 
-    def start(self) -> None:
-        """Begin to write."""
+    @property
+    def origin(self) -> str:
+        """The log's own name, as its checkpoints carry it."""
+        return self.store.origin
+
+    @property
+    def opened(self) -> Opened:
+        """The log as it was opened."""
+        return Opened(self.store.origin, self.store.size, self.store.recovered_bytes)
+
+    def start(self, opening: Opening = lambda opened: ()) -> None:
+        """Begin to write.
+
+        Args:
+            opening: gives the records that come first.
+        """
+        for begun in opening(self.opened):
+            self.hand_over(begun)
         self._writing.start()
         self._syncing.start()
 
@@ -149,8 +197,15 @@ class LogWriter:
         """Something that happened will not be in the log; that it is missing will be."""
         with self._losing:
             self._lost += 1
+            self.losses += 1
+        self.on_change()
         if settle is not None:
-            settle(AuditUnavailable(f"the audit log cannot be written: {_reason(error)}"))
+            settle(unavailable(error))
+
+    def lose_many(self, count: int) -> None:
+        """So many records were lost before they came here."""
+        with self._losing:
+            self._lost += count
 
     def _tell_lost(self) -> None:
         """Put on record how many records are missing."""
@@ -224,6 +279,7 @@ class LogWriter:
                 self._fail(error)
                 break
             self._due.set()
+            self.on_change()
             time.sleep(0)  # the event loop may have the interpreter
         if self._waiting:
             self._refuse_intents(self.failure or "")
@@ -245,6 +301,7 @@ class LogWriter:
             self.store.write([number(begun, n) for n, (begun, _) in enumerate(batch, self.store.size)])
             del self._waiting[: len(batch)]
             self._unsynced += batch
+            self.written += len(batch)
 
     def _try_later(self) -> None:
         """Come back although nobody hands anything over."""
@@ -265,6 +322,7 @@ class LogWriter:
         if self.failure is not None:  # before anybody hears of it: who was told may look
             _log.warning("audit: the log of %s is written again", self.store.origin)
             self.failure = None
+            self.on_change()
         for _, settle in written:
             if settle is not None:
                 settle(None)
@@ -295,7 +353,8 @@ class LogWriter:
         reason = _reason(error)
         if self.failure != reason:
             _log.error("audit: the log of %s cannot be written: %s; nothing leaves the cluster", self.store.origin, reason)
-        self.failure = reason
+            self.failure = reason
+            self.on_change()
         self._next_try = time.monotonic() + _RETRY_S
 
     def _publish(self, *, now: bool) -> None:
@@ -337,6 +396,11 @@ class LogWriter:
         except OSError as error:
             self._take_back([], error)
             raise
+
+
+def unavailable(error: BaseException) -> AuditUnavailable:
+    """What whoever waits for a record is told when it cannot be written."""
+    return AuditUnavailable(f"the audit log cannot be written: {_reason(error)}")
 
 
 def _reason(error: BaseException) -> str:

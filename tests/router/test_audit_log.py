@@ -34,6 +34,7 @@ from router.ledger.slots import open_slot
 from router.ledger.store import LogBusy, LogStore
 from router.ledger.tiles import WIDTH, tile_path
 from router.ledger.verify import verify_log
+from router.ledger.writer import LogWriter
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
 
@@ -253,7 +254,7 @@ def test_the_signing_key_is_made_once_private_and_never_shown(tmp_path):
 
 
 def open_log(root: Path, traffic: Traffic, **options) -> AuditLog:
-    log = AuditLog(LogStore(root, SIGNER, disk=options.pop("disk", None)), traffic.policy.label_text, **options)
+    log = AuditLog(LogWriter(LogStore(root, SIGNER, disk=options.pop("disk", None)), **options), traffic.policy.label_text)
     log.policy(traffic.policy.epoch, policy_text(traffic.config))
     return log
 

@@ -22,12 +22,13 @@ from router.fixed_targets import fixed_targets
 from router.ledger import records
 from router.ledger.checkpoint import Signer
 from router.ledger.log import AuditLog
+from router.ledger.opening import open_audit
 from router.ledger.policies import policy_text
 from router.ledger.reader import LogReader
 from router.ledger.replay import Gap, Replayer, decide_again, differences
-from router.ledger.slots import open_audit
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
+from router.ledger.writer import LogWriter
 from router.placement.spending import Spending
 from router.placement.targets import Address, Price, Report
 from router.policy_source import PolicySource
@@ -85,7 +86,7 @@ async def audited(root: Path, disk: FullDisk | None = None, with_log: bool = Tru
         }
     )  # fmt: skip
     policy = compile_policy(config, root)
-    log = AuditLog(LogStore(root / "log", SIGNER, disk=disk), policy.label_text, window_s=0.01) if with_log else None
+    log = AuditLog(LogWriter(LogStore(root / "log", SIGNER, disk=disk), window_s=0.01), policy.label_text) if with_log else None
     if log is not None:
         log.policy(policy.epoch, policy_text(config))
     router = RouterProcess(config, policy, b"s" * 32, {}, "router-audited", grace_s=2, audit=log)

@@ -18,10 +18,11 @@ from router.ledger import records
 from router.ledger.checkpoint import Signer
 from router.ledger.clock import TOLERANCE_S, ClockWatch
 from router.ledger.log import AuditLog
+from router.ledger.opening import open_audit
 from router.ledger.reader import LogReader
-from router.ledger.slots import open_audit
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
+from router.ledger.writer import LogWriter
 from tests.router.conftest import open_front_door
 from tests.router.test_audited_requests import SPILL_KEY, audited
 
@@ -74,7 +75,8 @@ def test_verify_tells_where_a_clock_was_set(tmp_path):
 
 async def test_a_running_router_tells_of_a_clock_that_is_set(tmp_path, caplog):
     async with open_front_door({"a": "eu"}) as door:
-        door.state.audit = log = AuditLog(LogStore(tmp_path / "log", SIGNER), door.state.policy.label_text, window_s=0.01)
+        writer = LogWriter(LogStore(tmp_path / "log", SIGNER), window_s=0.01)
+        door.state.audit = log = AuditLog(writer, door.state.policy.label_text)
         now = time.time()
         with caplog.at_level(logging.WARNING, "tidegate.router"):
             door.state.recheck(now)
@@ -112,42 +114,42 @@ async def test_a_full_disk_is_told_once_with_what_it_means_and_so_is_its_end(tmp
     assert "is written again" in end and len(set(failures)) == len(failures)
 
 
-def opened(root: Path, caplog: pytest.LogCaptureFixture) -> tuple[AuditLog, str]:
+def opened(root: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> tuple[AuditLog, str]:
     """The log that a router would open there, and what it says about it."""
     target = {"id": "a", "kind": "server", "vouched": True, "url": "http://x", "zone": "eu", "models": {"m": "m"}}
     config = parse_config({"zones": {"eu": {}}, "targets": [target], "audit": {"dir": "audit"}})
+    capfd.readouterr()
     caplog.clear()
-    with caplog.at_level(logging.ERROR):
-        log = open_audit(config, compile_policy(config, root), root)
+    log = open_audit(config, compile_policy(config, root), root)
     assert log is not None
     log.close()
-    return log, " ".join(record.getMessage() for record in caplog.records)
+    return log, capfd.readouterr().err + caplog.text
 
 
-def test_a_damaged_log_is_left_and_another_begun_and_both_are_told(tmp_path, caplog):
-    first, said = opened(tmp_path, caplog)
+def test_a_damaged_log_is_left_and_another_begun_and_both_are_told(tmp_path, caplog, capfd):
+    first, said = opened(tmp_path, caplog, capfd)
     assert first.healthy and not said
     journal = next((tmp_path / "audit" / "router-0" / "journal").iterdir())
     damaged = bytearray(journal.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     journal.write_bytes(damaged)
-    second, said = opened(tmp_path, caplog)
+    second, said = opened(tmp_path, caplog, capfd)
     assert second.healthy and second.origin != first.origin
     assert str(tmp_path / "audit" / "router-0") in said and "this log is left as it is, and another is begun" in said
     assert journal.read_bytes() == damaged
 
 
 @pytest.mark.parametrize("content", ["", "not hex", "ab" * 31, "ü" * 64])
-def test_a_signing_key_that_is_none_keeps_everything_inside_and_names_the_file(tmp_path, caplog, content):
-    opened(tmp_path, caplog)
+def test_a_signing_key_that_is_none_keeps_everything_inside_and_names_the_file(tmp_path, caplog, capfd, content):
+    opened(tmp_path, caplog, capfd)
     (tmp_path / "audit" / "signing.key").write_text(content, encoding="utf-8")
-    log, said = opened(tmp_path, caplog)
+    log, said = opened(tmp_path, caplog, capfd)
     assert not log.healthy and "signing.key" in said and "nothing leaves the cluster" in said
     assert not content or content not in said
 
 
-def test_another_signing_key_than_the_logs_own_is_told_from_damage(tmp_path, caplog):
-    opened(tmp_path, caplog)
+def test_another_signing_key_than_the_logs_own_is_told_from_damage(tmp_path, caplog, capfd):
+    opened(tmp_path, caplog, capfd)
     (tmp_path / "audit" / "signing.key").write_text("cd" * 32)
-    log, said = opened(tmp_path, caplog)
+    log, said = opened(tmp_path, caplog, capfd)
     assert log.healthy and "was another signing key in use?" in said and "another is begun" in said

@@ -27,6 +27,7 @@ from router.ledger.replay import Gap, Replayer, decide_again, differences
 from router.ledger.search import requests
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
+from router.ledger.writer import LogWriter
 from router.placement.targets import Report
 from tests.router.builders import digest
 from tests.router.conftest import KEY, OTHER_KEY, FrontDoor, open_front_door
@@ -403,7 +404,8 @@ async def test_embeddings_are_kept_and_what_is_drawn_or_stored_elsewhere_is_not(
 async def test_the_audit_log_tells_of_every_hit_and_still_verifies_and_replays(tmp_path: Path):
     signer = Signer(bytes(32))
     async with cached() as door:
-        door.state.audit = log = AuditLog(LogStore(tmp_path / "log", signer), door.state.policy.label_text, window_s=0.01)
+        writer = LogWriter(LogStore(tmp_path / "log", signer), window_s=0.01)
+        door.state.audit = log = AuditLog(writer, door.state.policy.label_text)
         log.policy(door.state.policy.epoch, policy_text(door.state.config))
         first = await ask(door, "json a-secret-sentence")
         hits = [await ask(door, "json a-secret-sentence") for _ in range(3)]

@@ -27,6 +27,7 @@ from router.ledger.reader import LogReader
 from router.ledger.retention import Hold, write_holds
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
+from router.ledger.writer import LogWriter
 from router.placement.targets import Report
 from router.policy import Policy
 from router.process import RouterProcess
@@ -83,7 +84,7 @@ async def capturing(root: Path, **changes: Any) -> AsyncIterator[Door]:
     }  # fmt: skip
     config = parse_config({**data, **changes})
     policy = compile_policy(config, root)
-    log = AuditLog(LogStore(root / "audit" / "router-0", SIGNER), policy.label_text, window_s=0.01)
+    log = AuditLog(LogWriter(LogStore(root / "audit" / "router-0", SIGNER), window_s=0.01), policy.label_text)
     log.policy(policy.epoch, policy_text(config))
     capture = open_capture(config, root, log)
     process = RouterProcess(config, policy, b"s" * 32, {}, "router-capture", grace_s=2, audit=log, capture=capture)
@@ -284,7 +285,7 @@ def test_a_capture_prunes_by_itself_and_not_when_the_holds_cannot_be_read(tmp_pa
     old = vault.seal("t", "me", "req-1", "request", b"x", 1_700_000_000.0)
 
     def prune() -> None:
-        log = AuditLog(LogStore(holds / "router-0", SIGNER), policy.label_text)
+        log = AuditLog(LogWriter(LogStore(holds / "router-0", SIGNER)), policy.label_text)
         capture = Capture(vault, Place("eu", ()), frozenset(), 10, 10, log, 30, holds)
         capture._prune()
         log.close()

@@ -14,7 +14,7 @@ from router.compiled import compile_policy
 from router.config import load_file
 from router.ledger import records
 from router.ledger.capturing import REQUEST, RESPONSE, Payload, open_capture
-from router.ledger.slots import open_audit
+from router.ledger.opening import open_audit
 
 RUNNER = CliRunner()
 SECRET = b"the patient has a condition"

@@ -16,6 +16,7 @@ from router.ledger.checkpoint import Signer
 from router.ledger.log import AuditLog
 from router.ledger.receipts import Receipt, StepRecord
 from router.ledger.store import LogStore
+from router.ledger.writer import LogWriter
 
 
 def receipt(name: str, trial: str = "", status: int = 200, seconds: float = 1.0, **more: object) -> Receipt:
@@ -27,7 +28,7 @@ def receipt(name: str, trial: str = "", status: int = 200, seconds: float = 1.0,
 
 
 def write(root: Path) -> Path:
-    log = AuditLog(LogStore(root / "log", Signer(bytes(32))), str, window_s=0.01)
+    log = AuditLog(LogWriter(LogStore(root / "log", Signer(bytes(32))), window_s=0.01), str)
     larger = StepRecord("larger", "big", "", -1.0, 0.0, 0.0, 1, 1)
     for turn in range(40):
         log.ended(receipt(f"a{turn}", seconds=1.0 + turn / 100))
@@ -82,7 +83,7 @@ def test_a_share_of_none_among_few_is_not_certain():
 
 
 def test_a_log_without_experiments_says_so(tmp_path):
-    log = AuditLog(LogStore(tmp_path / "log", Signer(bytes(32))), str, window_s=0.01)
+    log = AuditLog(LogWriter(LogStore(tmp_path / "log", Signer(bytes(32))), window_s=0.01), str)
     log.ended(receipt("a"))
     log.close()
     shown = CliRunner().invoke(app, ["eval", "report", "--dir", str(tmp_path / "log")])

@@ -26,6 +26,7 @@ from router.ledger.policies import policy_text
 from router.ledger.reader import LogReader
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
+from router.ledger.writer import LogWriter
 from router.placement.targets import Kind
 
 WINDOW_S = 0.1
@@ -154,9 +155,10 @@ def _live(root: Path, signer: Signer, number: int, at: int, say: int) -> None:
     disk = CrashingDisk(at, random.Random(number), say)
     store = LogStore(root, signer, disk=disk, segment_bytes=20_000)
     traffic = Traffic(number)
-    log = AuditLog(store, traffic.policy.label_text, window_s=WINDOW_S / 2)
+    writer = LogWriter(store, window_s=WINDOW_S / 2)
+    log = AuditLog(writer, traffic.policy.label_text)
     log.policy(traffic.policy.epoch, policy_text(traffic.config))
-    disk.threads = (threading.get_native_id(), *log.threads[:1])
+    disk.threads = (threading.get_native_id(), *writer.threads[:1])
     asyncio.run(_serve(log, traffic, disk.threads, number, say))
     log.close()
 

@@ -17,6 +17,7 @@ from router.ledger.policies import policy_text
 from router.ledger.reader import LogReader
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
+from router.ledger.writer import LogWriter
 
 
 class Tally:
@@ -40,7 +41,7 @@ class Tally:
 def build_log(root: Path, signer: Signer, seed: int, requests: int, segment_bytes: int = 60_000) -> None:
     """A log of real decisions, written the way a router writes it; closed in order."""
     traffic = Traffic(seed)
-    log = AuditLog(LogStore(root, signer, segment_bytes=segment_bytes), traffic.policy.label_text, window_s=0.02)
+    log = AuditLog(LogWriter(LogStore(root, signer, segment_bytes=segment_bytes), window_s=0.02), traffic.policy.label_text)
     log.policy(traffic.policy.epoch, policy_text(traffic.config))
     for number, event in enumerate(traffic.events(requests)):
         log.decided(event.facts, traffic.policy.epoch, event.view, event.decision, event.now, event.receipt.label_sources)

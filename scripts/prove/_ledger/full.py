@@ -18,6 +18,7 @@ from router.ledger.policies import policy_text
 from router.ledger.reader import LogReader
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
+from router.ledger.writer import LogWriter
 
 
 class FullDisk(Disk):
@@ -70,7 +71,7 @@ def _fill_up(work: Path, rounds: int, seed: int) -> Fullness:
     shutil.rmtree(root, ignore_errors=True)
     disk = FullDisk(rng)
     traffic = Traffic(seed)
-    log = AuditLog(LogStore(root, signer, disk=disk, segment_bytes=20_000), traffic.policy.label_text, window_s=0.004)
+    log = AuditLog(LogWriter(LogStore(root, signer, disk=disk, segment_bytes=20_000), window_s=0.004), traffic.policy.label_text)
     log.policy(traffic.policy.epoch, policy_text(traffic.config))
     count = Fullness()
     sent = asyncio.run(_serve(log, traffic, disk, rounds, count))

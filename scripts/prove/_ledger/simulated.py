@@ -18,6 +18,7 @@ from router.ledger.checkpoint import Signer
 from router.ledger.log import AuditLog
 from router.ledger.policies import policy_text
 from router.ledger.store import LogStore
+from router.ledger.writer import LogWriter
 from router.placement.targets import Address, Report
 from router.policy_source import PolicySource
 from router.process import RouterProcess
@@ -138,7 +139,7 @@ async def logged_router(root: Path, signer: Signer, data: dict[str, Any], egress
     ports = {"listen": {"host": "127.0.0.1", "port": port}, "admin": {"host": "127.0.0.1", "port": free_port()}}
     source = PolicySource({**data, **ports}, root.parent)
     config, _, policy = source.load()
-    log = AuditLog(LogStore(root, signer), policy.label_text, window_s=0.1)
+    log = AuditLog(LogWriter(LogStore(root, signer), window_s=0.1), policy.label_text)
     log.policy(policy.epoch, policy_text(config), policy.label_text)
     process = RouterProcess(config, policy, b"s" * 32, {}, "router-prove", grace_s=5, audit=log)
     process.take_reports([Report(t) for t in fixed_targets(config, Address("127.0.0.1", egress) if egress else None, "egress")])
