@@ -261,7 +261,9 @@ class _Session:
 
     async def _warm(self, longest: int, step_tokens: int, found: Calibration) -> None:
         """The same prompt twice: what a hit saves."""
-        for length in sorted({longest // 4, longest // 2, longest}):
+        # Only whole blocks are cached, and the last token is always computed.
+        least = min(2 * max(16, found.block_tokens) + 1, self._context - 2)
+        for length in sorted({max(least, longest // 4), max(least, longest // 2), max(least, longest)}):
             prompt = self._prompt(length)
             cold = await self._first_token(prompt)
             before = _sum(await self._metrics(), "vllm:prefix_cache_hits_total")
@@ -278,7 +280,7 @@ class _Session:
 
     async def _decode(self, kv_tokens: int, step_tokens: int, found: Calibration) -> int:
         """Paces of growing batches with short and long contexts; how many sequences run at once, as far as that was met."""
-        met = 0
+        met = largest = 0
         half = max(64, min(2048, self._context // 2))
         for context in (32, half):
             batch = 1
@@ -291,6 +293,7 @@ class _Session:
                 if running < batch:
                     met = met or running
                     break
+                largest = max(largest, batch)
                 pace = _pace(answers)
                 if pace is not None:
                     seconds, at = pace
@@ -301,7 +304,9 @@ class _Session:
                     break
                 batch *= 2
         if not (self._plan.slots or met):
-            self._notes.append(f"slots: {_DEFAULT_SLOTS} are assumed, as no batch of {self._plan.most} filled them; see --slots")
+            self._notes.append(
+                f"slots: {_DEFAULT_SLOTS} are assumed, as a batch of {largest} did not fill them; --slots says otherwise"
+            )
         return self._plan.slots or met or _DEFAULT_SLOTS
 
     async def _check_alone(self, before: float) -> None:

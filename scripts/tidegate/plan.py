@@ -194,7 +194,7 @@ def _sum_up(
         first = sorted(request.first - request.arrival for request in own if request.outcome == "local" and request.first >= 0)
         hundredths = tuple(first[min(len(first) - 1, int(i * len(first) / 100))] for i in range(101)) if first else ()
         # A class without any request in this traffic asks for nothing.
-        enough = not own or outcome.met >= wanted.goal
+        enough = not own or (outcome.met >= wanted.goal and outcome.spilled <= wanted.most_spilled)
         found.append(ClassOutcome(wanted.name, wanted.label, wanted.goal, enough, outcome, shares, hundredths))
     price = sum(pool.price * count for pool, count in zip(question.pools, replicas, strict=True))
     return Answer(tuple(replicas), price, tuple(found), left)

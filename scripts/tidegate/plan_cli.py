@@ -175,8 +175,8 @@ def _conclude(console: Console, question: Question, traffic: Traffic, answers: S
 
 def _table(question: Question, answers: Sequence[Answer]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("replicas", justify="right")
-    table.add_column("class")
+    table.add_column("replicas", justify="right", no_wrap=True)
+    table.add_column("class", no_wrap=True)
     for column in ("within limits %", "TTFT p50 s", "p90 s", "TPOT p99 ms", "hit %", "refused %", "spilled %", "cost %"):
         table.add_column(column, justify="right")
     for answer in sorted({a.replicas: a for a in answers}.values(), key=lambda a: (a.price, a.replicas)):

@@ -80,6 +80,8 @@ class PlannedClass(Strict):
     """Share of its requests that must keep both limits."""
     spill: bool = False
     """Its requests may leave the cluster, if its label names an external zone."""
+    most_spilled: float = Field(default=1.0, ge=0, le=1)
+    """The share of its requests that may do so; more is not enough replicas."""
 
     _name = field_validator("name")(check_name)
 

@@ -86,6 +86,14 @@ def test_a_cloud_makes_fewer_replicas_enough():
     assert answer.left["any"] > 0 and answer.classes[0].outcome.met > 0.9
 
 
+def test_a_bound_on_what_leaves_asks_for_more_replicas():
+    spilling = {**ONE["classes"][0], "label": "any", "spill": True}
+    loose, tight = (question(ONE, classes=[{**spilling, "most_spilled": share}]) for share in (1.0, 0.01))
+    final = [list(search(asked, traffic(asked)))[-1] for asked in (loose, tight)]
+    assert final[1].classes[0].outcome.spilled <= 0.01 < final[0].classes[0].outcome.spilled
+    assert final[1].replicas > final[0].replicas
+
+
 def test_a_fleet_without_engines_answers_nothing_and_leaks_nothing():
     asked = question(ONE, models=[{**ONE["models"][0], "least": 0}])
     answer = simulate(asked, traffic(asked), [0])
