@@ -246,7 +246,9 @@ class _Session:
         if len(outside) < 4:
             return self._assume_step_tokens(room, "the running answer ended too early to tell")
         usual = statistics.median(outside)
-        slowed = sum(gap > 2 * usual for gap, at in gaps if asked[0][0] <= at <= asked[1][0] + 0.5 * usual)
+        inside = [gap for gap, at in gaps if asked[0][0] <= at <= asked[1][0] + 0.5 * usual]
+        # A hiccup of the machine is longer than a step, but no match for a chunk of a long prompt.
+        slowed = sum(gap > max(2 * usual, 0.1 * max(inside)) for gap in inside)
         if slowed < 2:
             return self._assume_step_tokens(room, f"a prompt of {room} tokens fits one step")
         fitting = [2**power for power in range(6, 18) if -(-room // (2**power - 1)) == slowed]
