@@ -31,6 +31,8 @@ class ReplicaFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     kv_port: int = 0
     policy: str = ""
     """What its guard decides again with (`GuardPolicy.stamp`); empty while it has none and lets nobody in."""
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters of `model` that it was started with."""
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -78,10 +80,11 @@ def build_report(facts: ReplicaFacts, vocabulary: Vocabulary) -> Report:
         zone=facts.zone,
         evidence=evidence,
         address=Address(facts.host, facts.port),
-        models={facts.model: facts.model},
+        models={name: name for name in (facts.model, *facts.adapters)},
         endpoints=OFFERED.get(facts.task, GENERATION),
         context_tokens=facts.context_tokens,
         slots=facts.slots,
         token_ids=facts.task == "generate",
+        adapters=dict.fromkeys(facts.adapters, facts.model),
     )
     return Report(target, facts.signals, facts.kv_port)

@@ -6,6 +6,7 @@ else is looked at. Names that are missing leave their default: a metric that vLL
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from router.placement.targets import Signals
@@ -13,6 +14,8 @@ from router.placement.targets import Signals
 _RUNNING = b"vllm:num_requests_running"
 _WAITING = b"vllm:num_requests_waiting"
 _KV_USAGE = b"vllm:kv_cache_usage_perc"
+_ADAPTERS = b"vllm:lora_requests_info"
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 def parse_signals(page: bytes, sampled_at: float) -> Signals:
@@ -28,16 +31,41 @@ def parse_signals(page: bytes, sampled_at: float) -> Signals:
     Returns:
         Signals with counts 0 and usage -1 where the page says nothing.
     """
+    adapters, slots = _adapters(page)
     return Signals(
         sampled_at=sampled_at,
         running=round(sum(_values(page, _RUNNING))),
         waiting=round(sum(_values(page, _WAITING))),
         kv_usage=max(_values(page, _KV_USAGE), default=-1.0),
+        adapters=adapters,
+        adapter_slots=slots,
     )
+
+
+def _adapters(page: bytes) -> tuple[tuple[str, ...], int]:
+    """The LoRA adapters in use and how many can be at once.
+
+    vLLM writes the names into labels, so each set of names is a series of its own that never goes away; its value is the time at
+    which it was true, and only the latest one still is.
+    """
+    if _ADAPTERS not in page:
+        return (), 0
+    latest, labels = max(
+        ((value, line) for value, line in _series(page, _ADAPTERS)), default=(0.0, b""), key=lambda found: found[0]
+    )
+    found = dict(_LABEL.findall(labels.decode("utf-8", "replace")))
+    names = (*found.get("running_lora_adapters", "").split(","), *found.get("waiting_lora_adapters", "").split(","))
+    slots = found.get("max_lora", "")
+    return tuple(sorted({name for name in names if name})) if latest else (), int(slots) if slots.isdigit() else 0
 
 
 def _values(page: bytes, name: bytes) -> Iterator[float]:
     """The finite, non-negative values of every series called exactly `name`."""
+    return (value for value, _ in _series(page, name))
+
+
+def _series(page: bytes, name: bytes) -> Iterator[tuple[float, bytes]]:
+    """The same with the lines they stand in."""
     position = page.find(name)
     while position >= 0:
         end = page.find(b"\n", position)
@@ -46,7 +74,7 @@ def _values(page: bytes, name: bytes) -> Iterator[float]:
         if starts_line and line[len(name) : len(name) + 1] in (b"{", b" ", b"\t"):
             value = _value(line)
             if 0 <= value < float("inf"):
-                yield value
+                yield value, line
         position = page.find(name, position + len(line))
 
 

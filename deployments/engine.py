@@ -139,6 +139,7 @@ class Engine:
                 signals=self._signals,
                 kv_port=process.kv_port,
                 policy=process.guard_policy,
+                adapters=self._settings.model.names[1:],
             )
         )
 

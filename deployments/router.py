@@ -134,11 +134,13 @@ class RouterReplica:
         state = self._process.state
         while True:
             await asyncio.sleep(DEMAND_PERIOD_S)
+            adapters = state.policy.adapters
             scaled = {model.id for model in state.config.models for part in model.replicas if part.max_count is not None}
             for handle, facts in self._membership.engines():
                 models = frozenset(fact.model for fact in facts)
                 if models.isdisjoint(scaled):
                     continue
+                models |= {name for name, base in adapters.items() if base in models}
                 demand = demand_on(state, [fact.incarnation for fact in facts], models, time.time())
                 with contextlib.suppress(TimeoutError, DeploymentUnavailableError):  # the next one comes in a second
                     told = handle.broadcast("take_demand", state.router_id, encode_demand(demand))

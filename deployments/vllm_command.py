@@ -153,7 +153,7 @@ def build_argv(model: Model, source: str, host: str, port: int, kv_arguments: Se
         source: what `resolve_source` returned.
         host: address to listen on.
         port: a free port.
-        kv_arguments: `KvSockets.arguments`.
+        kv_arguments: `adapter_arguments` and `KvSockets.arguments`.
     """
     ours = ["--host", host, "--port", str(port), "--served-model-name", model.id, "--middleware", GUARD]
     ours += ["--disable-uvicorn-access-log", *kv_arguments]

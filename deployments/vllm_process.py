@@ -21,6 +21,7 @@ import msgspec
 from cluster.gpu import read_gpus, with_gpus
 from cluster.vllm_metrics import parse_signals
 from deployments import leash
+from deployments.adapters import adapter_arguments
 from deployments.engine_errors import EngineStartError, explain_start_failure
 from deployments.kv_agent import KvAgent, make_sockets, plan_agent, remove_sockets
 from deployments.vllm_command import build_argv, build_env, check_model, guard_env, resolve_source, slots_of
@@ -72,6 +73,7 @@ class VllmProcess:
         self._plan = plan
         self._argv = argv
         self._source = plan.model.source if argv else resolve_source(plan.model.source)
+        self._adapters = [] if argv else adapter_arguments(plan.model, self._source)
         self._control = -1
         self._status: asyncio.Task[None] | None = None
         self._exited = asyncio.Event()
@@ -224,7 +226,7 @@ class VllmProcess:
         plan = self._plan
         if self._argv is None:
             kv_arguments = self._sockets.arguments if self._sockets is not None else ()
-            argv = build_argv(plan.model, self._source, plan.host, self.port, kv_arguments)
+            argv = build_argv(plan.model, self._source, plan.host, self.port, [*self._adapters, *kv_arguments])
         else:
             argv = [part.replace("{port}", str(self.port)) for part in self._argv]
         env = build_env(

@@ -147,7 +147,7 @@ def public_app(state: RouterState) -> FastAPI:
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
         grant, _, _ = identify(state, request.scope["headers"], _peer(request))
-        data = [_model_card(name, started) for name in visible_models(state.policy, grant)]
+        data = [_model_card(name, started, state.policy) for name in visible_models(state.policy, grant)]
         return _json({"object": "list", "data": data})
 
     @app.get("/v1/models/{model:path}")
@@ -155,7 +155,7 @@ def public_app(state: RouterState) -> FastAPI:
         grant, _, _ = identify(state, request.scope["headers"], _peer(request))
         if model not in visible_models(state.policy, grant):
             raise ApiError(404, "model_not_found", "This model does not exist or this key may not use it.")
-        return _json(_model_card(model, started))
+        return _json(_model_card(model, started, state.policy))
 
     @app.api_route("/v1/responses/{rest:path}", methods=["GET", "POST", "DELETE"])
     async def stored_response(request: Request, rest: str) -> Response:
@@ -180,8 +180,10 @@ def visible_models(policy: Policy, grant: KeyGrant) -> list[str]:
     return [AUTO, *tiers, *ids] if tiers else ids
 
 
-def _model_card(name: str, created: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "tidegate"}
+def _model_card(name: str, created: int, policy: Policy) -> dict[str, Any]:
+    """As OpenAI has it; an adapter names its base model, as vLLM's list does."""
+    card = {"id": name, "object": "model", "created": created, "owned_by": "tidegate"}
+    return {**card, "parent": policy.adapters[name]} if name in policy.adapters else card
 
 
 def admin_app(state: RouterState) -> FastAPI:

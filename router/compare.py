@@ -11,30 +11,30 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from router.decision import Facts
 from router.placement.predict import Ask, rank_costs
-from router.placement.targets import Load
+from router.placement.targets import View
 from router.screen import Admitted, Group, Shortlist
 
 FEW = 5
 """Targets that are all worth a forecast; of more, the most promising ones."""
 
 
-def worth_a_look(
-    group: Group, loads: tuple[Load, ...], ask: Ask, cached: Mapping[int, int], now: float, same_rank: bool
-) -> Iterable[Admitted]:
+def worth_a_look(group: Group, view: View, ask: Ask, now: float, same_rank: bool) -> Iterable[Admitted]:
     """The entries, the more promising ones first when there are many; a better fitting model goes before everything.
 
     Args:
         group: what to compare.
-        loads: the books, by membership index.
+        view: the books, what of the prompt is cached where, and where its adapter is ready.
         ask: what the request asks.
-        cached: leading prompt tokens held, by membership index.
         now: UNIX time in seconds.
         same_rank: whether all entries serve an equally fitting model.
     """
     entries = group.entries
     if len(entries) <= FEW:
         return entries
-    costs = rank_costs(loads, group.places, ask, cached, now)
+    costs = rank_costs(view.loads, group.places, ask, view.cached, now)
+    for index, seconds in view.adapter_s.items():
+        if index in group.places:
+            costs[group.places[index]] += seconds
     if same_rank:
         return map(entries.__getitem__, sorted(range(len(entries)), key=costs.__getitem__))
     return map(entries.__getitem__, sorted(range(len(entries)), key=lambda i: (entries[i].rank, costs[i])))

@@ -25,6 +25,7 @@ from router.config import (
     moment_of,
     zones_in,
 )
+from router.config.check import adapters_of, served_by
 from router.fixed_targets import declared_evidence, endpoints_of
 from router.identity.limit import MICRO_USD, Limit, Period
 from router.identity.limit import Kind as LimitKind
@@ -81,7 +82,7 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
         score_threshold=config.complexity.score_threshold,
         plan=plan,
         branches=branches,
-        model_labels={name: _meet_of(named, tags) for name, named in config.residency.models.items() if named},
+        model_labels=_model_labels(config, tags),
         lineage_label=_lineage_label(config, tags),
         widest=_widest(keys.values(), _of_any_tenant(config, keys.values())),
         tenant_labels={name: _meet_of(named, tags) for name, named in config.residency.tenants.items() if named},
@@ -90,6 +91,7 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
         relaxed=relaxed,
         relaxations=tuple(relaxations),
         names=frozenset(site.model for site in _sites(config, words)) | {*config.complexity.tiers, AUTO},
+        adapters=adapters_of(config),
     )
     check_satisfiable(config, policy)
     return policy
@@ -101,7 +103,7 @@ def _pace_limits(config: Config) -> tuple[float, float, float]:
 
 
 def _compile_complexity(config: Config, base: Path) -> tuple[Plan | None, tuple[Branch, ...]]:
-    served = {model.id for model in config.models} | {name for target in config.targets for name in target.models}
+    served = served_by(config)
     try:
         plan = compile_plan(config.complexity, base, frozenset(served))
         return plan, compile_experiments(config.complexity, base, frozenset(served))
@@ -120,6 +122,14 @@ def _compile_tags(config: Config, words: Vocabulary) -> dict[str, Label]:
         store = process if tag.store is None else words.zone_mask(zones_in(config, tag.store))
         tags[name] = Label(process, store, words.duty_mask(tag.require))
     return tags
+
+
+def _model_labels(config: Config, tags: dict[str, Label]) -> dict[str, Label]:
+    """The labels that tags of models ask for. What holds for a model holds for its adapters too, whose own tags add to it."""
+    named = config.residency.models
+    bases = adapters_of(config)
+    wanted = {name: [*named.get(bases.get(name, ""), []), *named.get(name, [])] for name in [*named, *bases]}
+    return {name: _meet_of(tag_names, tags) for name, tag_names in wanted.items() if tag_names}
 
 
 def _meet_of(names: Iterable[str], tags: dict[str, Label]) -> Label:
@@ -311,7 +321,8 @@ def _sites(config: Config, words: Vocabulary) -> Iterable[Site]:
         endpoints = OFFERED[model.task]
         for replicas in model.replicas:
             zone = words.zone_mask([replicas.zone])
-            yield Site(model.id, Evidence(zone, zone, words.duty_mask(replicas.duties)), False, endpoints)
+            for name in model.names:
+                yield Site(name, Evidence(zone, zone, words.duty_mask(replicas.duties)), False, endpoints)
     for target in config.targets:
         for name in target.models:
             yield Site(name, declared_evidence(target, words), target.kind == "cloud", endpoints_of(target))

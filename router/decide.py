@@ -9,6 +9,7 @@ a circuit breaker's hold is all that keeps a request from every target it may us
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 from msgspec.structs import replace
@@ -143,12 +144,12 @@ def _look(
     group: Group, facts: Facts, policy: Policy, view: View, now: float, question: _Question, same_rank: bool
 ) -> tuple[_Scored | None, _Scored | None]:
     """The best of a group, and the best of those that keep both limits."""
-    loads, cached, ask = view.loads, view.cached, question.ask
+    loads, cached, adapter_s, ask = view.loads, view.cached, view.adapter_s, question.ask
     best: _Scored | None = None
     timely: _Scored | None = None
     best_key = timely_key = (True, 1 << 30, math.inf, 0)
     seen_targets = 0
-    for entry in worth_a_look(group, loads, ask, cached, now, same_rank):
+    for entry in worth_a_look(group, view, ask, now, same_rank):
         if (seen_targets >= FEW and timely is not None) or seen_targets >= _MOST_FORECASTS:
             break
         load = loads[entry.index]
@@ -156,6 +157,8 @@ def _look(
             continue
         seen_targets += 1
         seen = forecast(entry.target, load, ask, cached.get(entry.index, 0), now)
+        if adapter_s:
+            seen = _with_adapter(seen, adapter_s, entry.index)
         late = _is_late(seen, load, question, policy)
         key = (late, entry.rank, seen.cost, entry.index)
         if key < best_key:
@@ -163,6 +166,12 @@ def _look(
         if not late and seen.pace_s <= question.pace and key < timely_key:
             timely, timely_key = _Scored(entry, seen, False), key
     return best, timely
+
+
+def _with_adapter(seen: Forecast, adapter_s: Mapping[int, float], index: int) -> Forecast:
+    """The forecast of a request whose adapter has to be made ready first."""
+    seconds = adapter_s.get(index)
+    return seen if seconds is None else replace(seen, ttft_s=seen.ttft_s + seconds, cost=seen.cost + seconds)
 
 
 def held_back(load: Load, now: float) -> Hold | None:
@@ -183,6 +192,7 @@ def _last_resort(basis: _Basis, found: Shortlist, question: _Question) -> tuple[
         return None
     entry, load, verdict = min(held, key=lambda h: (h[0].target.kind is Kind.CLOUD, least_bad(h[1].breaker, now), h[0].index))
     seen = forecast(entry.target, load, question.ask, view.cached.get(entry.index, 0), now)
+    seen = _with_adapter(seen, view.adapter_s, entry.index)
     late = entry.target.kind is not Kind.CLOUD and _is_late(seen, load, question, basis.policy)
     return _Scored(entry, seen, late), f"; the last allowed target in spite of {verdict.reason}"
 
@@ -356,6 +366,7 @@ class _Basis(msgspec.Struct, frozen=True, gc=False):
                 screened.append(_candidate(target, entry.model, Verdict.SCREENED, verdict.reason))
                 continue
             seen = forecast(target, load, question.ask, view.cached.get(entry.index, 0), now)
+            seen = _with_adapter(seen, view.adapter_s, entry.index)
             if chosen is not None and chosen.index == entry.index:
                 told.insert(0, _candidate(target, entry.model, Verdict.CHOSEN, chosen.reason, seen.ttft_s))
                 continue

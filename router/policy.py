@@ -128,6 +128,8 @@ class Policy(msgspec.Struct, frozen=True):
     """The same as they were signed."""
     names: frozenset[str] = frozenset()
     """What a client may call a model: the models, the tiers, and `auto`."""
+    adapters: dict[str, str] = {}
+    """LoRA adapters, each with its base model; they are among the models."""
 
     def label_for(self, label: Label, model: str) -> Label:
         """The label of a request once `model` answers it."""

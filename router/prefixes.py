@@ -88,10 +88,13 @@ class Prefixes:
         self._replicas: dict[str, _Replica] = {}
         self._renderers: dict[str, PromptRenderer] = {}
         self._keys: dict[str, bytes] = {}
+        self._adapters: dict[str, str] = {}
+        """LoRA adapters, each with the model whose template and hash key its prompts have."""
 
     def update(self, reports: Iterable[Report]) -> None:
         """Take the cluster's word for who is there; clouds keep no cache for us."""
         targets = {report.target.incarnation: report.target for report in reports if report.target.kind is not Kind.CLOUD}
+        self._adapters = {name: base for target in targets.values() for name, base in target.adapters.items()}
         for incarnation in self._replicas.keys() - targets.keys():
             del self._replicas[incarnation]
             self.index.leave(incarnation)
@@ -119,11 +122,14 @@ class Prefixes:
         return PromptChains({model: self._chain(endpoint, {**body, "cache_salt": salt_of(model)}, model) for model in models})
 
     def _chain(self, endpoint: str, body: dict[str, Any], model: str) -> Chain:
+        base = self._adapters.get(model)
+        lora = "" if base is None else model
+        model = base or model
         key = self.chunk_key(model)
         renderer = self._renderers.get(model)
         if renderer is not None:
             try:
-                prompt = renderer.render(endpoint, body)
+                prompt = renderer.render(endpoint, body, lora)
                 return Chain(chunk_hashes(key, prompt.space, prompt.text), len(prompt.text), True)
             except NoText:
                 pass
@@ -132,7 +138,7 @@ class Prefixes:
         except (UnicodeEncodeError, OverflowError, RecursionError):  # what the engine will refuse, or what no text is
             return NO_CHAIN
         salt = body.get("cache_salt")
-        space = b"raw\0" + namespace("", salt if isinstance(salt, str) else "")
+        space = b"raw\0" + namespace(lora, salt if isinstance(salt, str) else "")
         return Chain(chunk_hashes(key, space, raw), len(raw), False)
 
     def cached(self, chains: PromptChains) -> CachedPrefix:
@@ -141,6 +147,7 @@ class Prefixes:
         size = 0
         for model, chain in chains.by_model.items():
             here = self.index.find(chain.hashes, chain.size)
+            model = self._adapters.get(model, model)
             size = size or chain.size
             for incarnation, held in here.found.items():
                 if self._replicas[incarnation].model == model or not self._replicas[incarnation].model:
@@ -290,4 +297,5 @@ class Prefixes:
 
 def _model_of(target: Target) -> str:
     """The model whose text a target renders; "" for a server with several."""
-    return next(iter(target.models)) if len(target.models) == 1 else ""
+    own = [name for name in target.models if name not in target.adapters]
+    return own[0] if len(own) == 1 else ""

@@ -43,7 +43,7 @@ async def run_self_test(prefixes: Prefixes, target: Target, issue: Callable[[Tar
     Returns:
         PENDING when the replica did not answer (it is busy, or gone): that proves nothing.
     """
-    model = next(iter(target.models))
+    model = next(name for name in target.models if name not in target.adapters)
     block = prefixes.block_tokens(target.incarnation) or _DEFAULT_BLOCK
     length = max(_SHORTEST, _BLOCKS * block * _BYTES_PER_TOKEN)
     if target.context_tokens:

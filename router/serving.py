@@ -362,6 +362,9 @@ class Serving:
         payer = key.id if key.spill_usd != inf else ""
         self._booking = state.fleet.book(target, tokens, now, choice.cost_usd, choice.work, choice.model, payer)
         state.prefixes.routed(admitted.chains, choice.model, target.incarnation)
+        if target.adapters and choice.model in target.adapters:
+            signals = state.fleet.load_of(target.incarnation).signals
+            state.adapters.used(target.incarnation, choice.model, 0 if signals is None else signals.adapter_slots)
         if target.kind is not Kind.CLOUD:
             self._dispatch(request)
         elif state.audit is None:

@@ -30,6 +30,7 @@ from router.ledger.metrics import Metrics
 from router.ledger.policies import policy_text
 from router.ledger.receipts import ReceiptBook
 from router.ledger.records import CLOCK, RELAX
+from router.placement.adapters import AdapterBook
 from router.placement.fleet import Fleet
 from router.placement.prefix import CHUNK_COST, PrefixIndex
 from router.placement.targets import Kind, Report, Target, View
@@ -113,6 +114,7 @@ class RouterState:
         self.capture: Capture | None = None
         """Keeps payloads of those who opted in; None where it is switched off."""
         self.prefixes = Prefixes(secret, PrefixIndex(config.router.prefix_index_mib * 1024 * 1024 // CHUNK_COST))
+        self.adapters = AdapterBook()
         self.metrics = Metrics(self.fleet, self.trust_of)
         tls = TlsContexts(home())
         tls.prepare(config)
@@ -266,6 +268,8 @@ class RouterState:
         """The cluster's word for who is up, to everybody here who keeps books on targets."""
         self.fleet.update(reports)
         self.prefixes.update(reports)
+        if self.policy.adapters:
+            self.adapters.update(reports)
         if self.waiting.depth:
             self.waiting.walk(time.time())
 
@@ -275,6 +279,9 @@ class RouterState:
         held = self.prefixes.held_tokens(chains, facts.prompt_tokens, self.fleet.places)
         if held:
             view = msgspec.structs.replace(view, cached=held)
+        if facts.model in self.policy.adapters:
+            delays = self.adapters.delays(facts.model, view.membership.targets, view.loads)
+            view = msgspec.structs.replace(view, adapter_s=delays)
         if key.spill_usd != math.inf:
             view = msgspec.structs.replace(view, spend_left_usd=self.fleet.spending.left(now, key.id, key.spill_usd))
         return view

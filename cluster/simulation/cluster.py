@@ -51,7 +51,7 @@ class Scenario:
     """What is simulated.
 
     `slowdowns` are factors on an engine's step times by number; `liars` are engines whose gauges always say zero.
-    `speed` makes arrivals that much denser than in the trace.
+    `speed` makes arrivals that much denser than in the trace. `profiles`, one an engine, is for engines that differ.
     """
 
     profile: EngineProfile
@@ -66,6 +66,7 @@ class Scenario:
     slowdowns: dict[int, float] = field(default_factory=dict)
     liars: frozenset[int] = frozenset()
     all_at_once: bool = False
+    profiles: tuple[EngineProfile, ...] = ()
 
 
 class Simulation:
@@ -81,12 +82,13 @@ class Simulation:
         self.scenario = scenario
         self.requests = requests
         self.now = 0.0
-        self.engines = [SimulatedEngine(scenario.profile, self, scenario.slowdowns.get(i, 1.0)) for i in range(scenario.engines)]
+        profiles = scenario.profiles or (scenario.profile,) * scenario.engines
+        self.engines = [SimulatedEngine(profile, self, scenario.slowdowns.get(i, 1.0)) for i, profile in enumerate(profiles)]
         self.placers = [make_placer(i) for i in range(scenario.routers)]
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._order = 0
         self._open = len(requests)
-        self._planned = [-1] * scenario.engines
+        self._planned = [-1] * len(profiles)
 
     def run(self) -> None:
         """Run until every request has ended."""

@@ -133,7 +133,7 @@ def _check_sensitive(config: Config, name: str, tag: Tag) -> None:
 
 def _check_identities(config: Config, tags: set[str]) -> None:
     for where, ids in (
-        ("models", [model.id for model in config.models]),
+        ("models", [name for model in config.models for name in model.names]),
         ("targets", [target.id for target in config.targets]),
         ("keys", [key.id for key in config.keys]),
     ):
@@ -141,8 +141,9 @@ def _check_identities(config: Config, tags: set[str]) -> None:
             raise ValueError(f"{where}: `{name}` is there twice")
     if config.cache is not None and any(target.id == "cache" for target in config.targets):
         raise ValueError("targets: `cache` is the name that answers from the response cache have; a target needs another id")
+    adapters_of(config)
     tiers = set(config.complexity.tiers)
-    served = {model.id for model in config.models} | {name for target in config.targets for name in target.models}
+    served = served_by(config)
     for name in served & (tiers | {AUTO}):
         raise ValueError(f"models: `{name}` is the name of a tier; a model needs another id")
     for where, tier in (
@@ -168,6 +169,29 @@ def _check_identities(config: Config, tags: set[str]) -> None:
                 raise ValueError(f"keys[{i}].models: unknown model `{name}`{nearest(name, served | tiers)}")
     if not config.models and not config.targets:
         raise ValueError("there is nothing to route to: give `models` or `targets`")
+
+
+def served_by(config: Config) -> set[str]:
+    """Everything a request can name as its model, tiers aside."""
+    inside = {name for model in config.models for name in model.names}
+    return inside | {name for target in config.targets for name in target.models}
+
+
+def adapters_of(config: Config) -> dict[str, str]:
+    """Adapters, each with its base model.
+
+    Raises:
+        ValueError: one name stands for adapters of two models, or for an adapter here and a model there.
+    """
+    found = {adapter.id: model.id for model in config.models for adapter in model.adapters}
+    models = {model.id for model in config.models}
+    for i, target in enumerate(config.targets):
+        for name, base in target.adapters.items():
+            if found.setdefault(name, base) != base:
+                raise ValueError(f"targets[{i}].adapters: `{name}` is made for `{base}` here and for `{found[name]}` elsewhere")
+            if name in models:
+                raise ValueError(f"targets[{i}].adapters: `{name}` is a model of its own elsewhere (`models`)")
+    return found
 
 
 def nearest(name: str, allowed: set[str]) -> str:

@@ -39,6 +39,16 @@ class Prices(Strict):
     completion: float = Field(default=0.0, ge=0)
 
 
+class Adapter(Strict):
+    """A LoRA adapter that every engine of its model can apply. Requests name it as their model."""
+
+    id: str
+    source: str
+    """A directory (relative to TIDEGATE_HOME) with `adapter_config.json`, or an id that vLLM can load."""
+
+    _id = field_validator("id")(check_model)
+
+
 class Model(Strict):
     """A model that Ray Serve runs with vLLM. `args` and `env` are vLLM's own, passed on as they are."""
 
@@ -53,6 +63,8 @@ class Model(Strict):
     startup_timeout_s: float = Field(default=1800, gt=0)
     price: Prices = Prices()
     """What its tokens cost, for budgets in money and for `tidegate report cost`."""
+    adapters: list[Adapter] = []
+    """Residency tags of this model hold for them as well; a key that lists models must name them."""
 
     _id = field_validator("id")(check_model)
 
@@ -60,6 +72,17 @@ class Model(Strict):
     @classmethod
     def _strings(cls, value: Any) -> Any:
         return [str(item) for item in value] if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _generates(self) -> Model:
+        if self.adapters and self.task != "generate":
+            raise ValueError(f"adapters: a model of the task `{self.task}` cannot have them")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What requests can name: the model, and its adapters."""
+        return (self.id, *(adapter.id for adapter in self.adapters))
 
 
 class Tls(Strict):
@@ -112,6 +135,8 @@ class ExternalTarget(Strict):
     duties: list[Name] = []
     models: dict[str, str]
     """Model ids clients use -> the name this server knows."""
+    adapters: dict[str, str] = {}
+    """`server` only: which of these are LoRA adapters, and of which other one of these: their caches are kept apart."""
     tier: Name | None = None
     """Makes the models of this target members of a tier."""
     task: Literal["generate", "pooling", "transcription"] = "generate"
@@ -160,9 +185,20 @@ class ExternalTarget(Strict):
             raise ValueError("the egress passes JSON only: a cloud target cannot have the task `transcription`")
         for model in self.models:
             check_model(model)
+        self._check_adapters()
         if self.kind == "server" and self.dialect != "openai":
             raise ValueError("only a cloud target has a `dialect`: the egress translates, nobody else")
         if self.task == "pooling" and self.dialect not in ("openai", "azure"):
             raise ValueError(f"a target of the dialect `{self.dialect}` offers chat only")
         check_provider(self)
         return self
+
+    def _check_adapters(self) -> None:
+        if self.adapters and self.kind != "server":
+            raise ValueError("adapters: only a `server` has them; what a provider serves is a model to us")
+        for name, base in self.adapters.items():
+            for what, named in (("adapter", name), ("base model", base)):
+                if named not in self.models:
+                    raise ValueError(f"adapters: the {what} `{named}` is not among this server's `models`")
+            if base in self.adapters:
+                raise ValueError(f"adapters: `{name}` is said to be made for `{base}`, which is an adapter itself")

@@ -16,7 +16,9 @@ class PriceList:
 
     def __init__(self, config: Config) -> None:
         self._targets = {target.id: Price(target.price.prompt, target.price.completion) for target in config.targets}
-        self._models = {model.id: Price(model.price.prompt, model.price.completion) for model in config.models}
+        self._models = {
+            name: Price(model.price.prompt, model.price.completion) for model in config.models for name in model.names
+        }
         prices = [*self._targets.values(), *self._models.values()]
         self._dearest = Price(max((p.prompt for p in prices), default=0.0), max((p.completion for p in prices), default=0.0))
 

@@ -151,7 +151,11 @@ class WhatIf:
                 if model.id in target.models and part.zone == target.zone:
                     zone = words.zone_mask([part.zone])
                     evidence = Evidence(zone, zone, words.duty_mask(part.duties), target.evidence.expires)
-                    return replace(target, evidence=evidence, models={model.id: target.models[model.id]})
+                    return replace(
+                        target,
+                        evidence=evidence,
+                        models={name: target.models[name] for name in model.names if name in target.models},
+                    )
         return None
 
     def _all_fixed(self, like: Target) -> Mapping[str, Target]:

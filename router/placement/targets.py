@@ -117,9 +117,11 @@ class Target(msgspec.Struct, frozen=True):
     """Name of the configured bearer credential for a `SERVER`; never the credential itself."""
     token_ids: bool = False
     """It returns the token ids of a stream on request and takes ids as a prompt, as vLLM does: its streams can be carried on."""
+    adapters: dict[str, str] = {}
+    """Which of `models` are LoRA adapters, each with its base model."""
 
 
-class Signals(msgspec.Struct, frozen=True, gc=False):
+class Signals(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """What the machine says of itself, with the UNIX time it was read. Fractions are 0..1, -1 means not known."""
 
     sampled_at: float
@@ -129,6 +131,10 @@ class Signals(msgspec.Struct, frozen=True, gc=False):
     gpu_utilisation: float = -1.0
     gpu_memory: float = -1.0
     gpu_temperature_c: float = -1.0
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters that its running and waiting requests use."""
+    adapter_slots: int = 0
+    """How many adapters it can apply at once (`--max-loras`); 0: none, or not known."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -229,3 +235,5 @@ class View(msgspec.Struct, frozen=True, gc=False):
     """What predictions of the first token must be increased by so that nine in ten are kept (learned)."""
     pace_share: float = 1.0
     """Share of the pace limit that a prediction may use up (learned from how many requests met their limits)."""
+    adapter_s: Mapping[int, float] = {}
+    """Seconds that the adapter this request names takes to get ready at a target, by its place; absent: none."""

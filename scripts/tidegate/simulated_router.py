@@ -80,18 +80,24 @@ class SimulatedRouter:
         self.fleet = Fleet(math.inf, profiles, setup.goal, setup.slo.tpot_s)
         self.prefixes = PrefixIndex(history_chunks=setup.profile.kv_tokens // BLOCK_TOKENS)
         """Without events it goes by what was routed where, as much as fits an engine's cache."""
-        self._grant = policy.keys[bytes.fromhex(_KEY_DIGEST)]
+        self._grant = policy.keys.get(bytes.fromhex(_KEY_DIGEST))
         self._bookings: dict[int, Booking] = {}
         self._setup = setup
         self.queue = AdmissionQueue(setup.queue) if setup.queue else None
         self._held: dict[str, SimulatedRequest] = {}
         self._turned_away: list[SimulatedRequest] = []
-        self._targets = [_engine(policy, i, setup.profile) for i in range(setup.engines)]
-        self._cloud = [_cloud(policy)] if setup.cloud else []
+        self._targets = self._engines()
+        self._cloud = self._providers()
         self.fleet.update([Report(target) for target in (*self._targets, *self._cloud)])
         if setup.prefixes:
             for target in self._targets:
                 self.prefixes.join(target.incarnation)
+
+    def _engines(self) -> list[Target]:
+        return [make_engine(self.policy, i, "here", MODEL, self._setup.profile.slots) for i in range(self._setup.engines)]
+
+    def _providers(self) -> list[Target]:
+        return [make_provider(self.policy, "cloud", "cloud", [MODEL])] if self._setup.cloud else []
 
     def facts(self, request: SimulatedRequest, waited_s: float = 0.0) -> Facts:
         """The facts the live router would have gathered."""
@@ -115,10 +121,21 @@ class SimulatedRouter:
             return REFUSE
         if queue is None or choice.work is None or not (decision.late or len(queue)):
             return self._book(request, choice, now)
-        if not queue.barred(1, "tenant") >> choice.index & 1 and not self._worth_waiting(decision, now):
+        facts = self.facts(request)
+        if not queue.barred(facts.priority, facts.key.tenant) >> choice.index & 1 and not self._worth_waiting(decision, now):
             return self._book(request, choice, now)
         margin_s = self.fleet.calibration.margin_s
-        ticket = make_ticket(str(request.index), "tenant", choice.work, margin_s, now, self._setup.max_wait_s)
+        ticket = make_ticket(
+            str(request.index),
+            facts.key.tenant,
+            choice.work,
+            margin_s,
+            now,
+            self._setup.max_wait_s,
+            facts.priority,
+            (facts.label, facts.model, facts.key.spill),
+            decision.models,
+        )
         self._held[ticket.id] = request
         queue.offer(ticket, now)
         for displaced in queue.overflow(now):
@@ -224,29 +241,31 @@ class SimulatedRouter:
 _PLAIN = Complexity("", 0.0)
 
 
-def _engine(policy: Policy, number: int, profile: EngineProfile) -> Target:
-    mask = policy.vocabulary.zone_mask(["here"])
+def make_engine(policy: Policy, number: int, zone: str, model: str, slots: int) -> Target:
+    """A simulated engine as a target."""
+    mask = policy.vocabulary.zone_mask([zone])
     return Target(
         id=f"engine-{number}",
         incarnation=f"engine-{number}",
         kind=Kind.REPLICA,
-        zone="here",
+        zone=zone,
         evidence=Evidence(mask, mask, 0),
         address=Address("127.0.0.1", 1),
-        models={MODEL: MODEL},
-        slots=profile.slots,
+        models={model: model},
+        slots=slots,
     )
 
 
-def _cloud(policy: Policy) -> Target:
-    mask = policy.vocabulary.zone_mask(["cloud"])
+def make_provider(policy: Policy, name: str, zone: str, models: Iterable[str]) -> Target:
+    """A provider outside as a target, at uniform token prices."""
+    mask = policy.vocabulary.zone_mask([zone])
     return Target(
-        id="cloud",
-        incarnation="cloud",
+        id=name,
+        incarnation=name,
         kind=Kind.CLOUD,
-        zone="cloud",
+        zone=zone,
         evidence=Evidence(mask, mask, 0),
         address=Address("127.0.0.1", 1),
-        models={MODEL: MODEL},
+        models={model: model for model in models},
         price=Price(1.0, 1.0),
     )

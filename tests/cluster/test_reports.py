@@ -49,3 +49,9 @@ def test_names_the_reader_does_not_know_count_for_nothing():
 def test_what_is_no_report_is_refused(data):
     with pytest.raises(msgspec.MsgspecError):
         decode_report(data, Vocabulary(("eu",)))
+
+
+def test_adapters_come_with_their_base_model():
+    words = Vocabulary(("eu", "us"), ("baa",))
+    target = decode_report(encode_report(msgspec.structs.replace(FACTS, adapters=("law",))), words).target
+    assert target.models == {"smol": "smol", "law": "law"} and target.adapters == {"law": "smol"}

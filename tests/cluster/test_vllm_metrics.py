@@ -37,3 +37,17 @@ def test_values_that_are_no_numbers_are_left_out():
 def test_no_page_is_too_broken(noise, name):
     signals = parse_signals(noise + name + noise, 1.0)
     assert signals.running >= 0
+
+
+def test_only_the_latest_word_on_adapters_counts():
+    """vLLM keeps a series for every set of adapters that ever ran; the value is when it did."""
+    page = b"""# HELP vllm:lora_requests_info Running stats on lora requests.
+vllm:lora_requests_info{max_lora="2",running_lora_adapters="",waiting_lora_adapters=""} 1.7e+09
+vllm:lora_requests_info{max_lora="2",running_lora_adapters="law,med",waiting_lora_adapters="law,tax"} 1.7000001e+09
+vllm:lora_requests_info{max_lora="2",running_lora_adapters="old",waiting_lora_adapters=""} 1.6e+09
+"""
+    signals = parse_signals(page, 1.0)
+    assert (signals.adapters, signals.adapter_slots) == (("law", "med", "tax"), 2)
+    idle = parse_signals(page.replace(b"1.7e+09", b"1.8e+09"), 1.0)
+    assert (idle.adapters, idle.adapter_slots) == ((), 2)
+    assert parse_signals(PAGE, 1.0).adapters == ()
