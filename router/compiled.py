@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from router.complexity.choose import Plan
-from router.complexity.compile import compile_experiments, compile_plan
+from router.complexity.compile import compile_experiments, compile_plan, weights_digest
 from router.complexity.experiment import Branch
+from router.complexity.scoring import KnownAnswerError, Reference, read_references
 from router.config import (
     ANY,
     AUTO,
@@ -82,6 +83,8 @@ def compile_policy(config: Config, base: Path, relaxations: Sequence[Relaxation]
         score_threshold=config.complexity.score_threshold,
         plan=plan,
         branches=branches,
+        weights=weights_digest(config.complexity, base) if plan is not None else "",
+        references=_references(config, base),
         model_labels=_model_labels(config, tags),
         lineage_label=_lineage_label(config, tags),
         widest=_widest(keys.values(), _of_any_tenant(config, keys.values())),
@@ -109,6 +112,16 @@ def _compile_complexity(config: Config, base: Path) -> tuple[Plan | None, tuple[
         return plan, compile_experiments(config.complexity, base, frozenset(served))
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def _references(config: Config, base: Path) -> dict[bytes, Reference]:
+    labels = config.complexity.labels
+    if labels is None or labels.references is None:
+        return {}
+    try:
+        return read_references(base / labels.references)
+    except KnownAnswerError as error:
+        raise ConfigError(f"complexity.labels.references: {error}") from None
 
 
 def _compile_tags(config: Config, words: Vocabulary) -> dict[str, Label]:

@@ -9,6 +9,7 @@ import msgspec
 
 from router.complexity.choose import Plan
 from router.complexity.experiment import Branch
+from router.complexity.scoring import Reference
 from router.config import (
     Config,
 )
@@ -108,9 +109,13 @@ class Policy(msgspec.Struct, frozen=True):
     large_above_tokens: int
     score_threshold: float
     plan: Plan | None = None
+    """How `auto` is decided beyond the first rule; None where the configuration asks for nothing more."""
     branches: tuple[Branch, ...] = ()
     """The experiments with `auto`."""
-    """How `auto` is decided beyond the first rule; None where the configuration asks for nothing more."""
+    weights: str = ""
+    """Names the weights of `plan` by their content; "" without one."""
+    references: dict[bytes, Reference] = {}
+    """Known answers, for the label loop."""
     model_labels: dict[str, Label] = {}
     """What a model itself demands of every request it answers."""
     lineage_label: Label | None = None

@@ -16,6 +16,7 @@ import yaml
 from msgspec.structs import replace
 
 from router.compiled import compile_policy, epoch_under
+from router.complexity.compile import weights_files
 from router.config import Config, ConfigError, digest_of, parse_config, parse_yaml
 from router.policy import Policy
 from router.residency.break_glass import Relaxation, RelaxationError, read_approvals, read_relaxations
@@ -124,6 +125,8 @@ class PolicySource:
         self._base = base
         self._part: Any = None
         self._seen: object = None
+        self._weights: tuple[Path, ...] = ()
+        """The files that the weights of the last `load` may have come from."""
         self.running: Loaded | None = None
         """What the process runs under, once it does: the next policy is held against it."""
         self.wider: tuple[str, ...] = ()
@@ -139,12 +142,15 @@ class PolicySource:
         Raises:
             ConfigError: any of them cannot be used.
         """
-        self._seen = self._signature()
+        files = self._files()
+        self._seen = files, self._weights_seen()
         data = dict(self._args)
         if self._args.get("policy_file"):
             path = self._base / str(self._args["policy_file"])
             data = merge(data, read_policy_file(path), str(path))
         config = parse_config(merge(data, self._part, "user_config"))
+        self._weights = weights_files(config.complexity, self._base)
+        self._seen = files, self._weights_seen()
         loaded = compile_loaded(config, self._read_glass(config), self._base)
         if (self._base / SPILL_OFF).exists():
             loaded = without_spill(loaded)
@@ -174,7 +180,7 @@ class PolicySource:
 
     def changed(self) -> bool:
         """Whether a watched file is another than at the last `load`."""
-        return self._signature() != self._seen
+        return (self._files(), self._weights_seen()) != self._seen
 
     def _read_glass(self, config: Config) -> str:
         return "" if config.break_glass is None else self._read_signed(config.break_glass.file)
@@ -188,7 +194,10 @@ class PolicySource:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"break_glass: cannot read {path} ({type(error).__name__})") from None
 
-    def _signature(self) -> object:
+    def _weights_seen(self) -> object:
+        return tuple(map(_stat, self._weights))
+
+    def _files(self) -> object:
         glass = self._args.get("break_glass")
         named = [glass.get("file"), glass.get("policies")] if isinstance(glass, dict) else []
         files = [self._args.get("policy_file"), *named]

@@ -18,7 +18,7 @@ from router.identity.stored import Shared
 from router.kv_feeds import KvFeeds
 from router.ledger.capturing import Capture
 from router.ledger.log import AuditLog
-from router.ledger.records import RELAX
+from router.ledger.records import RELAX, WEIGHTS
 from router.placement.kv_messages import KV_PATH
 from router.placement.targets import Report, Target
 from router.placement.trust import SelfTest
@@ -122,8 +122,13 @@ class RouterProcess:
             state.refuse_policy(str(error))
             return None
         if policy.epoch == state.policy.epoch:
-            if state.policy_alert:
-                state.adopt(config, policy, time.time())  # the fault was taken back
+            reweighed = policy.weights != state.policy.weights
+            if state.policy_alert or reweighed:  # or the fault was taken back
+                state.adopt(config, policy, time.time())
+            if reweighed:
+                _log.warning("weights %s of the complexity model are in use", policy.weights)
+                if state.audit is not None:
+                    state.audit.event(WEIGHTS, policy.weights, {"epoch": policy.epoch})
             return None
         before, source.running = state.policy.epoch, loaded
         cut = state.adopt(config, policy, time.time())

@@ -1,4 +1,4 @@
-"""Where an admitted request goes that a configured stage may want: a cascade, a vote, an experiment, or straight on."""
+"""Where an admitted request goes that a configured stage may want: a cascade, a vote, an experiment, a label, or straight on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from router.cascading import Cascade, may_cascade
 from router.complexity.stages import Stages
 from router.feedback import note_repeat
 from router.identity.limits import Reservation
+from router.labelling import watch
 from router.serving import Serving
 from router.shadowing import Shadowed, shadow_of
 from router.state import RouterState
@@ -22,6 +23,8 @@ def serve(state: RouterState, stages: Stages, admitted: AdmittedRequest, client:
     if stages.vote is not None and _wants_vote(state, admitted, reserved):
         Vote(state, admitted, client, reserved, stages.vote).start()
         return
+    if stages.labels is not None:
+        watch(state, stages.labels, admitted)
     settings = stages.trials.get(admitted.facts.complexity.trial, stages.cascade)
     if settings is not None and may_cascade(admitted, state.policy):
         Cascade(state, admitted, client, reserved, settings).start()

@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 
-from msgspec.structs import replace
-
 from router.admitted import AdmittedRequest
 from router.complexity.cascade import plain_answer, token_logprobs_mean
 from router.complexity.choose import Asker
 from router.complexity.experiment import assign, unit_of
 from router.complexity.held import HeldStream, read_answer
 from router.config import AUTO
-from router.decision import Complexity, Facts
+from router.decision import Complexity
 from router.feedback import tier_of
+from router.following import follow_up
 from router.identity.limits import NOTHING, Reservation
 from router.ledger import records
 from router.ledger.receipts import Receipt
@@ -28,7 +27,6 @@ from router.reply import Reply
 from router.state import RouterState
 from router.steps import Step, Steps
 from router.wire.direct import DirectRequest
-from router.wire.request import fresh_request_id
 
 MAX_RUNNING = 4
 """Shadows of one router at a time: more of them would take room from clients."""
@@ -146,8 +144,11 @@ class Shadowed:
     def _compare(self) -> None:
         """Ask the shadow's model, unless the request has become one that may not be asked again."""
         state = self._state
-        if not state.draining and len(self._text) <= _MAX_TEXT:
-            Shadow(state, self._admitted, self._complexity, self._text).start()
+        if state.draining or len(self._text) > _MAX_TEXT:
+            return
+        own = follow_up(state, self._admitted, self._complexity)
+        if own is not None:
+            Shadow(state, own, self._admitted.receipt, self._text).start()
 
 
 class Shadow:
@@ -155,28 +156,19 @@ class Shadow:
 
     Args:
         state: the router.
-        admitted: the client's request, answered.
-        complexity: the other setting's choice.
+        own: the same request, following the client's.
+        main: the receipt of the client's.
         text: what the client was answered, for the comparison.
     """
 
-    def __init__(self, state: RouterState, admitted: AdmittedRequest, complexity: Complexity, text: str) -> None:
+    def __init__(self, state: RouterState, own: AdmittedRequest, main: Receipt, text: str) -> None:
         self._state = state
-        self._main = admitted.receipt
-        self._complexity = complexity
+        self._main = main
+        self._complexity = own.facts.complexity
         self._text = text
-        grant = replace(admitted.facts.key, spill=False, limits=())
-        before = admitted.ticket
-        ticket = state.inflight.enter(grant, before.tags, before.label)
-        ticket.revoked, ticket.declassified = before.revoked, before.declassified
-        facts = replace(admitted.facts, request_id=fresh_request_id(), key=grant, complexity=complexity, timeout_s=0.0)
-        receipt = _fresh_receipt(admitted.receipt, facts)
-        own = AdmittedRequest(
-            admitted.path, admitted.headers, admitted.body, admitted.parsed, facts, receipt, ticket, admitted.conversation
-        )
         self._admitted = own
         self._steps = Steps(state, own, "shadow")
-        self._step = Step("shadow", self, admitted.path)
+        self._step = Step("shadow", self, own.path)
 
     def start(self) -> None:
         """Ask, whole and with log-probabilities."""
@@ -216,21 +208,3 @@ class Shadow:
             "main_seconds": self._main.ended - self._main.received,
             "confidence": self._step.confidence,
         }
-
-
-def _fresh_receipt(receipt: Receipt, facts: Facts) -> Receipt:
-    """The shadow's receipt before it began."""
-    return replace(
-        receipt,
-        request_id=facts.request_id,
-        received=time.time(),
-        complexity_tier=facts.complexity.tier,
-        complexity_score=facts.complexity.score,
-        trial=facts.complexity.trial,
-        attempts=[],
-        steps=[],
-        capture="",
-        context="",
-        status=0,
-        code="",
-    )

@@ -126,6 +126,7 @@ class RouterState:
         """Cascade, vote, experiments, feedback; None where none is configured."""
         self._plan_stages()
         self.shadows_running = 0
+        self.labels_running = 0
         self.draining = False
         self.find_elsewhere: FindReceipt | None = None
         """Asks the other router replicas for a receipt; None where there are none."""
@@ -180,6 +181,8 @@ class RouterState:
             if self.classifier is not None and _says(self.classifier, config, policy) != said:
                 unread = self.classifier.rules.tightest
         known = frozenset(self.policy.relaxations)
+        pins = config.complexity.pin_conversations, config.complexity.pin_margin
+        self.complexity.adopt(*pins, tiers_changed=policy.tiers != self.policy.tiers)
         self.config, self.policy, self.tokens = config, policy, tokens
         self._plan_stages()
         self.record_relaxations(known)

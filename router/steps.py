@@ -20,6 +20,8 @@ from router.decision import Decision, Facts
 from router.identity.limit import Kind
 from router.identity.limits import NOTHING, UNBOUNDED_ANSWER_TOKENS, Reservation
 from router.ledger.receipts import CACHE_HIT, CACHE_MISS, Receipt, StepRecord
+from router.residency.classify.rule import distinct_evidence, needed
+from router.residency.label import Label
 from router.serving import Serving
 from router.state import RouterState
 from router.wire.direct import ClientListener, DirectRequest
@@ -244,8 +246,10 @@ class Steps:
         if changes:
             body = encode_object(parsed)
         held = base.ticket
+        if held.unread is not None and _must_be_read(state, held.label):
+            base.hold()  # a target has come for which somebody would have had to read the request
         ticket = state.inflight.enter(held.grant, held.tags, held.label)
-        ticket.declassified, ticket.revoked = held.declassified, held.revoked
+        ticket.declassified, ticket.revoked, ticket.unread = held.declassified, held.revoked, held.unread
         if facts.timeout_s:
             facts = replace(facts, timeout_s=max(0.001, base.deadline - time.monotonic()))
         receipt = replace(base.receipt, attempts=[], received=time.time())
@@ -296,6 +300,11 @@ class Steps:
         state.receipts.add(receipt, None if answering is None else answering.decision)
         if state.audit is not None:
             state.audit.ended(receipt)
+
+
+def _must_be_read(state: RouterState, label: Label) -> bool:
+    classifier = state.classifier
+    return classifier is not None and needed(classifier.rules, label, distinct_evidence(state.fleet.membership), time.time())
 
 
 def merge_receipts(receipt: Receipt, mode: str, steps: list[Step], answering: Step | None, state: RouterState) -> None:

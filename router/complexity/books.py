@@ -34,6 +34,12 @@ class ComplexityBooks:
         self.learning: Learning | None = None
         """Set while the operator lets the router learn from feedback."""
 
+    def adopt(self, pin: bool, margin: float, *, tiers_changed: bool) -> None:
+        """Go by another configuration's settings; where it has other tiers, no conversation keeps the place of one."""
+        self._pin, self._margin = pin, margin
+        if not pin or tiers_changed:
+            self._pins.clear()
+
     def __repr__(self) -> str:
         return f"ComplexityBooks(tenants={len(self._tracks)}, conversations={len(self._pins)})"
 

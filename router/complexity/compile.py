@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from pathlib import Path
 
 from router.complexity.calibrate import Wish
@@ -12,6 +13,9 @@ from router.complexity.model import Model, compile_model
 from router.complexity.rules import Rule
 from router.complexity.weights import DEFAULT, WeightsError, read_weights
 from router.config.complexity import Complexity, ComplexityRule
+
+PROMOTED = "promoted.tgcw"
+"""In the directory of the labels: the weights that a refit has promoted last."""
 
 
 def compile_plan(section: Complexity, base: Path, models: frozenset[str]) -> Plan | None:
@@ -29,7 +33,7 @@ def compile_plan(section: Complexity, base: Path, models: frozenset[str]) -> Pla
     wishes = section.share is not None or section.max_loss is not None or section.price is not None
     if not (wishes or section.rules or section.domains):
         return None
-    model = load_model(base / section.weights if section.weights else DEFAULT)
+    model = load_model(weights_of(section, base))
     names = [head.name for head in model.gains]
     if section.head is not None and section.head not in names:
         raise ValueError(f"complexity.head: no gain `{section.head}` in the weights; there are {', '.join(names)}")
@@ -65,6 +69,24 @@ def compile_experiments(section: Complexity, base: Path, models: frozenset[str])
     return tuple(branches)
 
 
+def weights_of(section: Complexity, base: Path) -> Path:
+    """The weights that a configuration goes by: what a refit has promoted, else the named file, else those of the project."""
+    if section.labels is not None and (promoted := base / section.labels.dir / PROMOTED).is_file():
+        return promoted
+    return base / section.weights if section.weights else DEFAULT
+
+
+def weights_files(section: Complexity, base: Path) -> tuple[Path, ...]:
+    """Every file that `weights_of` looks at, whether or not it is there."""
+    promoted = () if section.labels is None else (base / section.labels.dir / PROMOTED,)
+    return (*promoted, base / section.weights) if section.weights else promoted
+
+
+def weights_digest(section: Complexity, base: Path) -> str:
+    """Names a configuration's weights by their content, in 12 hex digits."""
+    return digest_of_weights(weights_of(section, base))
+
+
 def load_model(path: Path) -> Model:
     """Weights, ready.
 
@@ -76,6 +98,18 @@ def load_model(path: Path) -> Model:
     except OSError as error:
         raise WeightsError(f"{path}: cannot read the weights: {error.strerror}") from None
     return _load(path, found.st_mtime_ns, found.st_size)
+
+
+def digest_of_weights(path: Path) -> str:
+    """Names a weights file by its content, in 12 hex digits.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot read the weights: {error.strerror}") from None
 
 
 @functools.lru_cache(maxsize=2)

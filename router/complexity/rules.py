@@ -107,10 +107,13 @@ def _numbers_match(rule: Rule, shape: Shape) -> bool:
         return False
     if rule.weekdays and shape.weekday not in rule.weekdays:
         return False
-    if rule.minutes is None:
-        return True
-    start, end = rule.minutes
-    return start <= shape.minute < end if start <= end else shape.minute >= start or shape.minute < end
+    return rule.minutes is None or is_between(shape.minute, rule.minutes)
+
+
+def is_between(minute: int, minutes: tuple[int, int]) -> bool:
+    """Whether a minute of the day lies in a span, which may run over midnight; its end is excluded."""
+    start, end = minutes
+    return start <= minute < end if start <= end else minute >= start or minute < end
 
 
 def _flags_match(rule: Rule, shape: Shape) -> bool:

@@ -6,7 +6,7 @@ import msgspec
 
 from router.complexity.cascade import Doubt
 from router.complexity.learning import LearningSettings
-from router.config.complexity import Cascade, Complexity, Feedback
+from router.config.complexity import Cascade, Complexity, Feedback, Labels
 
 
 class CascadeSettings(msgspec.Struct, frozen=True):
@@ -23,6 +23,22 @@ class VoteSettings(msgspec.Struct, frozen=True):
     most: int = 3
 
 
+class LabelSettings(msgspec.Struct, frozen=True):
+    """Which requests become labels, and where those go. `minutes` are of the day, UTC; `small` and `large` are tiers."""
+
+    share: float
+    minutes: tuple[int, int]
+    idle_ttft_s: float
+    small: str
+    large: str
+    zone: str
+    duties: tuple[str, ...]
+    directory: str
+    judge: str = ""
+    references: str = ""
+    tenants: frozenset[str] = frozenset()
+
+
 class Stages(msgspec.Struct, frozen=True):
     """None or empty: that stage is off."""
 
@@ -33,6 +49,7 @@ class Stages(msgspec.Struct, frozen=True):
     learning: LearningSettings | None = None
     vote: VoteSettings | None = None
     """None: no key may ask for one."""
+    labels: LabelSettings | None = None
 
 
 def plan_stages(section: Complexity, voting: bool) -> Stages | None:
@@ -48,12 +65,29 @@ def plan_stages(section: Complexity, voting: bool) -> Stages | None:
         trials={trial.name: _cascade(trial.cascade) for trial in section.experiments if trial.cascade is not None},
         shadows=any(trial.kind == "shadow" for trial in section.experiments),
         vote=VoteSettings(tuple(section.vote.models), section.vote.most) if voting else None,
+        labels=None if section.labels is None else _labels(section.labels, section.tiers),
     )
     return None if stages == Stages() else stages
 
 
 def _learning(section: Feedback) -> LearningSettings:
     return LearningSettings(section.explore, section.tier_cost, section.implicit)
+
+
+def _labels(section: Labels, tiers: list[str]) -> LabelSettings:
+    return LabelSettings(
+        share=section.share,
+        minutes=section.minutes(),
+        idle_ttft_s=section.idle_ttft_ms / 1e3,
+        small=tiers[0],
+        large=tiers[-1],
+        zone=section.zone,
+        duties=tuple(section.duties),
+        directory=section.dir,
+        judge=section.judge or "",
+        references=section.references or "",
+        tenants=frozenset(section.tenants),
+    )
 
 
 def _cascade(section: Cascade) -> CascadeSettings | None:

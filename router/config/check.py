@@ -82,6 +82,7 @@ def check_references(config: Config) -> None:
                 raise ValueError(f"cache.zones: `{zone}` is external; routers, and what they keep, are inside")
         for duty in config.cache.duties:
             known("duty", duty, duties, "cache.duties")
+    _check_labels(config)
     _check_identities(config, tags)
     if config.capture is not None:
         known("zone", config.capture.zone, zones, "capture.zone")
@@ -129,6 +130,25 @@ def _check_sensitive(config: Config, name: str, tag: Tag) -> None:
                     f"residency.tags.{name}: this tag is sensitive, but lets bytes out to the external zone `{zone}`{through}: "
                     f"take the zone away, or `sensitive`"
                 )
+
+
+def _check_labels(config: Config) -> None:
+    labels = config.complexity.labels
+    if labels is None:
+        return
+    if labels.zone not in config.zones:
+        raise ValueError(f"complexity.labels.zone: unknown zone `{labels.zone}`{nearest(labels.zone, set(config.zones))}")
+    if config.zones[labels.zone].external:
+        raise ValueError(f"complexity.labels.zone: `{labels.zone}` is external; labels are kept inside")
+    for duty in labels.duties:
+        if duty not in config.duties:
+            raise ValueError(f"complexity.labels.duties: unknown duty `{duty}`{nearest(duty, set(config.duties))}")
+    inside = {model.id for model in config.models}
+    inside |= {name for target in config.targets if target.kind != "cloud" for name in target.models}
+    if labels.judge is not None and labels.judge not in inside:
+        raise ValueError(
+            f"complexity.labels.judge: no model inside the cluster is `{labels.judge}`{nearest(labels.judge, inside)}"
+        )
 
 
 def _check_identities(config: Config, tags: set[str]) -> None:

@@ -16,6 +16,23 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def check_times(value: list[str]) -> list[str]:
+    """Two times of day.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if len(value) != 2 or not all(_CLOCK.match(time) for time in value):
+        raise ValueError('two times of day in UTC, such as ["22:00", "06:00"]')
+    return value
+
+
+def minutes_of(between: list[str]) -> tuple[int, int]:
+    """Two times of day in minutes."""
+    start, end = (int(time[:2]) * 60 + int(time[3:]) for time in between)
+    return start, end
+
+
 class When(_Strict):
     """Conditions of a rule; all that are given must hold. A rule without any always matches."""
 
@@ -43,16 +60,11 @@ class When(_Strict):
     @field_validator("between")
     @classmethod
     def _two_times(cls, value: list[str] | None) -> list[str] | None:
-        if value is not None and (len(value) != 2 or not all(_CLOCK.match(time) for time in value)):
-            raise ValueError('two times of day in UTC, such as ["22:00", "06:00"]')
-        return value
+        return None if value is None else check_times(value)
 
     def minutes(self) -> tuple[int, int] | None:
         """`between` in minutes of the day."""
-        if self.between is None:
-            return None
-        start, end = (int(time[:2]) * 60 + int(time[3:]) for time in self.between)
-        return start, end
+        return None if self.between is None else minutes_of(self.between)
 
     def days(self) -> frozenset[int]:
         """`weekdays` as numbers, Monday 0."""
@@ -107,6 +119,41 @@ class Voting(_Strict):
 
     models: list[Name] = []
     most: int = Field(default=3, ge=2, le=9)
+
+
+class Labels(_Strict):
+    """The label loop: a small share of the `auto` traffic is answered once more by the smallest and by the largest tier, off-peak
+    and after the client has its answer, and scored. Kept are hashed features and both scores, never text.
+    """
+
+    zone: Name
+    """Where the disk stands that `dir` is on. Only of requests whose label lets this zone store them is anything kept."""
+    duties: list[str] = []
+    """The duties this place carries."""
+    share: float = Field(default=0.01, gt=0, le=1)
+    between: list[str] = ["22:00", "06:00"]
+    """Two times of day in UTC, as in a rule's `between`; the same time twice is the whole day."""
+    idle_ttft_ms: float = Field(default=500, gt=0)
+    """Only while nobody waits, and either model is predicted to begin its answer within this time."""
+    judge: Name | None = None
+    """A model of the cluster that compares two answers which nothing else tells apart; asked twice, with positions swapped."""
+    references: str | None = None
+    """A CSV of questions whose answers are known: `prompt` with `answer`, or with `pattern` (a regular expression of RE2)."""
+    tenants: list[Name] = []
+    """Only requests of these tenants. Default: of all."""
+    dir: str = ".tidegate/labels"
+    """Relative to TIDEGATE_HOME: the labels, and the weights that `tidegate train refit` makes of them."""
+    keep_days: float = Field(default=365, ge=1)
+
+    @field_validator("between")
+    @classmethod
+    def _two_times(cls, value: list[str]) -> list[str]:
+        return check_times(value)
+
+    def minutes(self) -> tuple[int, int]:
+        """`between` in minutes of the day."""
+        start, end = minutes_of(self.between)
+        return (start, end) if start != end else (0, 24 * 60)
 
 
 class Experiment(_Strict):
@@ -169,6 +216,7 @@ class Complexity(_Strict):
     vote: Voting = Voting()
     feedback: Feedback = Feedback()
     experiments: list[Experiment] = Field(default=[], max_length=16)
+    labels: Labels | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Complexity:
@@ -189,6 +237,8 @@ class Complexity(_Strict):
                 raise ValueError(f"rules[{i}]: unknown tier `{rule.tier}`; there are {', '.join(self.tiers)}")
         if len({experiment.name for experiment in self.experiments}) != len(self.experiments):
             raise ValueError("experiments: two experiments have the same name")
+        if self.labels is not None and len(self.tiers) < 2:
+            raise ValueError("labels: with one tier there is nothing to compare")
         if len({rule.name for rule in self.rules}) != len(self.rules):
             raise ValueError("rules: two rules have the same name")
         return self

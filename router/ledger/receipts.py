@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -26,6 +27,7 @@ _COUNT = re.compile(rb'"(' + b"|".join(_FIELDS) + rb')"\s*:\s*(\d{1,12})')
 
 
 CACHE_HIT, CACHE_MISS = "hit", "miss"
+MOST_WATCHED = 64
 
 
 class Attempt(msgspec.Struct, gc=False):
@@ -168,6 +170,7 @@ class ReceiptBook:
     def __init__(self, capacity: int = 20_000) -> None:
         self._capacity = capacity
         self._receipts: OrderedDict[str, tuple[Receipt, Decision | None]] = OrderedDict()
+        self._watched: dict[str, Callable[[Receipt], None]] = {}
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._receipts
@@ -177,6 +180,13 @@ class ReceiptBook:
         self._receipts[receipt.request_id] = (receipt, decision)
         if len(self._receipts) > self._capacity:
             self._receipts.popitem(last=False)
+        if self._watched and (told := self._watched.pop(receipt.request_id, None)) is not None:
+            told(receipt)
+
+    def watch(self, request_id: str, told: Callable[[Receipt], None]) -> None:
+        """Tell somebody when a request is over; they must not raise. Beyond `MOST_WATCHED` at a time nobody is told."""
+        if len(self._watched) < MOST_WATCHED:
+            self._watched[request_id] = told
 
     def find(self, request_id: str) -> dict[str, Any] | None:
         """The receipt as plain data, or None."""

@@ -27,6 +27,7 @@ from tidegate import (
     processes,
     render,
     report,
+    train_commands,
 )
 from tidegate.effective import Overrides
 from tidegate.home import DEFAULT_CONFIG, Home, find_home
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(keys_commands.app, name="keys")
 app.add_typer(eval_commands.app, name="eval")
+app.add_typer(train_commands.app, name="train")
 audit.app.command()(audit_payloads.payload)
 audit.app.command()(audit_payloads.shred)
 app.add_typer(breakglass_commands.app, name="breakglass")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,21 +11,7 @@ from router.complexity.model import Model, read_gains
 from router.complexity.peel import peel_text
 from router.complexity.weights import DEFAULT, WeightsError
 from tidegate.curves import Interval, aiq, apgr_interval, cpt, difference_interval, mean_interval, recovered
-
-_FIELDS = ("prompt", "small", "large")
-
-
-class EvalError(ValueError):
-    """The data cannot be evaluated; the text says which file and line."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One question with both scores, 0..1."""
-
-    prompt: str
-    small: float
-    large: float
+from tidegate.outcome_file import EvalError, Outcome, read_rows, read_score
 
 
 @dataclass(frozen=True)
@@ -52,54 +35,6 @@ class Side:
     name: str
     rows: int
     score: Interval
-
-
-def read_outcomes(path: Path) -> list[Outcome]:
-    """Rows of a CSV or of JSON lines with `prompt`, `small`, `large` (or `weak_correct`, `strong_correct`).
-
-    Raises:
-        EvalError: the file cannot be read, a column is missing, or a score is no number in 0..1.
-    """
-    outcomes = []
-    for number, row in _rows(path):
-        prompt = row.get("prompt")
-        small, large = row.get("small", row.get("weak_correct")), row.get("large", row.get("strong_correct"))
-        if not isinstance(prompt, str) or small is None or large is None:
-            raise EvalError(f"{path}:{number}: a row needs {', '.join(_FIELDS)}")
-        outcomes.append(Outcome(prompt, _score(small, path, number), _score(large, path, number)))
-    if not outcomes:
-        raise EvalError(f"{path}: there are no rows")
-    return outcomes
-
-
-def _rows(path: Path) -> Iterable[tuple[int, dict[str, object]]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EvalError(f"{path}: cannot be read ({type(error).__name__})") from None
-    if path.suffix == ".csv":
-        yield from enumerate(csv.DictReader(text.splitlines(keepends=True)), 2)
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            raise EvalError(f"{path}:{number}: this line is no JSON") from None
-        if not isinstance(row, dict):
-            raise EvalError(f"{path}:{number}: this line is no JSON object")
-        yield number, row
-
-
-def _score(value: object, path: Path, number: int) -> float:
-    try:
-        score = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise EvalError(f"{path}:{number}: a score is a number from 0 to 1") from None
-    if not 0 <= score <= 1:
-        raise EvalError(f"{path}:{number}: a score is a number from 0 to 1")
-    return score
 
 
 def load_weights(path: Path | None) -> Model:
@@ -164,11 +99,11 @@ def compare(path: Path) -> tuple[list[Side], list[tuple[str, str, Interval]]]:
         EvalError: the file cannot be used.
     """
     scores: dict[str, list[float]] = {}
-    for number, row in _rows(path):
+    for where, row in read_rows(path):
         variant, score = row.get("variant"), row.get("score")
         if not isinstance(variant, str) or score is None:
-            raise EvalError(f"{path}:{number}: a row needs variant and score")
-        scores.setdefault(variant, []).append(_score(score, path, number))
+            raise EvalError(f"{where}: a row needs variant and score")
+        scores.setdefault(variant, []).append(read_score(score, "score", where))
     if not scores:
         raise EvalError(f"{path}: there are no rows")
     names = sorted(scores)

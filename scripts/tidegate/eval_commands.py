@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from router.ledger import records
 from router.ledger.reader import merged
 from router.ledger.records import RecordError
 from router.ledger.tiles import TileError
@@ -14,6 +15,10 @@ from tidegate import eval as evaluation
 from tidegate.audit import DirOption, SinceOption, open_logs, span
 from tidegate.curves import Interval, mean_interval, share_interval
 from tidegate.eval_experiments import REST, compare_arms, read_experiments
+from tidegate.eval_labels import lines_about, read_story
+from tidegate.outcome_file import EvalError, read_outcomes
+
+_OF_INTEREST = {records.END, records.FEEDBACK, records.SHADOW, records.LABEL, records.REFIT, records.WEIGHTS}
 
 app = typer.Typer(help="Evaluate the choice of models on outcomes.", no_args_is_help=True)
 
@@ -32,9 +37,9 @@ def outcomes(
         model = evaluation.load_weights(weights)
         names = [gain.name for gain in model.gains]
         if head is not None and head not in names:
-            raise evaluation.EvalError(f"no gain `{head}` in the weights; there are {', '.join(names)}")
-        found = evaluation.evaluate(evaluation.read_outcomes(file), model, names.index(head) if head else 0, ratio)
-    except evaluation.EvalError as error:
+            raise EvalError(f"no gain `{head}` in the weights; there are {', '.join(names)}")
+        found = evaluation.evaluate(read_outcomes(file), model, names.index(head) if head else 0, ratio)
+    except EvalError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     area = found.apgr
@@ -53,13 +58,16 @@ def report(
     directory: DirOption = None,
     since: SinceOption = "",
 ) -> None:
-    """The sides of A/B and shadow experiments with 95 % intervals; a difference counts when its interval leaves out zero."""
+    """The sides of A/B and shadow experiments with 95 % intervals, and every step of the label loop and its refits.
+
+    A difference counts when its interval leaves out zero.
+    """
     if file is None:
         _report_log(directory, since)
         return
     try:
         sides, differences = evaluation.compare(file)
-    except evaluation.EvalError as error:
+    except EvalError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
     for side in sides:
@@ -71,7 +79,9 @@ def report(
 def _report_log(directory: Path | None, since: str) -> None:
     start, _ = span(since, "")
     try:
-        arms, shadows = read_experiments((record for _, record in merged(open_logs(directory))), start)
+        entries = [record for _, record in merged(open_logs(directory)) if record.e in _OF_INTEREST]
+        arms, shadows = read_experiments(entries, start)
+        story = read_story(entries, start)
     except (TileError, RecordError) as error:
         typer.echo(f"error: the log is damaged: {error}", err=True)
         raise typer.Exit(1) from None
@@ -87,7 +97,9 @@ def _report_log(directory: Path | None, since: str) -> None:
         for what, values in (("USD", seen.usd), ("seconds", seen.seconds)):
             if values:
                 typer.echo(f"  {what} more   {_said(mean_interval(values))}")
-    if not set(arms) - {REST} and not shadows:
+    for line in lines_about(story):
+        typer.echo(line)
+    if not set(arms) - {REST} and not shadows and story.empty:
         typer.echo("no experiment is in this log: see `experiments` under `complexity:`")
 
 

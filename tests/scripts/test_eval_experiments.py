@@ -89,3 +89,25 @@ def test_a_log_without_experiments_says_so(tmp_path):
     shown = CliRunner().invoke(app, ["eval", "report", "--dir", str(tmp_path / "log")])
     assert shown.exit_code == 0 and "no experiment is in this log" in shown.output
     assert CliRunner().invoke(app, ["eval", "report", "--dir", str(tmp_path / "nowhere")]).exit_code == 2
+
+
+def test_the_label_loop_is_told_step_by_step(tmp_path):
+    log = AuditLog(LogStore(tmp_path / "log", Signer(bytes(32))), str, window_s=0.01)
+    models = {"small_model": "s", "large_model": "l"}
+    for turn in range(10):
+        log.event(records.LABEL, f"a{turn}", {**models, "by": "judge" if turn % 2 else "same", "small": 0.5, "large": 1.0})
+    log.event(records.LABEL, "b", {**models, "by": "", "why": "the judge did not say"})
+    tried = {"at": 1.8e9, "champion": "aaaaaaaaaaaa", "labels": 9, "questions": 8, "trained": 6, "held_out": 2, "by": "root"}
+    log.event(records.REFIT, "aaaaaaaaaaaa", {**tried, "outcome": "not compared", "why": "too few"})
+    better = {"challenger": "bbbbbbbbbbbb", "look": 1, "difference": 0.05, "low": 0.01, "high": 0.09, "alpha": 0.01}
+    log.event(records.REFIT, "bbbbbbbbbbbb", {**tried, **better, "outcome": "promoted"})
+    log.event(records.WEIGHTS, "bbbbbbbbbbbb", {"epoch": "e"})
+    log.close()
+    shown = CliRunner().invoke(app, ["eval", "report", "--dir", str(tmp_path / "log")])
+    assert shown.exit_code == 0, shown.output
+    for line in (
+        "labels: 10 (5 by same, 5 by judge)", "1 attempts made none: the judge did not say", "small 0.500 [0.500, 0.500]",
+        "not compared: too few", "+0.0500 [+0.0100, +0.0900] (99.0%), look 1", "promoted: bbbbbbbbbbbb",
+        "weights bbbbbbbbbbbb in use by a router",
+    ):  # fmt: skip
+        assert line in shown.output

@@ -50,13 +50,14 @@ async def _run(small: Path, large: Path, limit: int) -> bool:
         texts = [one.question for one in held_out]
         # A busy CPU makes a few tokens a second: with the default bound streams would be judged by their first words.
         doubt = {"enabled": True, "mean_logprob": threshold, "cut_off": False, "refusals": False, "hold_ms": 60_000}
-        by_cascade = await live(stack, texts, {"share": 0.0, "cascade": doubt})
+        # Every question is asked twice live: the second time must not keep the model of the first, as a conversation would.
+        by_cascade = await live(stack, texts, {"share": 0.0, "cascade": doubt, "pin_conversations": False})
         _line("cascade", by_cascade)
         # By a fixed gain, so that it spends as much: a share would need some hundred requests to settle on such questions.
         gains = sorted((one.gain for one in held_out), reverse=True)
         moved = routed_at(held_out, [one.gain for one in held_out], by_cascade.usd)
         cut = gains[min(len(gains) - 1, round(moved.large * len(gains)))]
-        by_prompt = await live(stack, texts, {"price": cut})
+        by_prompt = await live(stack, texts, {"price": cut, "pin_conversations": False})
         _line("prompt-only router, as many by gain", by_prompt)
     met = lead > 0 and by_cascade.right > max(moved.right, by_prompt.right)
     print(f"\nstrictly better at equal cost: {'met' if met else 'missed'}")
