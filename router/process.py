@@ -26,6 +26,7 @@ from router.policy import Policy
 from router.policy_source import Loaded, PolicySource
 from router.self_test import run_self_test
 from router.state import RouterState
+from router.teaching import Teaching
 from router.wire.http_server import make_server, open_socket
 
 _log = logging.getLogger("tidegate.router")
@@ -72,6 +73,8 @@ class RouterProcess:
             self.state.limits, self.state.stored_keys = Limits(shared.books), shared.keys
             self.state.inflight.find_outside = shared.keys.by_id
             self.state.lineage.stored_widest = lambda tenant: shared.keys.widest.get(tenant)
+        self._teaching = None if shared is None else Teaching(self.state, shared.feedback)
+        self._lessons: asyncio.Task[None] | None = None
         self._servers: list[uvicorn.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._watch: asyncio.Task[None] | None = None
@@ -108,6 +111,8 @@ class RouterProcess:
             self._servers.append(server)
             self._tasks.append(asyncio.get_running_loop().create_task(server.serve(sockets=[listener])))
         self._watch = asyncio.get_running_loop().create_task(self._feeds.run())
+        if self._teaching is not None:
+            self._lessons = asyncio.get_running_loop().create_task(self._teaching.run())
 
     def take_policy(self, source: PolicySource) -> Loaded | None:
         """Read the policy anew and run under it; one that cannot be used changes nothing and raises an alert.
@@ -154,6 +159,10 @@ class RouterProcess:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
         self.state.pool.close()
+        if self._lessons is not None and self._teaching is not None:
+            self._lessons.cancel()
+            await asyncio.gather(self._lessons, return_exceptions=True)
+            await self._teaching.close()
         if self.state.capture is not None:  # before the audit log, which has to hear what was kept
             await asyncio.to_thread(self.state.capture.close)
         if self.state.audit is not None:

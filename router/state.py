@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import math
 import secrets
@@ -71,6 +72,12 @@ def _open_lineage(config: Config) -> LineageStore | None:
         return LineageStore(home() / config.lineage.path, config.lineage.keep_days * 86400, time.time())
     except OSError as error:
         raise ConfigError(f"lineage.path: {error}") from None
+
+
+def _setting_of(policy: Policy) -> str:
+    """Names the tiers and their models: ratings of others say nothing about these."""
+    tiers = [(tier, *policy.tier_models.get(tier, ())) for tier in policy.tiers]
+    return hashlib.sha256(msgspec.json.encode(tiers)).hexdigest()[:16]
 
 
 def _says(classifier: Classifier | None, config: Config, policy: Policy) -> object:
@@ -202,8 +209,8 @@ class RouterState:
         wanted, books = None if stages is None else stages.learning, self.complexity
         if wanted is None:
             books.learning = None
-        elif books.learning is None:
-            books.learning = Learning(wanted)
+        elif books.learning is None or books.learning.setting != _setting_of(self.policy):
+            books.learning = Learning(wanted, setting=_setting_of(self.policy))
         else:
             books.learning.settings = wanted
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
-from router.complexity.feedback import Bandit, Drawn, Rating, draw_tier, learn, signal_rating
+from router.complexity.feedback import Arm, Bandit, Drawn, Rating, draw_tier, learn, signal_rating
 
 MAX_TENANTS = 4096
 MAX_REQUESTS = 20_000
@@ -27,16 +27,31 @@ class LearningSettings(msgspec.Struct, frozen=True):
     implicit: bool = True
 
 
+class Learnt(msgspec.Struct, frozen=True, gc=False):
+    """One rating that counted, for others to hear of. `slot` names it without saying which request it was of."""
+
+    slot: str
+    tenant: str
+    context: str
+    tier: int
+    rating: Rating
+
+
 class Learning:
-    """What one router has learnt; it is forgotten when the router ends.
+    """What a router has learnt: its own ratings, and, where routers share them, everybody's as last heard.
 
     Args:
         settings: the operator's.
         dice: gives numbers in [0, 1).
+        setting: names the tiers and their models.
     """
 
-    def __init__(self, settings: LearningSettings, dice: Callable[[], float] = random.random) -> None:
+    def __init__(self, settings: LearningSettings, dice: Callable[[], float] = random.random, setting: str = "") -> None:
         self.settings = settings
+        self.setting = setting
+        self.shared = False
+        """Whether somebody empties `fresh`, and says with `hear` what is known by everybody."""
+        self.fresh: deque[Learnt] = deque(maxlen=MAX_REQUESTS)
         self._dice = dice
         self._secret = os.urandom(32)
         self._bandits: OrderedDict[str, Bandit] = OrderedDict()
@@ -58,9 +73,34 @@ class Learning:
         if slot in self._rated:
             return False
         _put(self._rated, slot, None, MAX_REQUESTS)
+        self._learn(tenant, context, tier, tiers, rating)
+        if self.shared:
+            name = hashlib.blake2b(f"{slot[0]}\0{slot[1]}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+            self.fresh.append(Learnt(name, tenant, context, tier, rating))
+        return True
+
+    def hear(self, sums: Iterable[tuple[str, str, int, float, float]], told: int) -> None:
+        """Go by what all routers know from here on, and by what they have not been told yet.
+
+        Args:
+            sums: tenant, context, tier, weight and total of all ratings.
+            told: how many of `fresh`, from its beginning, are in them.
+        """
+        for _ in range(min(told, len(self.fresh))):
+            self.fresh.popleft()
+        known: dict[str, dict[str, dict[int, Arm]]] = {}
+        for tenant, context, tier, weight, total in sums:
+            known.setdefault(tenant, {}).setdefault(context, {})[tier] = Arm(weight, total)
+        self._bandits.clear()
+        for tenant, contexts in known.items():
+            arms = {name: tuple(found.get(tier, Arm()) for tier in range(max(found) + 1)) for name, found in contexts.items()}
+            _put(self._bandits, tenant, Bandit(arms), MAX_TENANTS)
+        for one in self.fresh:
+            self._learn(one.tenant, one.context, one.tier, one.tier + 1, one.rating)
+
+    def _learn(self, tenant: str, context: str, tier: int, tiers: int, rating: Rating) -> None:
         bandit = learn(self._bandits.get(tenant, Bandit()), context, tier, tiers, rating)
         _put(self._bandits, tenant, bandit, MAX_TENANTS)
-        return True
 
     def repeats(self, key: str, path: str, parsed: dict[str, Any], request_id: str, now: float) -> str | None:
         """Remember a request; the id of the one it repeats, if that is not long ago.

@@ -18,6 +18,7 @@ from router.residency.guard_copy import ceilings_of
 from router.residency.label import Label
 from router.store.counters import Counters
 from router.store.database import Database, StoreError
+from router.store.feedback import FeedbackTable
 from router.store.keys import KeyTable, StoredKey, mac_of, read_pepper
 
 _log = logging.getLogger("tidegate.keys")
@@ -191,6 +192,7 @@ class Shared:
         pepper = read_pepper(base / PEPPER_FILE, make=True)
         self.keys = StoredKeys(KeyTable(database), pepper, config, policy)
         self.books = LeasedBooks(Counters(database, replica), self.keys.limits, base / USAGE_DIRECTORY)
+        self.feedback = FeedbackTable(database)
         self.keys.limit_by(policy)
         self.keys.before_use = self.books.ask_for
 

@@ -45,3 +45,23 @@ changes = Table(
     Column("version", Integer, nullable=False),
 )
 """A number that grows with every change of a table, so that asking whether there is news is one row."""
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("setting", String(32), primary_key=True),
+    Column("tenant", String(64), primary_key=True),
+    Column("context", String(96), primary_key=True),
+    Column("tier", Integer, primary_key=True, autoincrement=False),
+    Column("weight", Float, nullable=False),
+    Column("total", Float, nullable=False),
+)
+"""The sums of all ratings. `setting` names the tiers and their models: what was learnt of others says nothing about these."""
+
+rated = Table(
+    "rated",
+    metadata,
+    Column("slot", String(32), primary_key=True),
+    Column("at", Float, nullable=False),
+)
+"""Which ratings are in those sums: a hash of the request's id, so that one that comes to two routers counts once."""

@@ -15,6 +15,7 @@ import pytest
 from router.compiled import compile_policy
 from router.config import parse_config
 from router.fixed_targets import fixed_targets
+from router.identity.stored import open_shared
 from router.placement.targets import Report
 from router.process import RouterProcess
 from tests.router.builders import digest
@@ -55,10 +56,11 @@ async def open_front_door(zones: dict[str, str], /, **changes: Any) -> AsyncIter
     """A router over one simulated engine per entry of `zones` (engine name -> zone).
 
     Among `changes`: `engines` instead of plain ones, `tiers` by engine (each then serves a model `m-NAME` of its own), `prices`,
-    and `slots`: how many sequences each engine has.
+    `slots`: how many sequences each engine has, and `store`: a directory with a store that other routers may share.
     """
     engines: dict[str, Any] = changes.pop("engines", None) or {name: SimulatedEngine() for name in zones}
     tiers, prices, slots = changes.pop("tiers", {}), changes.pop("prices", {}), changes.pop("slots", 0)
+    store: Path | None = changes.pop("store", None)
     for engine in engines.values():
         await engine.start()
     port, admin = free_port(), free_port()
@@ -85,7 +87,9 @@ async def open_front_door(zones: dict[str, str], /, **changes: Any) -> AsyncIter
         **changes,
     }
     config = parse_config(data)
-    router = RouterProcess(config, compile_policy(config, Path()), b"s" * 32, {}, "router-test", grace_s=2)
+    policy = compile_policy(config, Path())
+    shared = None if store is None else open_shared(config, policy, store, f"r-{port}")
+    router = RouterProcess(config, policy, b"s" * 32, {}, "router-test", grace_s=2, shared=shared)
     router.state.fleet.update([Report(target) for target in fixed_targets(config, None, "")])
     router.start()
     headers = {"authorization": f"Bearer {KEY}"}
