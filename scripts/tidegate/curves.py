@@ -34,10 +34,15 @@ def recovered(scores: Sequence[float], small: Sequence[float], large: Sequence[f
     """
     if not len(scores) == len(small) == len(large) or not len(scores):
         raise ValueError("scores, small and large need one entry for each of at least one row")
+    return _curve([large[row] - small[row] for row in _order(scores)], bins)
+
+
+def _order(scores: Sequence[float]) -> list[int]:
+    """Rows by falling number; equal ones in a fixed random order."""
     order = list(range(len(scores)))
     random.Random(0).shuffle(order)
     order.sort(key=lambda row: -scores[row])
-    return _curve([large[row] - small[row] for row in order], bins)
+    return order
 
 
 def _curve(gains: Sequence[float], bins: int) -> list[float]:
@@ -80,8 +85,7 @@ def apgr_interval(
 ) -> Interval:
     """APGR with a percentile bootstrap over rows."""
     dice = random.Random(seed)
-    order = sorted(range(len(scores)), key=lambda row: -scores[row])
-    gains = [large[row] - small[row] for row in order]
+    gains = [large[row] - small[row] for row in _order(scores)]
     found = []
     for _ in range(draws):
         rows = sorted(dice.choices(range(len(gains)), k=len(gains)))

@@ -1,4 +1,4 @@
-"""The commands `tidegate eval outcomes` and `tidegate eval report`."""
+"""The commands `tidegate eval outcomes`, `log` and `report`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from tidegate.audit import DirOption, SinceOption, open_logs, span
 from tidegate.curves import Interval, mean_interval, share_interval
 from tidegate.eval_experiments import REST, compare_arms, read_experiments
 from tidegate.eval_labels import lines_about, read_story
+from tidegate.eval_plot import draw
 from tidegate.outcome_file import EvalError, read_outcomes
 
 _OF_INTEREST = {records.END, records.FEEDBACK, records.SHADOW, records.LABEL, records.REFIT, records.WEIGHTS}
+
+RatioOption = Annotated[float, typer.Option(min=1, help="Price of a large call in small ones.")]
+PlotOption = Annotated[Path | None, typer.Option(help="Draw cost and quality there (.svg).")]
 
 app = typer.Typer(help="Evaluate the choice of models on outcomes.", no_args_is_help=True)
 
@@ -30,7 +34,8 @@ def outcomes(
         Path | None, typer.Option(help="Weights from scripts/train/complexity; default: the shipped ones.")
     ] = None,
     head: Annotated[str | None, typer.Option(help="Which gain of the weights; default: the first.")] = None,
-    ratio: Annotated[float, typer.Option(min=1, help="Price of a large call in small ones.")] = 10.0,
+    ratio: RatioOption = 10.0,
+    plot: PlotOption = None,
 ) -> None:
     """RouteLLM's APGR and CPT, RouterBench's AIQ, and the cost-quality curve of the router on outcome data."""
     try:
@@ -42,14 +47,43 @@ def outcomes(
     except EvalError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
-    area = found.apgr
-    typer.echo(f"rows           {found.rows}; small {found.small:.3f}, large {found.large:.3f}")
-    typer.echo(f"APGR           {area.value:.3f} [{area.low:.3f}, {area.high:.3f}], 0.5 is chance")
-    typer.echo(f"CPT(50%)       {found.cpt50:.1f} % of the calls to the large model; CPT(80%) {found.cpt80:.1f} %")
-    typer.echo(f"AIQ            {found.aiq:.3f}")
-    typer.echo("to large  quality")
-    for line in evaluation.draw_curve(found):
+    _print(found, plot)
+
+
+@app.command("log")
+def log_(
+    directory: DirOption = None,
+    since: SinceOption = "",
+    ratio: RatioOption = 10.0,
+    plot: PlotOption = None,
+) -> None:
+    """The same figures for the router as it ran: what it expected of each request that became a label, from the audit log."""
+    start, _ = span(since, "")
+    try:
+        entries = (record for _, record in merged(open_logs(directory)) if record.e in (records.END, records.LABEL))
+        gains, small, large = evaluation.read_log(entries, start)
+        if not gains:
+            raise EvalError("no request in this log became a label: see `labels` under `complexity:`")
+        found = evaluation.figures(gains, small, large, ratio)
+    except (TileError, RecordError) as error:
+        typer.echo(f"error: the log is damaged: {error}", err=True)
+        raise typer.Exit(1) from None
+    except EvalError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    _print(found, plot)
+
+
+def _print(found: evaluation.Evaluation, plot: Path | None) -> None:
+    for line in evaluation.lines_of(found):
         typer.echo(line)
+    if plot is None:
+        return
+    try:
+        draw(found, plot)
+    except EvalError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
 
 
 @app.command()

@@ -19,10 +19,12 @@ from router.ledger.store import LogStore
 from router.ledger.writer import LogWriter
 
 
-def receipt(name: str, trial: str = "", status: int = 200, seconds: float = 1.0, **more: object) -> Receipt:
+def receipt(
+    name: str, trial: str = "", status: int = 200, seconds: float = 1.0, complexity_gain: float = 0.1, **more: object
+) -> Receipt:
     return Receipt(
         request_id=name, received=1000.0, ended=1000.0 + seconds, key="k", tenant="t", endpoint="/v1/chat/completions",
-        requested_model="auto", epoch="e", label="l", label_sources={}, complexity_tier="small", complexity_score=0.1,
+        requested_model="auto", epoch="e", label="l", label_sources={}, complexity_tier="small", complexity_score=complexity_gain,
         prompt_tokens_estimate=5, prompt_tokens=10, completion_tokens=5, status=status, trial=trial, **more,
     )  # fmt: skip
 
@@ -92,7 +94,7 @@ def test_a_log_without_experiments_says_so(tmp_path):
 
 
 def test_the_label_loop_is_told_step_by_step(tmp_path):
-    log = AuditLog(LogStore(tmp_path / "log", Signer(bytes(32))), str, window_s=0.01)
+    log = AuditLog(LogWriter(LogStore(tmp_path / "log", Signer(bytes(32))), window_s=0.01), str)
     models = {"small_model": "s", "large_model": "l"}
     for turn in range(10):
         log.event(records.LABEL, f"a{turn}", {**models, "by": "judge" if turn % 2 else "same", "small": 0.5, "large": 1.0})
