@@ -335,7 +335,7 @@ def _sites(config: Config, words: Vocabulary) -> Iterable[Site]:
         for replicas in model.replicas:
             zone = words.zone_mask([replicas.zone])
             for name in model.names:
-                yield Site(name, Evidence(zone, zone, words.duty_mask(replicas.duties)), False, endpoints)
+                yield Site(name, Evidence(zone, zone, words.duty_mask(replicas.duties)), False, endpoints, True)
     for target in config.targets:
         for name in target.models:
             yield Site(name, declared_evidence(target, words), target.kind == "cloud", endpoints_of(target))

@@ -33,6 +33,7 @@ from router.screen import Admitted, Group, Shortlist, shortlist
 MIN_BYTES_PER_TOKEN = 8
 """No tokenizer in use packs more bytes of ordinary text into a token: a prompt longer than this times the context cannot fit."""
 _RETRY_WHEN_DOWN_S = 5.0
+DOWN = "health: down"
 _MOST_FORECASTS = 32
 """Forecasts made at most of a group, while all of them are late."""
 
@@ -229,7 +230,7 @@ def screen_now(facts: Facts, policy: Policy, entry: Admitted, load: Load, view: 
     if target.incarnation in facts.excluded:
         return "excluded: already tried for this request"
     if load.down_until > now:
-        return "health: down"
+        return DOWN
     if target.kind is Kind.CLOUD:
         return _screen_spill(facts, policy, target, view)
     return None
@@ -269,7 +270,9 @@ def _pick(basis: _Basis, found: Shortlist, question: _Question, best: _Scored | 
     saturated = seen.ttft_s - seen.prefill_s > limit * question.resume
     if cheapest is not None:
         return _chose(cheapest, basis, question, _spill_reason(seen, question, limit), models, saturated)
-    if seen.ttft_s <= question.patience:
+    # What bounds the wait does not bound the request's own work: a long prompt that nobody else delays would never be sent, and
+    # a prediction that is wrong never found out.
+    if seen.ttft_s - seen.prefill_s <= question.patience and (not basis.facts.timeout_s or seen.ttft_s <= basis.facts.timeout_s):
         reason = f"predicted {_ms(seen.ttft_s)} ms: waits, no spill ({_why_no_spill(basis, found)})"
         return _chose(best, basis, question, reason, models, saturated)
     return Decision(None, _refuse_capacity(basis, best), models, saturated, basis=basis)

@@ -79,6 +79,8 @@ class Site(msgspec.Struct, frozen=True):
     evidence: Evidence
     external: bool
     endpoints: frozenset[str]
+    replaced: bool = False
+    """Serve puts another engine into the place of one that has gone."""
 
 
 class SloLimits(msgspec.Struct, frozen=True):

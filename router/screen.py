@@ -162,7 +162,7 @@ def refuse_before_targets(facts: Facts, policy: Policy, models: tuple[str, ...])
     sites = [site for site in policy.sites if site.model in usable and facts.endpoint in site.endpoints]
     if not sites:
         return Refusal("model_not_found", 404, f"The model `{facts.model}` does not offer {facts.endpoint}.")
-    if not any(_site_allows(site, facts, policy) for site in sites):
+    if not any(site_allows(site, facts, policy) for site in sites):
         words = policy.place_of(facts.label)
         duties = f" with {', '.join(words.duties)}" if words.duties else ""
         message = (
@@ -173,7 +173,8 @@ def refuse_before_targets(facts: Facts, policy: Policy, models: tuple[str, ...])
     return None
 
 
-def _site_allows(site: Site, facts: Facts, policy: Policy) -> bool:
+def site_allows(site: Site, facts: Facts, policy: Policy) -> bool:
+    """Whether a place of the configuration could have a request, were something up there."""
     if site.external and not (facts.key.spill and policy.spill_enabled):
         return False
     # Expiry is a matter of time, so the caller's clock is not consulted here: `screen` does that.

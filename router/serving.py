@@ -206,7 +206,8 @@ class Serving:
                 state.fleet.set_saturated(facts.label, decision.models, decision.saturated)
                 if self._cache_turn is not None and self._answer_from_cache(decision):
                     return
-            if decision.late or state.waiting.depth:
+            answered = self._held is not None and self._held.status  # a target has had its say: that is what the client is told
+            if decision.late or (decision.chosen is None and not answered) or state.waiting.depth:
                 self._admitted.hold()  # should it wait, it is decided again
                 if state.waiting.takes(self, self.facts(), view, decision, now):
                     return
@@ -265,8 +266,11 @@ class Serving:
 
     def wait(self, decision: Decision) -> None:
         """It waits from now on: the number that decided so is kept."""
-        assert decision.chosen is not None
-        self._admitted.receipt.held = decision.chosen.reason
+        choice, refusal = decision.chosen, decision.refusal
+        if choice is not None:
+            self._admitted.receipt.held = choice.reason
+        elif refusal is not None:
+            self._admitted.receipt.held = refusal.message
 
     def resume(self, facts: Facts, view: View, decision: Decision, now: float, waited_s: float) -> None:
         """A place was found, by a decision made `now`, after so many seconds."""

@@ -1,9 +1,10 @@
 """Where requests wait in the live router: the admission queue with its clients, its clock and its refusals.
 
-A request comes here when no target it may use is expected to serve it in time and it may not spill; it leaves when a walk
-through the queue finds it a place, when its patience ends, when its client leaves, when the policy forbids it, or when the router
-drains. Walks follow every change of the books (an attempt's first byte or end, a report of the cluster) and, because predicted
-waits shrink by the mere passing of time, a tick while anybody waits. Nothing here runs while nobody waits.
+A request comes here when no target it may use is expected to serve it in time and it may not spill, or when none is up while one
+could come up. It leaves when a walk through the queue finds it a place, when its patience ends, when its client leaves, when the
+policy forbids it, or when the router drains. Walks follow every change of the books (an attempt's first byte or end, a report of
+the cluster) and, because predicted waits shrink by the mere passing of time, a tick while anybody waits. Nothing here runs while
+nobody waits.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from router.decide import capacity_code, decide
 from router.decision import Decision, Facts, Refusal
 from router.identity.priority import CLASSES
 from router.ledger.metrics import Durations
+from router.outage import may_come_up
 from router.placement.admission import MIN_RETRY_S, AdmissionQueue, Ticket
 from router.placement.targets import Endpoint
-from router.placement.waiting import Bounds, counted_wait_s, make_ticket, worth_waiting
+from router.placement.waiting import Bounds, counted_wait_s, make_ticket, work_anywhere, worth_waiting
 from router.screen import shortlist
 from router.wire.errors import ApiError
 
 if TYPE_CHECKING:
     from router.admitted import AdmittedRequest
     from router.config import Config
-    from router.placement.targets import View
+    from router.placement.targets import View, Work
     from router.state import RouterState
     from router.wire.direct import DirectRequest
 
@@ -131,20 +133,16 @@ class WaitingRoom:
             decision: the decision.
             now: UNIX time.
         """
-        choice = decision.chosen
-        if not self.enabled or choice is None or choice.work is None or facts.endpoint in _NO_PREFILL:
+        work = self._work_of(facts, view, decision, now)
+        if work is None:
             return False
-        if not self._is_held(view, decision, now, 0.0):
-            barred = self._queue.barred(facts.priority, facts.key.tenant)
-            if not barred >> choice.index & 1:
-                return False
         self._number += 1
         slo = self._state.policy.slo
         patience_s = min(slo.max_wait_s, facts.timeout_s or slo.max_wait_s, max(0.0, self._open_until - now))
         ticket = make_ticket(
             str(self._number),
             facts.key.tenant,
-            choice.work,
+            work,
             view.margin_s,
             now,
             patience_s,
@@ -159,6 +157,21 @@ class WaitingRoom:
         self.depth = len(self._queue)
         self._seat(ticket, waiter, now)
         return True
+
+    def _work_of(self, facts: Facts, view: View, decision: Decision, now: float) -> Work | None:
+        """What a request that is better kept here is expected to ask; None for one that is not."""
+        if not self.enabled or facts.endpoint in _NO_PREFILL:
+            return None
+        choice, policy = decision.chosen, self._state.policy
+        if choice is None:
+            assert decision.refusal is not None
+            waits = decision.refusal.status == 503 and may_come_up(facts, policy, view, now)
+            return work_anywhere(facts.prompt_tokens, policy.slo.ttft_s) if waits else None
+        if choice.work is not None and not self._is_held(view, decision, now, 0.0):
+            barred = self._queue.barred(facts.priority, facts.key.tenant)
+            if not barred >> choice.index & 1:
+                return None
+        return choice.work
 
     def _seat(self, ticket: Ticket, waiter: Waiter, now: float) -> None:
         """Look for a place at once, and refuse who cannot stay."""
@@ -209,7 +222,7 @@ class WaitingRoom:
             view, decision = self._decide(waiter, facts, now)
             choice = decision.chosen
             if choice is None:
-                return self._refused_for_good(ticket, decision, now)
+                return self._refused_for_good(ticket, facts, view, decision, now)
             place = 1 << choice.index
             if place & barred:
                 facts = replace(facts, excluded=facts.excluded | _incarnations(view, barred))
@@ -230,11 +243,11 @@ class WaitingRoom:
         view = state.view_for(facts, waiter.admitted.chains, now)
         return view, decide(facts, state.policy, view, now)
 
-    def _refused_for_good(self, ticket: Ticket, decision: Decision, now: float) -> int | None:
-        """No target may have it now: wait on while one could come up, unless the configuration alone forbids it."""
+    def _refused_for_good(self, ticket: Ticket, facts: Facts, view: View, decision: Decision, now: float) -> int | None:
+        """No target may have it now: wait on while one could come up."""
         refusal = decision.refusal
         assert refusal is not None
-        if refusal.status == 503:
+        if refusal.status == 503 and may_come_up(facts, self._state.policy, view, now):
             return 0
         self._end(ticket, now, as_error(refusal))
         return None

@@ -24,6 +24,8 @@ _MOST_POOLS = 256
 DEFAULT_CLASS = 1
 """Classes are small integers; 0 goes first."""
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 120.0
+DOWN_RETRY_S = 5.0
+"""When to ask again where no target is up: nobody knows when one will be."""
 _MOST_TRIES = 8
 """Tickets of a group tried in vain in one walk; the rest is for the next change."""
 
@@ -189,6 +191,7 @@ class AdmissionQueue:
                 continue
             ticket = found[1]
             place = attempt(ticket, self.barred(ticket.priority, ticket.tenant, late=ticket.late))
+            self._drain(ticket.pool).stalls(now, place == 0)
             if place is not None:
                 failed[group] = failed.get(group, 0) + 1
                 keeper = (ticket.priority, ticket.late, ticket.tenant)
@@ -265,8 +268,8 @@ class AdmissionQueue:
         """Seconds after which somebody refused now would find the pool drained, at the measured rate; None without one."""
         drain = self._drain(pool)
         rate = drain.rate(now)
-        if rate is None:
-            return None
+        if rate is None or drain.stalled:
+            return DOWN_RETRY_S if drain.stalled else None
         return MAX_RETRY_S if rate <= 0 else min(MAX_RETRY_S, max(MIN_RETRY_S, (drain.waiting + 1) / rate))
 
     def expected_wait(self, ticket: Ticket, now: float) -> float:

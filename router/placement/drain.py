@@ -15,11 +15,13 @@ _LEAST_SERVED = 3.0
 class Drain:
     """The drain rate of one pool of waiting requests. Times are UNIX seconds."""
 
-    __slots__ = ("_at", "_seconds", "_served", "waiting")
+    __slots__ = ("_at", "_seconds", "_served", "stalled", "waiting")
 
     def __init__(self) -> None:
         self.waiting = 0
         """How many of the pool wait."""
+        self.stalled = False
+        """No target of the pool is up: that says nothing of how fast one drains it once it is, so the clock stands still."""
         self._at = 0.0
         self._served = 0.0
         self._seconds = 0.0
@@ -40,6 +42,12 @@ class Drain:
         self._pass(now)
         self.waiting -= 1
 
+    def stalls(self, now: float, stalled: bool) -> None:
+        """Whether no target of the pool is up."""
+        if stalled != self.stalled:
+            self._pass(now)
+            self.stalled = stalled
+
     def rate(self, now: float) -> float | None:
         """Requests sent per second of waiting; None before enough was seen."""
         self._pass(now)
@@ -58,7 +66,7 @@ class Drain:
         self._at = now
         if not self.waiting and since > _STALE_S:
             self._served = self._seconds = 0.0
-        elif self.waiting:
+        elif self.waiting and not self.stalled:
             fade = exp(-since / _TAU_S)
             self._served *= fade
             self._seconds = self._seconds * fade + _TAU_S * (1.0 - fade)

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 import msgspec
 
 from router.placement.admission import DEFAULT_CLASS, Ticket
-from router.placement.predict import ask_of, forecast
+from router.placement.predict import GENERIC, ask_of, forecast
 from router.placement.targets import Load, Target, Work
 
 
@@ -46,6 +46,12 @@ def worth_waiting(target: Target, load: Load, work: Work, bounds: Bounds, now: f
         if pace_s <= bounds.pace_s:
             return True
     return work.ttft_s - work.prefill_s > work.prefill_s
+
+
+def work_anywhere(prompt_tokens: int, limit_s: float) -> Work:
+    """What to expect of a request that no target can have yet."""
+    prefill_s = GENERIC.prefill_s(max(1, prompt_tokens))
+    return Work(prefill_s, prefill_s, 2.0, prompt_tokens, limit_s=max(limit_s, 2.0 * prefill_s))
 
 
 def make_ticket(

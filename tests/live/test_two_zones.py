@@ -261,7 +261,8 @@ def test_requests_tagged_eu_stay_in_eu_while_its_engine_is_killed_and_replaced(l
     print(f"while killed: {dict(outcomes)}")
     assert sum(outcomes.values()) == 200
     assert set(outcomes) <= {"eu", "residency_capacity"}, outcomes
-    assert outcomes["eu"] > 0 and outcomes["residency_capacity"] > 0
+    # Most wait until the engine is back; only who would wait longer than `max_wait_ms` is refused, and asks again.
+    assert outcomes["eu"] > 100, outcomes
     assert len(live.cloud.bodies) == cloud_before and CANARY.encode() not in live.cloud.raw
     deadline = time.monotonic() + 400
     while live.wait_for("eu")["incarnation"] == old["incarnation"]:

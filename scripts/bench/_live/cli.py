@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import statistics
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import uvloop
-from _datapath import procs, systems
 from _datapath.peers import Missing
 from _throughput import stack
 from _throughput.cli import default_model
@@ -22,19 +21,30 @@ from rich.console import Console
 from rich.table import Table
 
 from .conversations import Seen, Shape, converse
-from .engines import cache_counts, engines, forget
+from .engines import LiveEngine, cache_counts, engines, forget
+from .systems import DEFAULT, PEERS, TIDEGATE, running
 
 ROOT = stack.ROOT
 ABOUT = """\
 Several real vLLM engines behind one router after another, under the same conversations of several turns.
 
 The engines stay up; before each router's turn their prefix caches are emptied. TTFT is what clients see, the hit rate
-what the engines count. All routers meet plain vLLM servers, so tidegate goes by what it sent where (DEGRADED), not by
-KV events: that is the comparison its peers can take part in. Two cores under two engines make noisy times; the hit
-rate is what carries over.
+what the engines count. Rounds alternate the order of the routers, and a round that began is finished, so that all have
+as many. tidegate meets plain vLLM servers and goes by what it sent where (DEGRADED); kv_aware of vllm-router gets the
+engines' KV events. Two cores under two engines make noisy times; the hit rate is what carries over. What other
+processes of the machine took during a turn is told: a table with more than a few per cent of that is worth little.
 """
-TIDEGATE = "tidegate"
-PEERS = ("vllm-router/cache_aware", "vllm-router/round_robin")
+_BUSY = 0.1
+"""Share of the machine that others may take before the table says that it is worth little."""
+
+
+@dataclass(frozen=True)
+class Take:
+    """One router's turn: what clients saw, the engines' hit rate, and the share of the machine's CPU that others had."""
+
+    seen: Seen
+    hit_rate: float
+    others: float
 
 
 def _options() -> argparse.ArgumentParser:
@@ -43,95 +53,133 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--engines", type=int, default=2)
     parser.add_argument("--sessions", type=int, default=8, help="conversations at once (default %(default)s)")
     parser.add_argument("--turns", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each router (default %(default)s)")
-    parser.add_argument("--systems", default=",".join((TIDEGATE, *PEERS)), help="default %(default)s")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens of each answer (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each router at most (default %(default)s)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="no round begins that would end later (default %(default)s)")
+    parser.add_argument("--systems", default=",".join(DEFAULT), help=f"of {TIDEGATE}, {', '.join(PEERS)} (default %(default)s)")
     parser.add_argument("--cpus", type=int, default=1, help="threads of each engine (default %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return parser
 
 
-@contextlib.contextmanager
-def _router(name: str, urls: list[str], work: Path) -> Iterator[str]:
-    if name == TIDEGATE:
-        with stack.router(urls, work) as url:
-            yield url
-        return
-    launch = systems.SYSTEMS[name](systems.Bench(ROOT, work, sys.executable, urls), stack.free_port())
-    process = procs.start(launch.argv, work / f"live-{name.replace('/', '-')}.log", launch.env)
-    try:
-        end = time.monotonic() + launch.ready_s
-        while not _has_workers(launch.url):
-            if process.poll() is not None or time.monotonic() > end:
-                raise stack.NotUp(f"{name} did not come up")
-            time.sleep(0.25)
-        yield launch.url
-    finally:
-        procs.stop(process, 5)
+class _Clock:
+    """CPU seconds of the whole machine and of this process with all it started: what others took is the difference."""
+
+    def __init__(self) -> None:
+        self._started, self._all, self._own = time.monotonic(), _busy_s(), _own_s()
+
+    def others(self) -> float:
+        """The share of the machine that others had since."""
+        wall = (time.monotonic() - self._started) * (psutil.cpu_count() or 1)
+        return max(0.0, (_busy_s() - self._all) - (_own_s() - self._own)) / wall if wall else 0.0
 
 
-def _has_workers(url: str) -> bool:
-    """Whether the router passes a request on already."""
-    body = {"model": stack.MODEL, "prompt": "ready?", "max_tokens": 1}
-    with contextlib.suppress(httpx.HTTPError):
-        return httpx.post(f"{url}/v1/completions", json=body, timeout=30, trust_env=False).status_code == 200
-    return False
+def _busy_s() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
 
-def _figures(name: str, takes: list[tuple[Seen, float]]) -> dict[str, Any]:
-    later = [second for seen, _ in takes for second in seen.later_turns]
-    first = [second for seen, _ in takes for second in seen.first_turns]
-    cuts = statistics.quantiles(later, n=10) if len(later) > 1 else [0.0] * 9
+def _own_s() -> float:
+    """Of living processes: those that end within a turn (a router's) are stopped after it was measured."""
+    total = 0.0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        try:
+            times = process.cpu_times()
+            total += times.user + times.system
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def _figures(name: str, takes: Sequence[Take]) -> dict[str, Any]:
+    every = [second for take in takes for second in (*take.seen.first_turns, *take.seen.later_turns)]
+    later = [second for take in takes for second in take.seen.later_turns]
+    middles = [statistics.median(take.seen.later_turns) * 1e3 for take in takes if take.seen.later_turns]
     return {
         "system": name,
-        "ttft_p50_ms": round(statistics.median(later) * 1e3, 1) if later else None,
-        "ttft_p90_ms": round(cuts[8] * 1e3, 1) if later else None,
-        "first_turn_p50_ms": round(statistics.median(first) * 1e3, 1) if first else None,
-        "hit_rate": round(statistics.mean(rate for _, rate in takes), 4),
-        "tokens_s": round(sum(seen.tokens for seen, _ in takes) / sum(seen.seconds for seen, _ in takes), 1),
-        "errors": sum(sum(seen.errors.values()) for seen, _ in takes),
+        "ttft_p50_ms": _quantile_ms(every, 0.5),
+        "ttft_p90_ms": _quantile_ms(every, 0.9),
+        "later_turns_p50_ms": _quantile_ms(later, 0.5),
+        "later_turns_p50_ms_of_rounds": [round(min(middles), 1), round(max(middles), 1)] if middles else None,
+        "hit_rate": round(statistics.mean(take.hit_rate for take in takes), 4),
+        "tokens_s": round(sum(take.seen.tokens for take in takes) / max(1e-9, sum(take.seen.seconds for take in takes)), 1),
+        "errors": sum(sum(take.seen.errors.values()) for take in takes),
+        "rounds": len(takes),
+        "others_cpu": round(max(take.others for take in takes), 3),
     }
 
 
-def _measure(console: Console, options: argparse.Namespace, urls: list[str], work: Path) -> dict[str, list[tuple[Seen, float]]]:
-    shape = Shape(options.sessions, options.turns, houses=3, house_words=150, turn_words=40, tokens=24, pause_s=0.3)
-    takes: dict[str, list[tuple[Seen, float]]] = {}
+def _quantile_ms(seconds: Sequence[float], share: float) -> float | None:
+    ordered = sorted(seconds)
+    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e3, 1) if ordered else None
+
+
+def _take(name: str, up: list[LiveEngine], shape: Shape, number: int, work: Path) -> Take:
+    urls = [engine.url for engine in up]
+    with running(name, up, work) as url:
+        forget(urls)
+        before, clock = cache_counts(urls), _Clock()
+        seen = uvloop.run(converse(url, stack.KEY, stack.MODEL, shape, number))
+        return Take(seen, cache_counts(urls).since(before), clock.others())
+
+
+def _measure(console: Console, options: argparse.Namespace, up: list[LiveEngine], work: Path) -> dict[str, list[Take]]:
+    shape = Shape(options.sessions, options.turns, houses=3, house_words=150, turn_words=40, tokens=options.tokens, pause_s=0.3)
+    takes: dict[str, list[Take]] = {name: [] for name in options.systems.split(",")}
+    started, longest = time.monotonic(), 0.0
     for number in range(options.rounds):
-        names = options.systems.split(",")
-        for name in names if number % 2 == 0 else reversed(names):
+        began = time.monotonic()
+        if number and began - started + longest > 60 * options.minutes:
+            break
+        for name in list(takes) if number % 2 == 0 else list(reversed(takes)):
             try:
-                with _router(name, urls, work) as url:
-                    forget(urls)
-                    before = cache_counts(urls)
-                    seen = uvloop.run(converse(url, stack.KEY, stack.MODEL, shape, number))
-                    rate = cache_counts(urls).since(before)
-            except (Missing, stack.NotUp) as error:
-                console.print(f"[yellow]missing[/] {name}: {error}", highlight=False)
+                takes[name].append(_take(name, up, shape, number, work))
+            except (Missing, stack.NotUp, httpx.HTTPError) as error:
+                console.print(f"[yellow]left out[/] {name}: {error}", highlight=False)
+                del takes[name]
                 continue
-            takes.setdefault(name, []).append((seen, rate))
             console.print(f"round {number + 1}: {name}: {_figures(name, takes[name][-1:])}", highlight=False)
-    return takes
+        longest = max(longest, time.monotonic() - began)
+    return {name: taken for name, taken in takes.items() if taken}
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("system", "TTFT p50 ms", "p90 ms", "first turns p50 ms", "hit rate", "tokens/s", "errors")
+    columns = {
+        "system": "system",
+        "ttft_p50_ms": "TTFT p50 ms",
+        "ttft_p90_ms": "p90 ms",
+        "later_turns_p50_ms": "later turns p50 ms",
+        "later_turns_p50_ms_of_rounds": "of rounds",
+        "hit_rate": "hit rate",
+        "tokens_s": "tokens/s",
+        "errors": "errors",
+        "rounds": "rounds",
+    }
+    table = Table(*columns.values())
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*("-".join(map(str, v)) if isinstance(v := row[name], list) else str(v) for name in columns))
     return table
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the bench. Exit status: 0 measured, 1 a request failed, 2 it could not run."""
-    options, console = _options().parse_args(arguments), Console()
+    parser, console = _options(), Console()
+    options = parser.parse_args(arguments)
+    if unknown := set(options.systems.split(",")) - {TIDEGATE, *PEERS}:
+        parser.error(f"--systems: unknown {', '.join(sorted(unknown))}; there are {TIDEGATE}, {', '.join(PEERS)}")
     work = ROOT / ".bench"
     work.mkdir(exist_ok=True)
     try:
-        with engines(options.engines, default_model(options.model), options.sessions, work, options.cpus) as urls:
-            takes = _measure(console, options, urls, work)
+        with engines(options.engines, default_model(options.model), options.sessions, work, options.cpus) as up:
+            takes = _measure(console, options, up, work)
     except stack.NotUp as error:
         console.print(f"[red]cannot run[/]: {error}", highlight=False)
         return 2
     rows = [_figures(name, taken) for name, taken in takes.items()]
     console.print(_table(rows))
+    others = max((row["others_cpu"] for row in rows), default=0.0)
+    if others > _BUSY:
+        console.print(f"[yellow]Other processes took up to {100 * others:.0f} % of the machine: times are worth little.[/]")
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 1 if any(row["errors"] for row in rows) else 0

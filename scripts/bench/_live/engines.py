@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import httpx
 from _throughput import stack
 
 _COUNTER = re.compile(r"^(vllm:prefix_cache_(?:hits|queries)_total|vllm:prompt_tokens_total)\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE)
+
+_BLOCK = re.compile(r'^vllm:cache_config_info\{[^}]*\bblock_size="(\d+)"', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,33 @@ class CacheCounts:
         return (self.hits - before.hits) / asked if asked else 0.0
 
 
+@dataclass(frozen=True)
+class LiveEngine:
+    """One engine: its address, where it publishes KV events, and the tokens of its blocks (0: it does not say)."""
+
+    url: str
+    events: str
+    block_tokens: int = 0
+
+
 @contextlib.contextmanager
-def engines(count: int, source: Path, slots: int, work: Path, cpus: int) -> Iterator[list[str]]:
-    """So many engines of one model, one after the other (each needs both cores to start); their addresses."""
+def engines(count: int, source: Path, slots: int, work: Path, cpus: int) -> Iterator[list[LiveEngine]]:
+    """So many engines of one model, one after the other (each needs both cores to start).
+
+    They publish KV events, for the peers that go by them. That is a port with the tokens of every prompt, which nothing but a
+    bench with made-up prompts may open.
+    """
     with contextlib.ExitStack() as up:
-        yield [
-            up.enter_context(stack.engine(source, slots, work, cpus, name=f"live-{number}", prefix_cache=True))
-            for number in range(count)
-        ]
+        started = []
+        for number in range(count):
+            port = stack.free_port()
+            settings = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": f"tcp://*:{port}"}
+            more = ["--kv-events-config", json.dumps(settings)]
+            url = up.enter_context(stack.engine(source, slots, work, cpus, name=f"live-{number}", prefix_cache=True, more=more))
+            page = httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text
+            found = _BLOCK.search(page)
+            started.append(LiveEngine(url, f"tcp://127.0.0.1:{port}", int(found.group(1)) if found else 0))
+        yield started
 
 
 def forget(urls: list[str]) -> None:

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -35,11 +35,20 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def engine(source: Path, slots: int, work: Path, cpus: int, *, name: str = "engine", prefix_cache: bool = False) -> Iterator[str]:
+def engine(
+    source: Path,
+    slots: int,
+    work: Path,
+    cpus: int,
+    *,
+    name: str = "engine",
+    prefix_cache: bool = False,
+    more: Sequence[str] = (),
+) -> Iterator[str]:
     """vLLM without the guard, so that it may be asked directly too; its prefix cache, if any, can be emptied from outside."""
     args = ["--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "2048", "--max-num-seqs", str(slots)]
     args.append("--enable-prefix-caching" if prefix_cache else "--no-enable-prefix-caching")
-    model = Model(id=MODEL, source=str(source), args=args, replicas=[{"zone": "local"}])
+    model = Model(id=MODEL, source=str(source), args=[*args, *more], replicas=[{"zone": "local"}])
     port = free_port()
     argv = build_argv(model, str(source), "127.0.0.1", port)
     guard = argv.index("--middleware")
