@@ -73,8 +73,9 @@ class Router:
     targets: tuple[Target, ...] = ()
 
     def rss_mib(self) -> float:
-        """Resident memory."""
-        pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+        """Resident memory, with the process that writes its audit log."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in (self.pid, *children))
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def fds(self) -> int:
