@@ -90,6 +90,8 @@ class LabelRun:
         self._steps: Steps
         self._asked: list[Step] = []
         self._texts: list[str] = []
+        self._running = False
+        """Whether it counts among those that run."""
         self._judged: AdmittedRequest | None = None
         """Set while a judge is asked."""
 
@@ -107,6 +109,7 @@ class LabelRun:
             if not self._choose_models():
                 state.inflight.leave(own.ticket)
                 return
+            self._running = True
             state.labels_running += 1
             changes = {"stream": False, "stream_options": None, "logprobs": None, "top_logprobs": None}
             present: dict[str, object] = {name: value for name, value in changes.items() if name in own.parsed}
@@ -195,7 +198,7 @@ class LabelRun:
         """Keep the label, or say why there is none."""
         state, main = self._state, self._client.request_id
         self._close_steps()
-        state.labels_running -= 1
+        self._leave()
         now, label = time.time(), None
         if scored is not None and self._may_keep_now():
             features = features_of(self._client.parsed)
@@ -231,9 +234,14 @@ class LabelRun:
     def _give_up(self, error: Exception) -> None:
         """Nobody waits for this; the log says where it failed, not on what."""
         log_unexpected(error, self._client.request_id)
+        self._leave()
         if self._asked:
-            self._state.labels_running -= 1
             self._steps.answered(None)
+
+    def _leave(self) -> None:
+        if self._running:
+            self._running = False
+            self._state.labels_running -= 1
 
 
 def _text_of(step: Step) -> str | None:

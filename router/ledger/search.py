@@ -105,6 +105,8 @@ class Handled(msgspec.Struct):
     """`hit` when the response cache answered: its tokens were not computed for this request, and nothing left for it."""
     complete: bool = False
     """Whether its end is recorded; one without was cut off by a crash, or is still at work."""
+    mode: str = ""
+    """`shadow` or `label` for requests of the router's own, which nobody asked for; see the receipt."""
 
 
 def requests(logs: list[LogReader], since: float = 0.0, until: float = float("inf")) -> Iterator[Handled]:
@@ -151,6 +153,7 @@ def _take_end(handled: Handled, data: records.EndData) -> None:
     attempts = msgspec.msgpack.decode(data.attempts, type=list[dict[str, Any]])
     handled.time, handled.ended, handled.complete = data.received, data.ended, True
     handled.key, handled.tenant, handled.endpoint = data.key, data.tenant, data.endpoint
+    handled.mode = data.mode
     handled.requested_model, handled.label, handled.epoch = data.requested_model, data.label, data.epoch
     handled.status, handled.code, handled.attempts = data.status, data.code, len(attempts)
     handled.prompt_tokens, handled.completion_tokens = data.prompt_tokens, data.completion_tokens

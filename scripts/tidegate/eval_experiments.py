@@ -10,6 +10,7 @@ import msgspec
 from router.config import AUTO
 from router.ledger import records
 from tidegate.curves import Interval, interval_between, mean_interval, share_interval
+from tidegate.report import OWN
 
 REST = "everybody else"
 FIGURES = ("score", "failed", "escalated", "seconds", "tokens")
@@ -61,7 +62,7 @@ def read_experiments(entries: Iterable[records.Record], since: float = 0.0) -> t
             continue
         if record.e == records.END:
             data = records.read_data(record, records.EndData)
-            if data.requested_model == AUTO and data.mode != "shadow":
+            if data.requested_model == AUTO and data.mode not in OWN:
                 arm = sides[record.id] = arms.setdefault(data.trial or REST, Arm())
                 _take_end(arm, data)
         elif record.e == records.FEEDBACK:

@@ -24,6 +24,8 @@ from tidegate.audit import DirOption, SinceOption, UntilOption, console, errors,
 app = typer.Typer(help="Reports from the audit log.", no_args_is_help=True)
 
 BY = ("tenant", "key", "model", "target")
+OWN = ("shadow", "label")
+"""Modes of requests that the router makes for itself: they have lines of their own beside tenants and keys."""
 
 
 class Line(msgspec.Struct):
@@ -79,7 +81,10 @@ def add_up(logs: list[LogReader], by: str, since: float = 0.0, until: float = fl
     prices = {epoch: prices for log in logs for epoch, prices in _price_lists(log)}
     lines: dict[str, Line] = {}
     for item in requests(logs, since, until):
-        line = lines.setdefault(name := str(getattr(item, by)) or "none", Line(name))
+        name = str(getattr(item, by)) or "none"
+        if by in ("tenant", "key") and item.mode in OWN:  # what the router asks for itself is nobody's use
+            name = f"({item.mode})"
+        line = lines.setdefault(name, Line(name))
         _count(line, item, prices.get(item.epoch))
     return sorted(lines.values(), key=lambda line: (-line.usd, -line.requests, line.name))
 

@@ -289,6 +289,22 @@ async def test_an_answer_that_fails_is_said_and_nothing_is_kept(home):
         assert await kept(door, home) == [] and door.state.labels_running == 0
 
 
+@pytest.mark.parametrize("fault", ["follow_up", "make_label", "score_answers"])
+async def test_a_fault_of_ours_costs_a_label_and_no_answer(home, monkeypatch, caplog, fault):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(ASKED)
+
+    monkeypatch.setattr(labelling, fault, fail)
+    async with loop(home, judge=Judge("spindle")) as door:
+        response = await door.chat(ASKED, model="auto")
+        assert response.status_code == 200
+        async with asyncio.timeout(10):
+            while door.state.labels_running or len(door.state.inflight) or "RuntimeError" not in caplog.text:
+                await asyncio.sleep(0.01)
+        assert SECRET_WORDS[0] not in caplog.text and await kept(door, home) == []
+        assert (await door.chat(ASKED, model="auto")).status_code == 200
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"zone": "nowhere"}, {"zone": "cloud"}, {"zone": "eu", "judge": "gpt"}, {"zone": "eu", "share": 0},

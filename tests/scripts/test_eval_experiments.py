@@ -39,6 +39,7 @@ def write(root: Path) -> Path:
         log.event(records.FEEDBACK, f"b{turn}", {"key": "k", "tenant": "t", "score": 0.8 + turn % 2 / 10, "weight": 1.0})
         log.event(records.FEEDBACK, f"b{turn}", {"key": "k", "tenant": "t", "score": 0.0, "weight": 0.3})
     log.ended(receipt("s", "look", mode="shadow"))
+    log.ended(receipt("l", mode="label"))
     log.ended(msgspec.structs.replace(receipt("n"), requested_model="m"))
     log.event(records.SHADOW, "a0", {"trial": "look", "tier": "small", "differs": False})
     compared = {
@@ -113,3 +114,12 @@ def test_the_label_loop_is_told_step_by_step(tmp_path):
         "weights bbbbbbbbbbbb in use by a router",
     ):  # fmt: skip
         assert line in shown.output
+
+
+def test_what_the_router_asks_for_itself_is_nobodys_use(tmp_path):
+    where = str(write(tmp_path))
+    for by, own in (("tenant", "t"), ("key", "k")):
+        shown = CliRunner().invoke(app, ["report", "cost", "--by", by, "--dir", where, "--format", "json"])
+        assert shown.exit_code == 0, shown.output
+        counts = {line["name"]: line["requests"] for line in msgspec.json.decode(shown.stdout)}
+        assert counts == {own: 81, "(shadow)": 1, "(label)": 1}
