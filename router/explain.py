@@ -111,7 +111,7 @@ def describe_cluster(state: RouterState) -> dict[str, Any]:
     view = state.fleet.view(now)
     targets = []
     for target, load in zip(view.membership.targets, view.loads, strict=True):
-        signals = None if load.signals is None else msgspec.to_builtins(load.signals)
+        signals = None if load.signals is None else msgspec.structs.asdict(load.signals)
         age = None if load.signals is None else round(max(0.0, now - load.signals.sampled_at), 3)
         verdict = state.trust_of(target, age)
         targets.append(
@@ -122,6 +122,7 @@ def describe_cluster(state: RouterState) -> dict[str, Any]:
                 "zone": target.zone,
                 "process": state.policy.vocabulary.zone_names(target.evidence.process),
                 "models": sorted(target.models),
+                "adapters_ready": list(state.adapters.ready(target.incarnation)),
                 "address": target.address.uds or f"{target.address.host}:{target.address.port}",
                 "context_tokens": target.context_tokens,
                 "slots": target.slots,

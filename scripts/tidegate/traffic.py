@@ -122,7 +122,9 @@ def read_log(logs: Iterable[LogReader], since: float = 0.0, until: float = float
         firsts: dict[str, DecideData] = {}
         for record in log.records():
             if record.e == records.DECIDE:
-                if record.id not in firsts and since <= record.t < until:
+                known = firsts.get(record.id)
+                # One that waited for an engine to come up was decided before there was a model to name.
+                if (known is None and since <= record.t < until) or (known is not None and not known.model):
                     firsts[record.id] = records.read_data(record, DecideData)
             elif record.e == records.END:
                 first = firsts.pop(record.id, None)

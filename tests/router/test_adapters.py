@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from router.config import ConfigError
 from router.decide import decide
+from router.explain import describe_cluster
 from router.placement.adapters import LOAD_S, AdapterBook
 from router.placement.kv_messages import Beat, Chunks, Hello, TextProfile, pack_hashes
 from router.placement.targets import Endpoint, Load, Report, Signals
@@ -218,3 +219,8 @@ async def test_adapters_are_listed_with_their_base_and_reach_the_engine_by_their
             assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
             incarnation = door.state.fleet.membership.targets[0].incarnation
             assert door.state.adapters.ready(incarnation) == ("law",)
+            door.state.take_reports([Report(door.state.fleet.membership.targets[0], Signals(NOW))])
+            told = describe_cluster(door.state)["targets"][0]
+            assert told["adapters_ready"] == ["law"]
+            # What an idle engine says is told in full, zeros included.
+            assert (told["signals"]["running"], told["signals"]["kv_usage"], told["signals"]["adapters"]) == (0, -1.0, ())

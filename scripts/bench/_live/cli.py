@@ -71,7 +71,10 @@ class _Clock:
     def others(self) -> float:
         """The share of the machine that others had since."""
         wall = (time.monotonic() - self._started) * (psutil.cpu_count() or 1)
-        return max(0.0, (_busy_s() - self._all) - (_own_s() - self._own)) / wall if wall else 0.0
+        return self._others_s() / wall if wall else 0.0
+
+    def _others_s(self) -> float:
+        return max(0.0, (_busy_s() - self._all) - (_own_s() - self._own))
 
 
 def _busy_s() -> float:
