@@ -24,8 +24,15 @@ ABOUT = """\
 Placement on simulated engines: tidegate's live decision against peers' policies, on public and made-up traces.
 
 Engines are simulated (continuous batching, chunked prefill, paged KV cache with prefix reuse); the numbers compare
-policies and do not predict a deployment. Peers are re-implemented from their sources at documented defaults. Load 1.0x is
-the arrival speed-up at which least-outstanding routing just clears a trace thrown at it all at once.
+policies and do not predict a deployment. Peers are re-implemented from their sources at documented defaults, with the
+queue their original has; tidegate runs with its defaults, admission queue included. Load 1.0x is the arrival speed-up at
+which least-outstanding routing just clears a trace thrown at it all at once.
+
+Split: the policy's constants were chosen on the first 5,000 rows of the conversation trace and on made-up traces with
+other seeds and of another kind. Reported are the rows after them, the synthetic trace of Mooncake, which nothing was
+chosen on, Azure's, and the made-up `tools*`.
+
+Exit status: 0 every goal met, 1 one missed, 2 it could not run.
 """
 USUAL = tuple(PEERS)
 QUICK = (
@@ -98,7 +105,7 @@ def _nothing(text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the bench. Exit status 0 measured, 2 it could not run; missed goals are printed, not hidden in a status."""
+    """Run the bench. Exit status 0: every goal met, 1: one missed, 2: it could not run."""
     options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     chosen = options.only.split(",") if options.only else list(SECTIONS)
@@ -133,4 +140,4 @@ def main(arguments: list[str] | None = None) -> int:
     goals = [goal for section in ordered for goal in section.goals]
     kept = sum(goal.kept for goal in goals)
     console.print(f"{kept} of {len(goals)} goals met; {time.monotonic() - started:.0f} s; simulated engines", highlight=False)
-    return 0
+    return 0 if kept == len(goals) else 1

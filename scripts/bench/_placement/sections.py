@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.simulation.outcome import Outcome
 
-from .cells import PROFILES, TIDEGATE, Cell, Traces, capacity, geometric_mean
+from .cells import TIDEGATE, Cell, Traces, capacity, geometric_mean
 from .peers import PAPERS
 
 Run = Callable[[Cell], Outcome]
@@ -60,7 +60,7 @@ def capacities(plan: Plan, run: Run, note: Callable[[str], None]) -> Section:
         found[policy] = row
         section.rows.append({"policy": policy, **row, "mean": geometric_mean(list(row.values()))})
     products = [policy for policy in plan.policies if policy not in PAPERS]
-    for name, group in (("product", products), ("policy, papers included", list(plan.policies))):
+    for name, group in (("product", products), ("peer, papers included", list(plan.policies))):
         if not group:
             continue
         ratios = [found[TIDEGATE][c] / max(found[policy][c] for policy in group) for c in columns]
@@ -76,6 +76,7 @@ def near_saturation(plan: Plan, run: Run, traces: Traces, note: Callable[[str], 
     names = ["trace", "policy", "misses %", "TTFT p50", "p90", "p99", "own-prefill p99", "TPOT p99 ms", "hit %"]
     section = Section(f"at {load}x", names)
     ratios: dict[str, list[float]] = {"misses": [], "p50": [], "p90": []}
+    bounds: dict[str, list[float]] = {"misses": [], "p50": [], "p90": []}
     pooled: list[float] = []
     for trace in plan.reuse:
         outcomes = {}
@@ -83,11 +84,15 @@ def near_saturation(plan: Plan, run: Run, traces: Traces, note: Callable[[str], 
             note(f"{load}x of {policy} on {trace}")
             outcomes[policy] = run(Cell(policy, trace, load))
             section.rows.append({"trace": trace, "policy": policy, **_figures(outcomes[policy])})
-        best = traces.pooled_hit_rate(trace, 8 * PROFILES["8b"].kv_tokens)
-        section.rows.append({"trace": trace, "policy": "(one pooled LRU)", "hit %": 100 * best})
+        best, floor50, floor90 = traces.pooled(trace, "8b", 8)
+        # Nobody can be faster: nothing waits, nothing decodes beside it, and whatever any engine could hold is held here.
+        bound = {"TTFT p50": floor50, "p90": floor90, "hit %": 100 * best}
+        section.rows.append({"trace": trace, "policy": "(bound: pooled LRU, no wait)", **bound})
         ours = outcomes[TIDEGATE]
-        peers = [outcomes[policy] for policy in plan.policies if policy not in PAPERS]
+        peers = [outcomes[policy] for policy in plan.policies]
         if peers:
+            bounds["p50"].append(floor50 / min(peer.ttft_p50 for peer in peers))
+            bounds["p90"].append(floor90 / min(peer.ttft_p90 for peer in peers))
             ratios["misses"].append((1 - ours.met + 1e-4) / (min(1 - peer.met for peer in peers) + 1e-4))
             ratios["p50"].append(ours.ttft_p50 / min(peer.ttft_p50 for peer in peers))
             ratios["p90"].append(ours.ttft_p90 / min(peer.ttft_p90 for peer in peers))
@@ -95,7 +100,9 @@ def near_saturation(plan: Plan, run: Run, traces: Traces, note: Callable[[str], 
     for name, limit in (("misses", 0.6), ("p50", 0.85), ("p90", 0.9)):
         if ratios[name]:
             mean = geometric_mean(ratios[name])
-            section.goals.append(Goal(f"{name} at {load}x against the best product (mean)", mean, f"<= {limit}x", mean <= limit))
+            least = f"; no policy gets below {geometric_mean(bounds[name]):.2f}" if bounds[name] else ""
+            text = f"{name} at {load}x against the best peer in it (mean{least})"
+            section.goals.append(Goal(text, mean, f"<= {limit}x", mean <= limit))
     section.goals.append(Goal("hit rate against one pooled LRU (worst trace)", min(pooled), ">= 0.88", min(pooled) >= 0.88))
     return section
 
