@@ -106,14 +106,14 @@ def make_tools_trace(count: int = 23_608, seed: int = 1) -> list[Row]:
         else:
             prefix = source.choices(tools, weights)[0]
             tokens = len(prefix) * BLOCK_TOKENS
-        extra = int(source.lognormvariate(7.4, 1.0))
+        extra = int(source.lognormvariate(7.6, 1.0))
         prompt = min(100_000, tokens + extra)
         new = prompt // BLOCK_TOKENS + 1 - len(prefix)
         blocks = prefix + tuple(range(fresh, fresh + new))
         fresh += new
         answer = max(1, int(source.lognormvariate(4.6, 1.1)))
         rows.append((clock, prompt, answer, blocks))
-        if source.random() < 0.35:
+        if source.random() < 0.22:
             open_turns.append((clock + source.expovariate(1 / 30), blocks[: prompt // BLOCK_TOKENS], prompt + answer))
     return rows
 

@@ -197,6 +197,10 @@ class TargetBook:
         }
 
 
+_STRICTEST, _LAXEST = 0.4, 1.4
+"""Bounds on the share of the pace limit: at the lower one next to nothing fits, at the upper one a step full of prefill does."""
+
+
 class Calibration:
     """What one router learns over all its targets: the margin of its predictions, and how strict to be with the pace.
 
@@ -222,4 +226,4 @@ class Calibration:
     def answered(self, met: bool) -> None:
         """An answer ended within its limits, or not."""
         share = self.pace_share + 0.01 * ((1.0 if met else 0.0) - self._goal)
-        self.pace_share = min(1.1, max(0.4, share))
+        self.pace_share = min(_LAXEST, max(_STRICTEST, share))

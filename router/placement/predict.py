@@ -23,18 +23,22 @@ DEFAULT_OUTPUT_TOKENS = 200
 KV_PRESSURE_FROM = 0.9
 """Above this KV-cache usage vLLM is about to preempt; where others work too, the prediction grows."""
 
-_OWN_WORK = 1.0
+_OWN_WORK = 1.75
 """Price of a second of prefill: computing a prompt again burns time that somebody else will miss."""
 _DECODE_DELAY = 0.1
 """Price of a second of prefill for each sequence that decodes meanwhile."""
-_QUEUE_DELAY = 0.5
+_QUEUE_DELAY = 2.0
 """Price of a second of prefill for each request that waits."""
-_PACE = 0.05
+_PACE = 0.03
 """Price of a second of decoding."""
 _PACE_LIMIT = 1.0
 """Price of a second of decoding past `_PACE_FROM` of the pace limit."""
 _PACE_FROM = 0.85
 _MOST_BUSY = 0.98
+_SHORT_ANSWER = 40
+"""Tokens of an answer that is short: prefill work is spread over the replicas as evenly as within the time that one takes. A
+long answer evens a burst of prefills out by itself, a short one next to it breaks the pace limit."""
+_LEAST_SPAN_S, _MOST_SPAN_S = 1.0, 15.0
 _USUAL_PACE_S = 0.05
 """Stands for the pace limit where none is set."""
 
@@ -60,8 +64,8 @@ class Forecast(msgspec.Struct, frozen=True, gc=False):
 
 def ask_of(prompt_tokens: int, output_tokens: int, tpot_s: float) -> Ask:
     """The ask of a request with this prompt and so many answer tokens expected."""
-    usual = tpot_s if tpot_s < 10.0 else _USUAL_PACE_S
-    return Ask(max(1, prompt_tokens), output_tokens, tpot_s, min(15.0, max(2.0, 0.6 * output_tokens * usual)))
+    span = _SHORT_ANSWER * (tpot_s if tpot_s < 10.0 else _USUAL_PACE_S)
+    return Ask(max(1, prompt_tokens), output_tokens, tpot_s, min(_MOST_SPAN_S, max(_LEAST_SPAN_S, span)))
 
 
 def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> Forecast:

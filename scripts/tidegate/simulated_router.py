@@ -23,12 +23,15 @@ from router.placement.peers import Notice
 from router.placement.prefix import PrefixIndex
 from router.placement.profile import EngineProfile
 from router.placement.targets import Address, Endpoint, Kind, Price, Report, Signals, Target, View, Work
+from router.placement.trust import FRESH_PROOF_S
 from router.placement.waiting import Bounds, counted_wait_s, make_ticket, worth_waiting
 from router.policy import Policy
 from router.residency.label import Evidence
 
 MODEL = "model"
 _KEY_DIGEST = "00" * 32
+_TEND_S = 1.0
+"""How often the live router confirms what it has routed."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ class RouterSetup:
     goal: float = 0.95
     max_wait_s: float = 1e6
     prefixes: bool = True
-    queue: int = 0
-    """Requests the router may hold back; 0: what is late goes to its target all the same."""
+    queue: int = 1000
+    """Requests the router may hold back (the live default); 0: what is late goes to its target all the same."""
+    events_age_s: float = 0.25
+    """How late KV events come; beyond what counts as proof, the router goes by what it sent where."""
 
 
 def make_policy(setup: RouterSetup) -> Policy:
@@ -92,6 +97,9 @@ class SimulatedRouter:
         if setup.prefixes:
             for target in self._targets:
                 self.prefixes.join(target.incarnation)
+                # Events this late are no proof any more: the live trust falls to DEGRADED, and history stands in for them.
+                self.prefixes.trust_events(target.incarnation, setup.events_age_s <= FRESH_PROOF_S)
+        self._tend_at = 0.0
 
     def _engines(self) -> list[Target]:
         return [make_engine(self.policy, i, "here", MODEL, self._setup.profile.slots) for i in range(self._setup.engines)]
@@ -179,7 +187,9 @@ class SimulatedRouter:
 
     def on_first(self, request: SimulatedRequest, now: float) -> None:
         """The first byte of an answer."""
-        self.fleet.first_byte(self._bookings[request.index], now)
+        booking = self._bookings[request.index]
+        self.fleet.first_byte(booking, now)
+        self.prefixes.computed(booking.incarnation, request.blocks, now)
 
     def on_done(self, request: SimulatedRequest, now: float) -> None:
         """The end of an answer, with its usage."""
@@ -192,16 +202,20 @@ class SimulatedRouter:
             for target, gauge in zip(self._targets, gauges, strict=True)
         ]
         self.fleet.update([*reports, *(Report(target) for target in self._cloud)])
+        if now >= self._tend_at:
+            self._tend_at = now + _TEND_S
+            self.prefixes.tend(now)
 
     def on_blocks(self, engine: int, stored: Sequence[int], removed: Sequence[int], now: float) -> None:
-        """KV events; this router goes by its own history."""
+        """KV events of one engine, as its agent tells them."""
+        name = self._targets[engine].incarnation
+        self.prefixes.remove(name, removed)
+        self.prefixes.store(name, stored)
 
     def on_notice(self, kind: str, request: SimulatedRequest, engine: int, now: float) -> None:
-        """A peer's request."""
+        """A peer's request. What its prompt was is not told, here as live: events say what it left in the cache."""
         event = {"placed": "sent", "first": "first", "done": "end"}[kind]
         work = request.work if isinstance(request.work, Work) and kind == "placed" else None
-        if work is not None:
-            self.prefixes.route(self._targets[engine].incarnation, request.blocks)
         self.fleet.noticed(Notice(str(request.index), self._targets[engine].incarnation, event, work), now)
 
     def release(self, now: float) -> Iterable[tuple[SimulatedRequest, int]]:

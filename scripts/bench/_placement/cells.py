@@ -12,8 +12,8 @@ from tidegate.simulated_router import RouterSetup, SimulatedRouter, make_policy
 from cluster.simulation.cluster import CLOUD, Placer, Scenario, Simulation
 from cluster.simulation.engine import SimulatedRequest
 from cluster.simulation.kv_cache import BLOCK_TOKENS
-from cluster.simulation.outcome import Outcome, Slo, summarise
-from cluster.simulation.trace import Row, link_turns, make_documents_trace, make_tools_trace, read_trace
+from cluster.simulation.outcome import WARM_UP, Outcome, Slo, summarise
+from cluster.simulation.trace import Row, link_turns, make_tools_trace, read_trace
 from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100, EngineProfile
 
 from .peers import PEERS, LeastOutstanding, Peer
@@ -25,7 +25,10 @@ SLOS = {"8b": Slo(2.0, 0.05), "72b": Slo(4.0, 0.075)}
 
 @dataclass(frozen=True)
 class Cell:
-    """What is simulated. `rule` names a peer's spill rule and `knob` its setting; `queue` is tidegate's admission queue."""
+    """What is simulated. `rule` names a peer's spill rule and `knob` its setting.
+
+    `queue` bounds tidegate's admission queue, at the live default; peers have what queue their originals have.
+    """
 
     policy: str
     trace: str
@@ -40,24 +43,37 @@ class Cell:
     cloud: bool = False
     rule: str = ""
     knob: float = 0.0
-    queue: int = 0
+    queue: int = 1000
+
+
+TUNED_ROWS = 5000
+"""The first rows of the conversation trace are those that the policy's constants were chosen on: no figure comes from them."""
+MAX_WAIT_S = 30.0
+"""The live default of `slo.max_wait_ms`."""
+OWN_TRACES = Path(__file__).with_name("traces")
 
 
 class Traces:
-    """The traces of a run by name, cut to `limit` requests. Files that are not there are left out."""
+    """The traces of a run by name, cut to `limit` requests. Files that are not there are left out.
+
+    Args:
+        data: folder with `traces/`.
+        limit: requests of the conversation and Azure traces at most; twice as many of the made-up one, four times of the
+            synthetic one.
+    """
 
     def __init__(self, data: Path, limit: int | None = None) -> None:
         self._limit = limit
         self._rows: dict[str, list[Row]] = {}
         self._speeds: dict[tuple[str, str, int], float] = {}
-        files = {"conversation": "conversation.jsonl.gz", "azure23": "azure23_conv.jsonl.gz"}
-        self._makers: dict[str, Callable[[], list[Row]]] = {
-            name: lambda path=data / "traces" / file: read_trace(path)  # type: ignore[misc]
-            for name, file in files.items()
-            if (data / "traces" / file).is_file()
-        }
-        self._makers["tools*"] = make_tools_trace
-        self._makers["documents*"] = make_documents_trace
+        self._makers: dict[str, Callable[[], list[Row]]] = {}
+        conversation, azure = (data / "traces" / name for name in ("conversation.jsonl.gz", "azure23_conv.jsonl.gz"))
+        if conversation.is_file():
+            self._makers["conversation"] = lambda: read_trace(conversation)[TUNED_ROWS:]
+        if azure.is_file():
+            self._makers["azure23"] = lambda: read_trace(azure)
+        self._makers["synthetic"] = lambda: read_trace(OWN_TRACES / "synthetic.jsonl.gz")
+        self._makers["tools*"] = lambda: make_tools_trace(12_000)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,7 +83,9 @@ class Traces:
     def rows(self, name: str) -> list[Row]:
         """The rows of a trace."""
         if name not in self._rows:
-            self._rows[name] = self._makers[name]()[: self._limit]
+            # Tools come three times as fast: as many requests are over before anything fills up. The synthetic trace is short.
+            scale = {"tools*": 2, "synthetic": 4}.get(name, 1)
+            self._rows[name] = self._makers[name]()[: self._limit and scale * self._limit]
         return self._rows[name]
 
     def speed(self, name: str, model: str, engines: int) -> float:
@@ -83,24 +101,33 @@ class Traces:
             self._speeds[key] = (rows[-1][0] - rows[0][0]) / max(request.done for request in requests)
         return self._speeds[key]
 
-    def pooled_hit_rate(self, name: str, tokens: int) -> float:
-        """Share of prompt tokens that one least-recently-used cache of so many tokens would have held, in trace order."""
-        room = tokens // BLOCK_TOKENS
+    def pooled(self, name: str, model: str, engines: int) -> tuple[float, float, float]:
+        """What one least-recently-used cache with the memory of all engines would do, in trace order.
+
+        Returns:
+            The share of prompt tokens it would have held, and the median and 90th percentile, in seconds, of the prefills it
+            leaves, each alone on an idle engine.
+        """
+        profile = PROFILES[model]
+        room = engines * profile.kv_tokens // BLOCK_TOKENS
         kept: OrderedDict[int, None] = OrderedDict()
         hit = total = 0
+        alone: list[float] = []
         for _, prompt, _, blocks in self.rows(name):
             full = blocks[: prompt // BLOCK_TOKENS]
-            total += prompt
             depth = 0
             while depth < len(full) and full[depth] in kept:
                 depth += 1
-            hit += depth * BLOCK_TOKENS
+            held = min(depth * BLOCK_TOKENS, prompt - 1)
+            hit, total = hit + held, total + prompt
+            alone.append(profile.prefill_s(prompt - held, held))
             for block in reversed(full):
                 kept[block] = None
                 kept.move_to_end(block)
             while len(kept) > room:
                 kept.popitem(last=False)
-        return hit / max(1, total)
+        counted = sorted(alone[int(len(alone) * WARM_UP) :])
+        return hit / max(1, total), counted[len(counted) // 2], counted[int(0.9 * len(counted))]
 
 
 class Spilling:
@@ -153,8 +180,17 @@ def simulate(cell: Cell, traces: Traces) -> Outcome:
 
 def _maker(cell: Cell, profile: EngineProfile, slo: Slo) -> Callable[[int], Placer]:
     if cell.policy == TIDEGATE:
-        patience = 30.0 if cell.queue else 1e6
-        setup = RouterSetup(profile, slo, cell.engines, profile, cell.cloud, 0.955, patience, queue=cell.queue)
+        setup = RouterSetup(
+            profile,
+            slo,
+            cell.engines,
+            profile,
+            cell.cloud,
+            0.955,
+            MAX_WAIT_S,
+            queue=cell.queue,
+            events_age_s=cell.staleness_s,
+        )
         policy = make_policy(setup)
         return lambda number: SimulatedRouter(number, setup, policy)
     if cell.rule:
@@ -162,24 +198,17 @@ def _maker(cell: Cell, profile: EngineProfile, slo: Slo) -> Callable[[int], Plac
     return lambda number: PEERS[cell.policy](cell.engines, profile, number)
 
 
-def capacity(cell: Cell, run: Callable[[Cell], Outcome], goal: float = 0.95, steps: int = 6) -> float:
-    """The load at which the share `goal` still meets both limits, by bisection; 0.02 wide at the end."""
+def capacity(cell: Cell, run: Callable[[Cell], Outcome], width: float, goal: float = 0.95) -> float:
+    """The load at which the share `goal` still meets both limits, by bisection between 0.1 and 2.6 to the given width."""
     low, high = 0.1, 2.6
-    # Most are between a half and one: look there first.
-    for load in (1.1, 0.7, 1.5):
-        if low < load < high:
-            if run(replace(cell, load=load)).met >= goal:
-                low = load
-            else:
-                high = load
-    for _ in range(steps):
-        if high - low <= 0.025:
-            break
-        middle = (low + high) / 2
-        if run(replace(cell, load=middle)).met >= goal:
-            low = middle
+    # Most are between a half and one and a half: look there first.
+    probes = [1.0, 0.75, 1.3]
+    while high - low > width:
+        load = next((probe for probe in probes if low < probe < high), (low + high) / 2)
+        if run(replace(cell, load=load)).met >= goal:
+            low = load
         else:
-            high = middle
+            high = load
     return (low + high) / 2
 
 

@@ -24,31 +24,41 @@ ABOUT = """\
 Placement on simulated engines: tidegate's live decision against peers' policies, on public and made-up traces.
 
 Engines are simulated (continuous batching, chunked prefill, paged KV cache with prefix reuse); the numbers compare
-policies and do not predict a deployment. Peers are re-implemented from their sources at documented defaults. Load 1.0x is
-the arrival speed-up at which least-outstanding routing just clears a trace thrown at it all at once.
+policies and do not predict a deployment. Peers are re-implemented from their sources at documented defaults, with the
+queue their original has; tidegate runs with its defaults, admission queue included. Load 1.0x is the arrival speed-up at
+which least-outstanding routing just clears a trace thrown at it all at once.
+
+Split: the policy's constants were chosen on the first 5,000 rows of the conversation trace and on made-up traces with
+other seeds and of another kind. Reported are the rows after them, the synthetic trace of Mooncake, which nothing was
+chosen on, Azure's, and the made-up `tools*`.
+
+Exit status: 0 every goal met, 1 one missed, 2 it could not run.
 """
 USUAL = tuple(PEERS)
 QUICK = (
-    "round_robin",
     "least_outstanding",
     "vllm_smetric",
     "dynamo",
     "llmd_precise",
-    "smg_events",
     "smg_least_load",
     "mooncake_min_ttft",
     "lmetric",
 )
-SECTIONS: dict[str, Callable[[Plan, Traces, Callable[[str], None]], Section]] = {
-    "capacity": lambda plan, traces, note: sections.capacities(plan, _runner(traces), note),
-    "near": lambda plan, traces, note: sections.near_saturation(plan, _runner(traces), traces, note),
-    "spill": lambda plan, traces, note: sections.spilling(plan, _runner(traces), note),
-    "age": lambda plan, traces, note: sections.ageing(plan, _runner(traces), note),
-    "routers": lambda plan, traces, note: sections.several_routers(plan, _runner(traces), note),
-    "noreuse": lambda plan, traces, note: sections.no_reuse(plan, _runner(traces), traces, note),
-    "faults": lambda plan, traces, note: sections.faults(plan, _runner(traces), note),
-    "overload": lambda plan, traces, note: sections.overload(plan, _runner(traces), note),
-    "cost": lambda plan, traces, note: cost.decision_cost(),
+"""Those that are the best peer somewhere, the incumbent in Ray Serve, and two that many run."""
+USUAL_LOAD = 0.9
+"""Of load 1.0x."""
+SECTIONS: dict[str, Callable[[Plan, Traces, Callable[[str], None]], list[Section]]] = {
+    "capacity": lambda plan, traces, note: sections.capacities(plan, _runner(traces), traces, note),
+    "near": lambda plan, traces, note: [
+        sections.near_saturation(plan, _runner(traces), traces, note, dict.fromkeys(plan.reuse, USUAL_LOAD), f"{USUAL_LOAD}x")
+    ],
+    "spill": lambda plan, traces, note: [sections.spilling(plan, _runner(traces), note)],
+    "age": lambda plan, traces, note: [sections.ageing(plan, _runner(traces), note)],
+    "routers": lambda plan, traces, note: [sections.several_routers(plan, _runner(traces), note)],
+    "noreuse": lambda plan, traces, note: [sections.no_reuse(plan, _runner(traces), traces, note)],
+    "faults": lambda plan, traces, note: [sections.faults(plan, _runner(traces), note)],
+    "overload": lambda plan, traces, note: [sections.overload(plan, _runner(traces), note)],
+    "cost": lambda plan, traces, note: [cost.decision_cost()],
 }
 
 
@@ -69,9 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=None, help="folder with traces/ (default: $TIDEGATE_DATA, ../shared/data)")
     parser.add_argument("--only", help=f"comma-separated, of {', '.join(SECTIONS)}")
     parser.add_argument("--policies", help=f"comma-separated, of {', '.join(PEERS)}")
-    parser.add_argument("--requests", type=int, help="cut every trace to so many requests")
+    parser.add_argument("--requests", type=int, help="cut the traces to so many requests (tools*: twice, synthetic: four times)")
     parser.add_argument("--models", default="8b", help="8b, 72b, or both with a comma")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="sections simulated at the same time")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2, help="sections simulated at the same time")
     parser.add_argument("--json", type=Path, default=ROOT / ".bench" / "placement.json")
     parser.add_argument("--png", type=Path, default=ROOT / ".bench" / "placement.png")
     return parser
@@ -83,7 +93,7 @@ def find_data(given: Path | None) -> Path:
     return given or (Path(named) if named else ROOT.parent / "shared" / "data")
 
 
-def _section(name: str, plan: Plan, data: Path, limit: int | None, talk: bool) -> Section:
+def _section(name: str, plan: Plan, data: Path, limit: int | None, talk: bool) -> list[Section]:
     note: Callable[[str], None] = _say if talk else _nothing
     return SECTIONS[name](plan, Traces(data, limit), note)
 
@@ -98,7 +108,7 @@ def _nothing(text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the bench. Exit status 0 measured, 2 it could not run; missed goals are printed, not hidden in a status."""
+    """Run the bench. Exit status 0: every goal met, 1: one missed, 2: it could not run."""
     options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     chosen = options.only.split(",") if options.only else list(SECTIONS)
@@ -113,24 +123,24 @@ def main(arguments: list[str] | None = None) -> int:
     if "conversation" not in reuse:
         console.print(f"no public traces in {data / 'traces'}: only made-up ones (--data)", style="yellow")
     started = time.monotonic()
-    done: dict[str, Section] = {}
+    done: dict[str, list[Section]] = {}
     if options.jobs == 1 or len(chosen) == 1:
         for name in chosen:
             done[name] = _section(name, plan, data, limit, sys.stderr.isatty())
-            report.show(console, done[name])
+            report.show(console, *done[name])
     else:
         with ProcessPoolExecutor(options.jobs) as pool:
             running = {pool.submit(_section, name, plan, data, limit, False): name for name in chosen if name != "cost"}
             for future in as_completed(running):
                 done[running[future]] = future.result()
-                report.show(console, done[running[future]])
+                report.show(console, *done[running[future]])
         if "cost" in chosen:
             done["cost"] = _section("cost", plan, data, limit, False)
-            report.show(console, done["cost"])
-    ordered = [done[name] for name in chosen]
+            report.show(console, *done["cost"])
+    ordered = [section for name in chosen for section in done[name]]
     report.write_json(options.json, ordered)
     console.print(report.draw(Path(__file__).with_name("plot.py"), options.json, options.png), highlight=False)
     goals = [goal for section in ordered for goal in section.goals]
     kept = sum(goal.kept for goal in goals)
     console.print(f"{kept} of {len(goals)} goals met; {time.monotonic() - started:.0f} s; simulated engines", highlight=False)
-    return 0
+    return 0 if kept == len(goals) else 1

@@ -32,7 +32,7 @@ def decision_cost() -> Section:
         saturated, _ = _measure(count, 12, 12)
         row = {"targets": str(count), "loaded": loaded, "idle": idle, "saturated": saturated, "look-up alone": lookup}
         section.rows.append(row)
-        limit = {4: 25.0, 16: 60.0, 256: 200.0}.get(count)
+        limit = {16: 60.0, 256: 200.0}.get(count)
         if limit:
             section.goals.append(Goal(f"decision at {count} targets, loaded, us", loaded, f"<= {limit:g}", loaded <= limit))
     return section

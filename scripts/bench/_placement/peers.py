@@ -7,8 +7,10 @@ as late as the scenario makes them.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterable, Sequence
 
+from cluster.simulation.cluster import HOLD
 from cluster.simulation.engine import Gauges, SimulatedRequest
 from cluster.simulation.kv_cache import BLOCK_TOKENS
 from router.placement.prefix import PrefixIndex
@@ -244,9 +246,33 @@ class SMetric(Peer):
 
 class Dynamo(Peer):
     """Dynamo's KV router, which Ray Serve's KVAwareRouter embeds (docs/components/router): prefill blocks still to compute
-    there plus this request's, weight 1, plus blocks of everything active; the lowest. Replicas tell each other."""
+    there plus this request's, weight 1, plus blocks of everything active; the lowest. Replicas tell each other.
+
+    Requests wait in the router, first come first served, while every worker has more prefill tokens pending than
+    `--router-queue-threshold` (16 in 1.3) times its step budget."""
 
     syncs = True
+    threshold = 16.0
+
+    def __init__(self, engines: int, profile: EngineProfile, seed: int = 0) -> None:
+        super().__init__(engines, profile, seed)
+        self._line: deque[SimulatedRequest] = deque()
+
+    def place(self, request: SimulatedRequest, now: float) -> int:
+        """Choose and book, or hold."""
+        if self._line or self._is_busy():
+            self._line.append(request)
+            return HOLD
+        return super().place(request, now)
+
+    def release(self, now: float) -> Iterable[tuple[SimulatedRequest, int]]:
+        """Those who came first, until all workers are busy again."""
+        while self._line and not self._is_busy():
+            request = self._line.popleft()
+            yield request, super().place(request, now)
+
+    def _is_busy(self) -> bool:
+        return min(self.pending) > self.threshold * self.profile.step_tokens
 
     def choose(self, request: SimulatedRequest, now: float) -> int:
         """The lowest sum."""

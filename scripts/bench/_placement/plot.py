@@ -16,8 +16,9 @@ OURS, OTHERS = "#0b7285", "#adb5bd"
 
 
 def main(source: Path, target: Path) -> None:
-    """Capacity bars, misses at 0.9x, goodput past saturation: a panel each, for what the file holds."""
-    sections = {section["title"].split(" ")[0]: section for section in json.loads(source.read_text())}
+    """Capacity bars, misses near saturation, goodput past it: a panel each, for what the file holds."""
+    # Of two sections of one kind (misses at two loads) the first is drawn.
+    sections = {section["title"].split(" ")[0]: section for section in reversed(json.loads(source.read_text()))}
     panels = [panel for name, panel in PANELS.items() if name in sections]
     if not panels:
         raise SystemExit("nothing to draw")

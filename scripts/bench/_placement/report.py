@@ -17,8 +17,13 @@ from rich.table import Table
 from .sections import Section
 
 
-def show(console: Console, section: Section) -> None:
-    """Print one section and whether its goals are met."""
+def show(console: Console, *sections: Section) -> None:
+    """Print sections, and whether their goals are met."""
+    for section in sections:
+        _show(console, section)
+
+
+def _show(console: Console, section: Section) -> None:
     table = Table(title=section.title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     for column in section.columns:
         words = column in ("policy", "trace", "rule", "fault", "notices", "targets")
