@@ -149,6 +149,8 @@ def _look(
     best: _Scored | None = None
     timely: _Scored | None = None
     best_key = timely_key = (True, 1 << 30, math.inf, 0)
+    known: EngineProfile | None = None
+    limit = 0.0
     seen_targets = 0
     for entry in worth_a_look(group, view, ask, now, same_rank):
         if (seen_targets >= FEW and timely is not None) or seen_targets >= _MOST_FORECASTS:
@@ -157,10 +159,13 @@ def _look(
         if screen_now(facts, policy, entry, load, view, now) is not None or held_back(load, now) is not None:
             continue
         seen_targets += 1
+        profile = load.profile or GENERIC
+        if profile is not known:
+            known, limit = profile, _limit(question, profile, policy)
         seen = forecast(entry.target, load, ask, cached.get(entry.index, 0), now)
         if adapter_s:
             seen = _with_adapter(seen, adapter_s, entry.index)
-        late = _is_late(seen, load, question, policy)
+        late = _is_late(seen, limit, question)
         key = (late, entry.rank, seen.cost, entry.index)
         if key < best_key:
             best, best_key = _Scored(entry, seen, late), key
@@ -177,7 +182,8 @@ def _with_adapter(seen: Forecast, adapter_s: Mapping[int, float], index: int) ->
 
 def held_back(load: Load, now: float) -> Hold | None:
     """The hold of a target's circuit breaker, if one is on."""
-    return hold(load.breaker, now) if load.breaker.cause is not None else None
+    breaker = load.breaker
+    return None if breaker.cause is None else hold(breaker, now)
 
 
 def _last_resort(basis: _Basis, found: Shortlist, question: _Question) -> tuple[_Scored, str] | None:
@@ -194,7 +200,7 @@ def _last_resort(basis: _Basis, found: Shortlist, question: _Question) -> tuple[
     entry, load, verdict = min(held, key=lambda h: (h[0].target.kind is Kind.CLOUD, least_bad(h[1].breaker, now), h[0].index))
     seen = forecast(entry.target, load, question.ask, view.cached.get(entry.index, 0), now)
     seen = _with_adapter(seen, view.adapter_s, entry.index)
-    late = entry.target.kind is not Kind.CLOUD and _is_late(seen, load, question, basis.policy)
+    late = entry.target.kind is not Kind.CLOUD and _is_late(seen, _limit(question, load.profile, basis.policy), question)
     return _Scored(entry, seen, late), f"; the last allowed target in spite of {verdict.reason}"
 
 
@@ -211,14 +217,13 @@ def _cheapest_outside(facts: Facts, policy: Policy, view: View, now: float, foun
     return best
 
 
-def _is_late(seen: Forecast, load: Load, question: _Question, policy: Policy) -> bool:
-    """Whether a forecast, with what predictions have been off by, breaks the limit on the first token.
+def _is_late(seen: Forecast, limit: float, question: _Question) -> bool:
+    """Whether a forecast, with what predictions have been off by, breaks the limit on the first token (`_limit`).
 
     While the label's requests are being spilled, only the wait must be well below the limit: a request whose own prefill is
     most of its time gains nothing from an emptier queue.
     """
     wait = seen.ttft_s - seen.prefill_s
-    limit = _limit(question, load.profile, policy)
     return wait / question.resume + seen.prefill_s + question.margin > limit
 
 
@@ -227,7 +232,7 @@ def screen_now(facts: Facts, policy: Policy, entry: Admitted, load: Load, view: 
     target = entry.target
     if target.context_tokens and facts.prompt_bytes > target.context_tokens * MIN_BYTES_PER_TOKEN:
         return f"context: the prompt cannot fit {target.context_tokens} tokens"
-    if target.incarnation in facts.excluded:
+    if facts.excluded and target.incarnation in facts.excluded:
         return "excluded: already tried for this request"
     if load.down_until > now:
         return DOWN

@@ -16,7 +16,6 @@ from router.captured import begin_capture, must_classify_to_keep
 from router.decide import decide
 from router.facts import gather_facts
 from router.identity.keys import WrongSource, authenticate, check_source
-from router.identity.limits import UNBOUNDED_ANSWER_TOKENS
 from router.ledger.receipts import open_receipt
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant, Policy
@@ -78,7 +77,7 @@ class ModelHandler:
             if request.method != "POST":
                 raise ApiError(405, "invalid_request", f"Use POST for {request.path}.")
             grant, label, tags = identify(state, request.headers, request.peer)
-            check_announced(request.headers, self.max_body_bytes)
+            check_announced(request.headers, request.limit)
             request.context = _Opened(request_id, grant, label, tags, state.policy)
         except ApiError as error:
             if state.audit is not None:
@@ -154,10 +153,8 @@ class ModelHandler:
             admitted.declassify(made, state, policy, facts.key)
 
     def _serve(self, request: DirectRequest, admitted: AdmittedRequest) -> None:
-        facts = admitted.facts
-        state, limits = self._state, facts.key.limits
-        cost = state.prices.most(facts.prompt_tokens, facts.max_tokens or UNBOUNDED_ANSWER_TOKENS) if limits else 0.0
-        reserved = state.limits.reserve(limits, facts.prompt_tokens, facts.max_tokens, time.time(), cost)
+        state, facts = self._state, admitted.facts
+        reserved = state.reserve(facts.key.limits, facts)
         if state.stages is None:
             Serving(state, admitted, request, reserved).start()
         else:
@@ -166,7 +163,7 @@ class ModelHandler:
     def _admit(self, request: DirectRequest, opened: _Opened) -> AdmittedRequest:
         state = self._state
         if request.too_large:
-            raise too_large(self.max_body_bytes)
+            raise too_large(request.limit)
         body, path, headers = request.take_body(), request.path, request.headers
         form = parse_form(body, header(headers, b"content-type")) if path == Endpoint.TRANSCRIPTIONS else None
         parsed = form.fields if form is not None else parse_object(body)
@@ -183,8 +180,7 @@ class ModelHandler:
         named = named_headers(headers, policy)
         priority = priority_of(headers, grant.priority)
         facts = gather_facts(opened.request_id, grant, path, parsed, label, policy, timeout_s, state.complexity, named, priority)
-        receipt = open_receipt(facts, policy.epoch, state.label_text(label), tags, now)
-        receipt.label_sources = labelled.sources
+        receipt = open_receipt(facts, policy.epoch, state.label_text(label), labelled.sources, now)
         ticket = state.inflight.enter(grant, tags, label)
         admitted = AdmittedRequest(path, headers, body, parsed, facts, receipt, ticket, conversation, form)
         admitted.inherited = inherited

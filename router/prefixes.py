@@ -117,11 +117,13 @@ class Prefixes:
             models: the models that may answer.
             salt_of: the `cache_salt` that the request will have at a model's engines; None: the one in the body, if any.
         """
-        if salt_of is None:
-            return PromptChains({model: self._chain(endpoint, body, model) for model in models})
-        return PromptChains({model: self._chain(endpoint, {**body, "cache_salt": salt_of(model)}, model) for model in models})
+        own = body.get("cache_salt")
+        salt = own if isinstance(own, str) else ""
+        return PromptChains(
+            {model: self._chain(endpoint, body, model, salt if salt_of is None else salt_of(model)) for model in models}
+        )
 
-    def _chain(self, endpoint: str, body: dict[str, Any], model: str) -> Chain:
+    def _chain(self, endpoint: str, body: dict[str, Any], model: str, salt: str) -> Chain:
         base = self._adapters.get(model)
         lora = "" if base is None else model
         model = base or model
@@ -129,7 +131,7 @@ class Prefixes:
         renderer = self._renderers.get(model)
         if renderer is not None:
             try:
-                prompt = renderer.render(endpoint, body, lora)
+                prompt = renderer.render(endpoint, {**body, "cache_salt": salt}, lora)
                 return Chain(chunk_hashes(key, prompt.space, prompt.text), len(prompt.text), True)
             except NoText:
                 pass
@@ -137,8 +139,7 @@ class Prefixes:
             raw = _ENCODER.encode([body[name] for name in _RAW if body.get(name)])[:LONGEST_RAW]
         except (UnicodeEncodeError, OverflowError, RecursionError):  # what the engine will refuse, or what no text is
             return NO_CHAIN
-        salt = body.get("cache_salt")
-        space = b"raw\0" + namespace(lora, salt if isinstance(salt, str) else "")
+        space = b"raw\0" + namespace(lora, salt)
         return Chain(chunk_hashes(key, space, raw), len(raw), False)
 
     def cached(self, chains: PromptChains) -> CachedPrefix:
@@ -150,7 +151,7 @@ class Prefixes:
             model = self._adapters.get(model, model)
             size = size or chain.size
             for incarnation, held in here.found.items():
-                if self._replicas[incarnation].model == model or not self._replicas[incarnation].model:
+                if self._replicas[incarnation].model in (model, ""):
                     found[incarnation] = held if chain.size == size else held * size // chain.size
         return CachedPrefix(size, found)
 
@@ -162,8 +163,16 @@ class Prefixes:
             prompt_tokens: its estimated length.
             places: incarnation to place.
         """
+        if not chains.by_model:
+            return {}
         cached = self.cached(chains)
-        return {places[name]: cached.tokens(name, prompt_tokens) for name in cached.found if name in places}
+        size, most = cached.prompt_bytes, max(prompt_tokens - 1, 0)
+        # `CachedPrefix.tokens`, written out: this is done for every holder of every request.
+        return {
+            places[name]: held if (held := prompt_tokens * found // size) < most else most
+            for name, found in cached.found.items()
+            if name in places
+        }
 
     def routed(self, chains: PromptChains, model: str, incarnation: str) -> None:
         """The request is on its way there. Tell `computed` or `failed` of it later, once."""

@@ -24,7 +24,7 @@ def prompt_bytes(endpoint: str, body: dict[str, Any]) -> int:
     if isinstance(messages, list):
         # `system` stands beside the messages in Anthropic's dialect only.
         system = body.get("system") if endpoint in (Endpoint.MESSAGES, Endpoint.COUNT_TOKENS) else None
-        return _turns(messages) + _text(system)
+        return _turns(messages) + (0 if system is None else _text(system))
     if endpoint == Endpoint.RESPONSES:
         given = body.get("input")
         return _text(body.get("instructions")) + (_turns(given) if isinstance(given, list) else _text(given))
@@ -35,11 +35,15 @@ def prompt_bytes(endpoint: str, body: dict[str, Any]) -> int:
 
 def _turns(turns: list[Any]) -> int:
     """A conversation; a tool's result in the dialect of `/v1/responses` stands in `output`."""
-    return sum(_text(turn.get("content", turn.get("output"))) for turn in turns if isinstance(turn, dict))
+    size = 0
+    for turn in turns:
+        if isinstance(turn, dict):
+            size += _text(turn["content"] if "content" in turn else turn.get("output"))
+    return size
 
 
 def _text(content: Any) -> int:
-    text = content_text(content)
+    text = content if type(content) is str else content_text(content)
     # `isascii` is a flag of the string, so the usual prompt is not encoded. A lone surrogate is legal JSON.
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 

@@ -39,6 +39,6 @@ def _wants_vote(state: RouterState, admitted: AdmittedRequest, reserved: Reserva
     try:
         return vote_asked(admitted)
     except ApiError:
-        state.limits.settle(reserved, 0, 0.0)
+        state.limits.give_back(reserved)
         state.inflight.leave(admitted.ticket)
         raise

@@ -19,7 +19,7 @@ from router.decide import decide
 from router.decision import Choice, Decision, Facts
 from router.identity.limits import Reservation
 from router.joining import Join, count_usage, next_join, trail_for
-from router.ledger.receipts import Attempt, Receipt, note_wait, read_usage, used_tokens
+from router.ledger.receipts import Attempt, Receipt, note_wait, read_usage
 from router.ledger.writer import AuditUnavailable
 from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind, View
@@ -418,7 +418,7 @@ class Serving:
         now = time.time()
         attempt = self._attempt
         attempt.ended = now
-        attempt.ending = ending.name.lower()
+        attempt.ending = ending.word
         attempt.failure = exchange.failure
         if not attempt.first_byte or exchange.status >= 400:
             choice = self._choice
@@ -489,7 +489,7 @@ class Serving:
         receipt.ended = time.time()
         if self._admitted.recording is not None:
             end_capture(self._state, self._admitted)
-        self._state.limits.settle(self._reserved, used_tokens(receipt), self._state.prices.cost(receipt))
+        self._state.settle(self._reserved, receipt)
         if self._admitted.on_closed is not None:
             self._admitted.on_closed(receipt, self._decision)
             return

@@ -19,7 +19,8 @@ from router.complexity.stages import Stages, plan_stages
 from router.config import Config, ConfigError, home
 from router.decision import Facts
 from router.fixed_targets import retargeter
-from router.identity.limits import Limits
+from router.identity.limit import Limit
+from router.identity.limits import NOTHING, UNBOUNDED_ANSWER_TOKENS, Limits, Reservation
 from router.identity.networks import compile_networks
 from router.identity.stored import StoredKeys
 from router.identity.tokens import TokenVerifier
@@ -29,7 +30,7 @@ from router.ledger.cost import PriceList
 from router.ledger.log import AuditLog
 from router.ledger.metrics import Metrics
 from router.ledger.policies import policy_text
-from router.ledger.receipts import ReceiptBook
+from router.ledger.receipts import Receipt, ReceiptBook, used_tokens
 from router.ledger.records import CLOCK, RELAX
 from router.placement.adapters import AdapterBook
 from router.placement.fleet import Fleet
@@ -158,6 +159,7 @@ class RouterState:
         self.metrics.add(WaitingCollector(self.waiting))
         self._tasks: set[asyncio.Task[None]] = set()
         self._label_texts: dict[Label, str] = {}
+        self._salts: dict[tuple[str, Label, str], str] = {}
 
     def __repr__(self) -> str:
         return f"RouterState(router_id={self.router_id!r}, epoch={self.policy.epoch!r})"
@@ -195,6 +197,7 @@ class RouterState:
         self.record_relaxations(known)
         self.policy_alert = ""
         self._label_texts.clear()
+        self._salts.clear()
         self._empty_cache()
         self.waiting.adopt(config)
         cut = self.inflight.adopt(policy, self._evidence(), now, unread)
@@ -285,10 +288,8 @@ class RouterState:
 
     def view_for(self, facts: Facts, chains: PromptChains, now: float) -> View:
         """Everything a decision on this request may see: the books, and who holds how much of its prompt."""
-        view, key = self.fleet.view(now), facts.key
-        held = self.prefixes.held_tokens(chains, facts.prompt_tokens, self.fleet.places)
-        if held:
-            view = msgspec.structs.replace(view, cached=held)
+        fleet, key = self.fleet, facts.key
+        view = fleet.view(now, self.prefixes.held_tokens(chains, facts.prompt_tokens, fleet.places))
         if facts.model in self.policy.adapters:
             delays = self.adapters.delays(facts.model, view.membership.targets, view.loads)
             view = msgspec.structs.replace(view, adapter_s=delays)
@@ -309,9 +310,20 @@ class RouterState:
         return self.prefixes.chains(facts.endpoint, body, models, salt_of if facts.endpoint in SALTED else None)
 
     def salt_for(self, tenant: str, label: Label, model: str, body: dict[str, Any]) -> str:
-        """The `cache_salt` of a tenant's request under a label at a model's engines, with the client's own folded in."""
-        label_text = self.label_text(self.policy.label_for(label, model))
-        return cache_salt(self.salt_key, tenant, label_text, body.get(FIELD))
+        """The `cache_salt` of a tenant's request under a label at a model's engines, with the client's own folded in.
+
+        Without a client's own it is remembered, as `label_text` is: there are few tenants and labels and many requests.
+        """
+        if FIELD in body:
+            return cache_salt(self.salt_key, tenant, self.label_text(self.policy.label_for(label, model)), body[FIELD])
+        scope = (tenant, label, model)
+        salt = self._salts.get(scope)
+        if salt is None:
+            if len(self._salts) > 4096:
+                self._salts.clear()
+            salt = cache_salt(self.salt_key, tenant, self.label_text(self.policy.label_for(label, model)))
+            self._salts[scope] = salt
+        return salt
 
     def own_pass(self, target: Target, method: str, path: str) -> str:
         """A pass for something the router itself wants of a target: its label admits that target and nothing more."""
@@ -320,6 +332,22 @@ class RouterState:
         expires = time.time() + PASS_LIFETIME_S
         permission = Pass(f"own-{secrets.token_hex(6)}", target.incarnation, self.policy.epoch, label_text, expires, ROUTER)
         return issue_pass(self.target_key(target.incarnation), permission, method, path)
+
+    def reserve(self, limits: tuple[Limit, ...], facts: Facts) -> Reservation:
+        """Take what a request may use up from these limits of its key, all or none.
+
+        Raises:
+            LimitReached: there is not enough left.
+        """
+        if not limits:
+            return NOTHING
+        cost = self.prices.most(facts.prompt_tokens, facts.max_tokens or UNBOUNDED_ANSWER_TOKENS)
+        return self.limits.reserve(limits, facts.prompt_tokens, facts.max_tokens, time.time(), cost)
+
+    def settle(self, reserved: Reservation, receipt: Receipt) -> None:
+        """Replace what a request took by what it used, as its receipt has it."""
+        if reserved.taken:
+            self.limits.settle(reserved, used_tokens(receipt), self.prices.cost(receipt))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something that has to wait, and keep hold of it until it is done. It must not raise."""

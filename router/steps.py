@@ -11,14 +11,13 @@ import asyncio
 import time
 from typing import Any, Protocol, cast
 
-import msgspec
 from msgspec.structs import replace
 
 from router.admitted import AdmittedRequest
 from router.captured import end_capture
 from router.decision import Decision, Facts
 from router.identity.limit import Kind
-from router.identity.limits import NOTHING, UNBOUNDED_ANSWER_TOKENS, Reservation
+from router.identity.limits import Reservation
 from router.ledger.receipts import CACHE_HIT, CACHE_MISS, Receipt, StepRecord
 from router.residency.classify.rule import distinct_evidence, needed
 from router.residency.label import Label
@@ -267,14 +266,11 @@ class Steps:
         """
         facts = self._admitted.facts
         limits = tuple(limit for limit in facts.key.limits if limit.kind in (Kind.TOKENS, Kind.USD))
-        cost = self._state.prices.most(facts.prompt_tokens, facts.max_tokens or UNBOUNDED_ANSWER_TOKENS) if limits else 0.0
-        taken = self._state.limits.reserve(limits, facts.prompt_tokens, facts.max_tokens, time.time(), cost)
-        return msgspec.structs.replace(taken, headers=first.headers)
+        return replace(self._state.reserve(limits, facts), headers=first.headers)
 
     def give_back(self, reserved: Reservation) -> None:
         """A reservation that no step used."""
-        if reserved is not NOTHING:
-            self._state.limits.settle(reserved, 0, 0.0)
+        self._state.limits.give_back(reserved)
 
     def answered(self, step: Step | None) -> None:
         """The client has its answer, from this step, or none; the receipt follows when all steps are closed."""

@@ -6,7 +6,6 @@ timing of the key itself.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -15,10 +14,12 @@ from router.identity.networks import Networks
 from router.identity.stored import StoredKeys
 from router.identity.tokens import TokenVerifier
 from router.policy import KeyGrant
+from router.residency.sha256 import sha256
 from router.wire.client_address import client_address
 from router.wire.errors import ApiError, invalid_request
 from router.wire.request import Headers
 
+_CREDENTIALS = frozenset({b"authorization", b"x-api-key"})
 _MAX_KEY_BYTES = 512
 _MAX_TOKEN_BYTES = 8192
 
@@ -41,22 +42,20 @@ def authenticate(
         ApiError: 401 `invalid_api_key` without a known key; 400 when two different credentials are given.
     """
     found: bytes | None = None
-    for name, value in headers:
+    for name, value in [line for line in headers if line[0] in _CREDENTIALS]:
         if name == b"authorization":
             scheme, _, credential = value.partition(b" ")
             if scheme.lower() != b"bearer":
                 raise ApiError(401, "invalid_api_key", "Use `Authorization: Bearer <key>`.")
             credential = credential.strip()
-        elif name == b"x-api-key":
-            credential = value.strip()
         else:
-            continue
+            credential = value.strip()
         if found is not None and found != credential:
             raise invalid_request("Two different credentials were sent; send one.", param="authorization")
         found = credential
     if not found:
         raise ApiError(401, "invalid_api_key", "No API key: send `Authorization: Bearer <key>` or `x-api-key`.")
-    grant = keys.get(hashlib.sha256(found).digest()) if len(found) <= _MAX_KEY_BYTES else None
+    grant = keys.get(sha256(found).digest()) if len(found) <= _MAX_KEY_BYTES else None
     if grant is None and tokens is not None and len(found) <= _MAX_TOKEN_BYTES and tokens.looks_like_one(found):
         grant = tokens.find(found, time.time())
     if grant is None and stored is not None and len(found) <= _MAX_KEY_BYTES:

@@ -147,6 +147,10 @@ class Limits:
             elif limit.kind is Kind.USD and cost_usd is not None:
                 self.source.take(limit, index, math.ceil(cost_usd * MICRO_USD) - reservation.micro_usd)
 
+    def give_back(self, reservation: Reservation) -> None:
+        """Nothing came of it: no tokens, no money."""
+        self.settle(reservation, 0, 0.0)
+
 
 def window_of(period: Period, now: float) -> Window:
     """The window a moment lies in."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,16 +15,17 @@ from router.decision import Decision, Facts
 from router.identity.priority import CLASSES, NORMAL
 
 _FIELDS = {
-    b"prompt_tokens": "prompt_tokens",
-    b"input_tokens": "prompt_tokens",
-    b"completion_tokens": "completion_tokens",
-    b"output_tokens": "completion_tokens",
-    b"cached_tokens": "cached_tokens",
-    b"cache_read_input_tokens": "cached_tokens",
-    b"reasoning_tokens": "reasoning_tokens",
+    "prompt_tokens": "prompt_tokens",
+    "input_tokens": "prompt_tokens",
+    "completion_tokens": "completion_tokens",
+    "output_tokens": "completion_tokens",
+    "cached_tokens": "cached_tokens",
+    "cache_read_input_tokens": "cached_tokens",
+    "reasoning_tokens": "reasoning_tokens",
 }
 """Where OpenAI's three shapes and Anthropic's have the counts."""
-_COUNT = re.compile(rb'"(' + b"|".join(_FIELDS) + rb')"\s*:\s*(\d{1,12})')
+_COUNT = re.compile(rb'"(' + "|".join(_FIELDS).encode() + rb')"\s*:\s*(\d{1,12})')
+_SCANNER = json.JSONDecoder()
 
 
 CACHE_HIT, CACHE_MISS = "hit", "miss"
@@ -107,11 +109,9 @@ class Receipt(msgspec.Struct, gc=False):
     """What was predicted for it when it began to wait there."""
 
 
-def open_receipt(facts: Facts, epoch: str, label_text: str, tags: tuple[str, ...], now: float) -> Receipt:
-    """A receipt with everything that is known before the first decision; `label_text` is the label in names."""
-    sources = {"key": "+".join(facts.key.ceiling_tags)}
-    if tags:
-        sources["header"] = "+".join(tags)
+def open_receipt(facts: Facts, epoch: str, label_text: str, sources: dict[str, str], now: float) -> Receipt:
+    """A receipt with everything that is known before the first decision; `label_text` is the label in names, `sources` who
+    contributed which tags to it."""
     return Receipt(
         request_id=facts.request_id,
         received=now,
@@ -146,12 +146,43 @@ def read_usage(receipt: Receipt, tail: bytes) -> None:
     start = tail.rfind(b'"usage"')
     if start < 0:
         return
+    usage = _object_at(tail, start + len(b'"usage"'))
+    counts = _found(tail, start) if usage is None else _counts(usage)
     seen = set()
-    for name, count in _COUNT.findall(tail, start):
+    for name, count in counts:
         field = _FIELDS[name]
         if field not in seen:
             seen.add(field)
-            setattr(receipt, field, int(count))
+            setattr(receipt, field, count)
+
+
+def _object_at(tail: bytes, after_name: int) -> dict[str, Any] | None:
+    """The object behind a name, None where none is whole. The scanner has just read the request: it is in the processor's
+    caches, which the regular expressions, used for what is unusual, are not."""
+    start = tail.find(b"{", after_name, after_name + 8)
+    if start < 0 or tail[after_name:start].strip() != b":":
+        return None
+    try:
+        found, _ = _SCANNER.raw_decode(tail[start:].decode("latin-1"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _found(tail: bytes, start: int) -> list[tuple[str, int]]:
+    """The same from a text that is no whole object."""
+    return [(name.decode(), int(count)) for name, count in _COUNT.findall(tail, start)]
+
+
+def _counts(usage: dict[str, Any]) -> list[tuple[str, int]]:
+    """Counts by name, in the order of the text, those of inner objects included."""
+    counts = []
+    for name, value in usage.items():
+        if type(value) is dict:
+            counts += _counts(value)
+        elif name in _FIELDS and type(value) in (int, float) and 0 <= value < 10**12:
+            counts.append((name, int(value)))
+    return counts
 
 
 def used_tokens(receipt: Receipt) -> int | None:

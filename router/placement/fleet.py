@@ -7,7 +7,6 @@ two references and a tuple copy at any number of targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from msgspec.structs import replace
 
@@ -25,6 +24,7 @@ _SMOOTHING = 0.2
 _BASE_DOWN_S = 1.0
 _MAX_DOWN_S = 5.0
 """Short, because a refused connection costs next to nothing and whoever comes back should be found soon."""
+_NOTHING_CACHED: Mapping[int, int] = {}
 _ANY_SLOTS = 256
 """Sequence slots of a target that does not say how many it has."""
 
@@ -98,15 +98,15 @@ class Fleet:
         index = self._index.get(incarnation)
         return Load() if index is None else self._loads[index]
 
-    def view(self, now: float) -> View:
-        """Everything a decision may see but what its prompt finds cached, frozen."""
+    def view(self, now: float, cached: Mapping[int, int] = _NOTHING_CACHED) -> View:
+        """Everything a decision may see, frozen; `cached` is what its prompt finds cached, as `View` has it."""
         calibration = self.calibration
         return View(
             self._membership,
             tuple(self._loads),
             self._spilling,
             self.spending.left(now),
-            {},
+            cached,
             self._expected,
             calibration.margin_s,
             calibration.pace_share,
@@ -158,7 +158,7 @@ class Fleet:
 
     def _fresh_load(self, target: Target) -> Load:
         load = Load(profile=self._profile_of(target))
-        return load if target.kind is Kind.CLOUD else replace(load, **TargetBook(self._shared_of(target)).factors())
+        return load if target.kind is Kind.CLOUD else TargetBook(self._shared_of(target)).told(load)
 
     def _profile_of(self, target: Target) -> EngineProfile | None:
         return next((self._profiles[model] for model in target.models if model in self._profiles), None)
@@ -190,15 +190,15 @@ class Fleet:
         if index is not None:
             load = self._loads[index]
             breaker, booking.probe = breakers.begin(load.breaker, now)
-            fields = {} if work is None else self._enter(index, booking, Entry(work, now, peers=False), now)
             self._loads[index] = replace(
                 load,
                 inflight=load.inflight + 1,
                 unstarted=load.unstarted + 1,
                 unstarted_tokens=load.unstarted_tokens + prompt_tokens,
                 breaker=breaker,
-                **fields,
             )
+            if work is not None:
+                self._enter(index, booking, Entry(work, now, peers=False), now)
             before, since = self._peaks.get(target.incarnation, (0, 0))
             self._peaks[target.incarnation] = (before, max(since, load.inflight + 1))
         if cost_usd:
@@ -219,16 +219,22 @@ class Fleet:
         seconds = max(1e-4, now - booking.started_at)
         alone = load.unstarted <= 1
         rate = booking.tokens / seconds if alone and booking.tokens >= 32 else 0.0
-        self._loads[index] = replace(
+        self._loads[index] = load = replace(
             load,
             unstarted=load.unstarted - 1,
             unstarted_tokens=max(0, load.unstarted_tokens - booking.tokens),
             ttft_s=_smooth(load.ttft_s, seconds),
             prefill_tps=_smooth(load.prefill_tps, rate) if rate else load.prefill_tps,
             breaker=self._after_first_byte(index, booking, seconds, now),
-            **self._account_first(index, booking, now),
         )
-        self._follow_drift(index, booking)
+        entry, book = booking.entry, self._books.get(booking.incarnation)
+        if entry is None or book is None:
+            return
+        self._loads[index] = book.started(load, entry, now)
+        if not entry.peers:
+            self.calibration.first(now - entry.started_at, entry.work.ttft_s)
+            if book.shared.has_drifted():
+                self._tell_all(book.shared)
 
     def end(self, booking: Booking, now: float, *, completed: bool, output_tokens: int = 0) -> None:
         """The request left the target, completed or not. Calling it again changes nothing.
@@ -259,8 +265,8 @@ class Fleet:
             failures=0 if completed else load.failures,
             down_until=0.0 if completed else load.down_until,
             breaker=breakers.succeeded(breaker, now, booking.started_at) if completed else breaker,
-            **self._account_end(index, booking, now, completed, output_tokens),
         )
+        self._account_end(index, booking, load, now, completed, output_tokens)
 
     def noticed(self, notice: Notice, now: float) -> None:
         """A peer's request, booked as if it were ours. Notices out of order, or of targets we do not know, change nothing."""
@@ -275,8 +281,8 @@ class Fleet:
                 inflight=load.inflight + 1,
                 unstarted=load.unstarted + 1,
                 unstarted_tokens=load.unstarted_tokens + work.prompt_tokens,
-                **self._enter(index, booking, Entry(work, now, peers=True), now),
             )
+            self._enter(index, booking, Entry(work, now, peers=True), now)
             before, since = self._peaks.get(notice.incarnation, (0, 0))
             self._peaks[notice.incarnation] = (before, max(since, load.inflight + 1))
         elif notice.event == "first" and (known := self._peer_bookings.get(notice.id)) is not None:
@@ -295,33 +301,13 @@ class Fleet:
         for notice in self._routers.silent(now):
             self.noticed(notice, now)
 
-    def _enter(self, index: int, booking: Booking, entry: Entry, now: float) -> dict[str, Any]:
-        """Enter a request into the target's own books; what of its load changes by that."""
+    def _enter(self, index: int, booking: Booking, entry: Entry, now: float) -> None:
+        """Enter a request into the target's own books."""
         book = self._books.get(booking.incarnation)
         if book is None:
             book = self._books[booking.incarnation] = TargetBook(self._shared_of(self._membership.targets[index]))
         booking.entry = entry
-        return book.booked(entry, now)
-
-    def _account_first(self, index: int, booking: Booking, now: float) -> dict[str, Any]:
-        """What of the target's load a first byte changes beyond the counts."""
-        entry, book = booking.entry, self._books.get(booking.incarnation)
-        if entry is None or book is None:
-            return {}
-        load = self._loads[index]
-        fields = book.started(entry, now)
-        if not entry.peers:
-            fields["slowdown"] = book.learned_first(entry, load, now)
-            self.calibration.first(now - entry.started_at, entry.work.ttft_s)
-        return fields
-
-    def _follow_drift(self, index: int, booking: Booking) -> None:
-        entry = booking.entry
-        if entry is None or entry.peers or booking.incarnation not in self._books:
-            return
-        shared = self._shared_of(self._membership.targets[index])
-        if shared.has_drifted():
-            self._tell_all(shared)
+        self._loads[index] = book.booked(self._loads[index], entry, now)
 
     def _shared_of(self, target: Target) -> Shared:
         model = min(target.models, default="")
@@ -335,26 +321,25 @@ class Fleet:
         for index, target in enumerate(self._membership.targets):
             if target.kind is not Kind.CLOUD and self._shared_of(target) is shared:
                 book = self._books.get(target.incarnation) or TargetBook(shared)
-                self._loads[index] = replace(self._loads[index], **book.factors())
+                self._loads[index] = book.told(self._loads[index])
 
-    def _account_end(self, index: int, booking: Booking, now: float, completed: bool, tokens: int) -> dict[str, Any]:
-        """What of the target's load the end of a request changes beyond the counts."""
+    def _account_end(self, index: int, booking: Booking, before: Load, now: float, completed: bool, tokens: int) -> None:
+        """What the end of a request changes beyond the counts; `before` is the target's load until then."""
         if completed and self._membership.targets[index].kind is Kind.CLOUD:
             self.calibration.answered(True)
         entry, book = booking.entry, self._books.get(booking.incarnation)
         if entry is None or book is None:
-            return {}
-        load = self._loads[index]
-        fields = book.ended(entry, now)
+            return
+        pace_slowdown = before.pace_slowdown
         if completed and not entry.peers:
             if tokens > 0:
-                fields["pace_slowdown"] = book.learned_pace(entry, load, tokens, now)
+                pace_slowdown = book.learned_pace(entry, before, tokens, now)
                 self._learn_output(booking.model, tokens)
             if entry.first_at:
                 kept = now - entry.first_at <= self._tpot_s * max(1, tokens - 1) or tokens < 2
                 limit = entry.work.limit_s
                 self.calibration.answered(kept and (not limit or entry.first_at - entry.started_at <= limit))
-        return fields
+        self._loads[index] = book.ended(self._loads[index], entry, now, pace_slowdown)
 
     def _learn_output(self, model: str, tokens: int) -> None:
         mean = self._outputs.get(model, 0.0)
@@ -430,6 +415,8 @@ class Fleet:
 
     def set_saturated(self, label: Label, models: tuple[str, ...], saturated: bool) -> None:
         """Remember for the next decision whether the local targets of a label and models were saturated (hysteresis)."""
+        if not saturated and not self._spilling:
+            return
         scope = (label, models)
         if saturated != (scope in self._spilling):
             self._spilling = self._spilling | {scope} if saturated else self._spilling - {scope}

@@ -85,7 +85,8 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
     slowdown = load.slowdown or 1.0
     waiting = load.foreign_waiting
     queued = load.unstarted + waiting
-    decoding = load.inflight + load.foreign - queued
+    ahead = load.inflight + load.foreign
+    decoding = ahead - queued
     prompt, output, tau = ask.prompt_tokens, ask.output_tokens, ask.tau_s
     # The last prompt token is always computed.
     uncached = prompt - cached if cached < prompt else 1
@@ -95,11 +96,14 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
         wait = load.queue_s
     if waiting:
         wait += waiting * (load.ttft_s or prefill)
-    wait += _wait_for_room(target, profile, load, uncached + output)
+    kv_tokens = profile.kv_tokens
+    if ahead >= (target.slots or profile.slots) or load.foreign or (kv_tokens and load.kv_tokens + uncached + output > kv_tokens):
+        wait += _wait_for_room(target, profile, load, uncached + output)
     # Seconds per answer token while the share `busy` of the engine's time goes into steps that are full of prefill.
     per_context = profile.per_context
     step = profile.overhead + per_context * (load.context_tokens + prompt)
-    decode = (load.pace_slowdown or slowdown) * (step + profile.tokens_s(decoding + 1))
+    own_s = (decoding + 1) * profile.per_token if decoding < profile.knee else profile.tokens_s(decoding + 1)
+    decode = (load.pace_slowdown or slowdown) * (step + own_s)
     chunk = slowdown * (step + profile.tokens_s(profile.step_tokens))
     since = now - load.work_at
     recent = load.work_s * exp(-since / tau) if since > 0 else load.work_s

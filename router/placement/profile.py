@@ -59,7 +59,8 @@ class EngineProfile(msgspec.Struct, frozen=True, gc=False):
             decoding: sequences that decode meanwhile; their tokens come first in every step.
             context: what those look back on, together.
         """
-        steps = -(-uncached // max(64, self.step_tokens - decoding)) or 1
+        room = self.step_tokens - decoding
+        steps = -(-uncached // (room if room > 64 else 64)) or 1
         tokens = uncached + steps * decoding
         seconds = steps * (self.overhead + context * self.per_context) + tokens * self.per_token
         if tokens > steps * self.knee:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
-from weakref import WeakSet
+from weakref import ref
 
 from msgspec.structs import replace
 
@@ -94,22 +94,22 @@ class InFlight:
         self._policy = policy
         self.find_outside: Callable[[KeyGrant], KeyGrant | None] = lambda _: None
         """The grant of now for a key that does not stand in the configuration; None once it is not valid."""
-        # Weak, so that no way out of a request that forgets to leave can keep its ticket.
-        self._tickets: WeakSet[Ticket] = WeakSet()
+        # Weak, so that no way out of a request that forgets to leave can keep its ticket. A `WeakSet` does the same in Python.
+        self._refs: set[ref[Ticket]] = set()
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return len(self._refs)
 
     def enter(self, grant: KeyGrant, tags: tuple[str, ...], label: Label) -> Ticket:
         """A request was admitted under the current policy with this effective label."""
         ticket = Ticket(grant, tags, label)
-        self._tickets.add(ticket)
+        self._refs.add(ref(ticket, self._refs.discard))
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
         """The request was answered. Calling it again changes nothing."""
         ticket.end()
-        self._tickets.discard(ticket)
+        self._refs.discard(ref(ticket))
 
     def declassify(self, ticket: Ticket, label: Label, policy: Policy, grant: KeyGrant) -> bool:
         """The payload was redacted: what goes on is another one, under a label of its own.
@@ -156,7 +156,7 @@ class InFlight:
             How many exchanges were cut.
         """
         before, self._policy = self._policy.vocabulary, policy
-        for ticket in list(self._tickets):
+        for ticket in self._tickets:
             ticket.label = translate_label(ticket.label, before, policy.vocabulary)
             if unread is not None:
                 ticket.tighten(unread)
@@ -173,7 +173,7 @@ class InFlight:
         Returns:
             How many exchanges were cut.
         """
-        tickets = list(self._tickets)
+        tickets = self._tickets
         for ticket in tickets:
             self._narrow(ticket, now)
         cut = 0
@@ -187,6 +187,10 @@ class InFlight:
                 _cut(exchange)
                 cut += 1
         return cut
+
+    @property
+    def _tickets(self) -> list[Ticket]:
+        return [ticket for known in list(self._refs) if (ticket := known()) is not None]
 
     def _narrow(self, ticket: Ticket, now: float) -> None:
         held = ticket.grant

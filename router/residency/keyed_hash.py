@@ -7,7 +7,8 @@ does. Here the two key blocks of RFC 2104 are hashed once; each message copies t
 from __future__ import annotations
 
 import functools
-import hashlib
+
+from router.residency.sha256 import sha256
 
 _BLOCK = 64
 _INNER = bytes(0x36 ^ value for value in range(256))
@@ -25,10 +26,10 @@ class KeyedHash:
 
     def __init__(self, key: bytes) -> None:
         if len(key) > _BLOCK:
-            key = hashlib.sha256(key).digest()
+            key = sha256(key).digest()
         padded = key.ljust(_BLOCK, b"\0")
-        self._inner = hashlib.sha256(padded.translate(_INNER))
-        self._outer = hashlib.sha256(padded.translate(_OUTER))
+        self._inner = sha256(padded.translate(_INNER))
+        self._outer = sha256(padded.translate(_OUTER))
 
     def __repr__(self) -> str:
         return "KeyedHash(...)"
@@ -38,7 +39,8 @@ class KeyedHash:
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(message)
         outer.update(inner.digest())
-        return outer.hexdigest()
+        code: str = outer.hexdigest()
+        return code
 
 
 @functools.lru_cache(maxsize=4096)

@@ -69,6 +69,11 @@ class Vocabulary(msgspec.Struct, frozen=True):
     zones: tuple[str, ...]
     duties: tuple[str, ...] = ()
 
+    @property
+    def everywhere(self) -> int:
+        """All zones: zones take the bits from 1 on."""
+        return (2 << len(self.zones)) - 2
+
     def zone_mask(self, names: Iterable[str]) -> int:
         """Bit mask of zone names; a name outside the vocabulary becomes `UNKNOWN`."""
         mask = 0

@@ -42,7 +42,7 @@ def refuse_remote_media(parsed: dict[str, Any], label: Label, policy: Policy) ->
     Raises:
         ApiError: 403 `residency_denied`, with the place of the reference.
     """
-    everywhere = policy.vocabulary.zone_mask(policy.vocabulary.zones)
+    everywhere = policy.vocabulary.everywhere
     if label.process == everywhere and label.store == everywhere:
         return
     where = remote_media(parsed)

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from router.policy import KeyGrant, Policy
 from router.residency.label import Label
 from router.wire.errors import ApiError, invalid_request
+from router.wire.request import header
 
 HEADER = b"x-tidegate-residency"
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -28,6 +29,8 @@ def read_tags(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, ...]:
     Raises:
         ApiError: 400 when one is empty or malformed: a tag nobody can read must not be taken for no tag.
     """
+    if header(headers, HEADER) is None:
+        return ()
     tags: list[str] = []
     for name, value in headers:
         if name == HEADER:

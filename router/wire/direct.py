@@ -58,6 +58,7 @@ class DirectRequest:
         method: as sent, e.g. `POST`.
         path: the decoded path, without the query.
         headers: names in lower case.
+        limit: bytes of the body that are kept.
         context: what the handler keeps between `open` and `run`.
     """
 
@@ -70,6 +71,7 @@ class DirectRequest:
         "handler",
         "headers",
         "keep_alive",
+        "limit",
         "method",
         "more_body",
         "opened",
@@ -106,6 +108,7 @@ class DirectRequest:
         self.speaks_chunked = speaks_chunked
         """False for an HTTP/1.0 client, which cannot read chunked bodies."""
         self.waiting_for_100_continue = expects_100
+        self.limit = handler.max_body_bytes
         self._body: bytes | bytearray = b""
         self._size = 0
         self.more_body = True
@@ -131,7 +134,7 @@ class DirectRequest:
     def feed(self, piece: bytes) -> None:
         """A piece of the body. What is too much, or comes after the answer, is thrown away."""
         self._size += len(piece)
-        if self.response_complete or self._size > self.handler.max_body_bytes:
+        if self.response_complete or self._size > self.limit:
             self._body = b""
         elif not self._body:
             self._body = piece
@@ -149,7 +152,7 @@ class DirectRequest:
     @property
     def too_large(self) -> bool:
         """True when the body was longer than the handler wants; it was thrown away."""
-        return self._size > self.handler.max_body_bytes
+        return self._size > self.limit
 
     def take_body(self) -> bytes:
         """The body; it is not kept here any longer."""

@@ -20,7 +20,10 @@ BROKE = "the connection to the target broke"
 
 
 class Ending(Enum):
-    """How an exchange ended."""
+    """How an exchange ended. `word` is its name in receipts."""
+
+    def __init__(self, _: int) -> None:
+        self.word: str = self._name_.lower()  # here once: `name` is a look-up in Python code
 
     COMPLETE = auto()
     HELD = auto()

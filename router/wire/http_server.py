@@ -22,7 +22,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from router.identity.networks import Networks, packed
-from router.wire.client_head import MAX_HEADER_BYTES, BadHead, HeadCollector, framing_problem
+from router.wire.client_head import MAX_HEADER_BYTES, BadHead, HeadCollector, HeaderBlock, framing_problem
 from router.wire.direct import ClientListener, DirectHandler, DirectRequest
 from router.wire.errors import ApiError
 from router.wire.patience import Patience, Verdict
@@ -103,7 +103,12 @@ class RelayProtocol(HttpToolsProtocol):
                 self._patience.expect_head(self.loop.time())
                 return
             data = whole
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserUpgrade:
+            pass  # `on_headers_complete` has refused it
 
     def _take_preface(self, data: bytes) -> bytes:
         """Read the PROXY header, and return what follows it."""
@@ -123,7 +128,7 @@ class RelayProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins. What uvicorn prepares here is prepared once the path is known."""
         self.url = b""
-        self.headers = []
+        self.headers = HeaderBlock()
         self.expect_100_continue = False
         self._parser_in_head = True
         self._unproductive = 0
@@ -144,7 +149,10 @@ class RelayProtocol(HttpToolsProtocol):
         self._patience.expect_body(self.loop.time())
         if self._refused:
             return
-        problem = framing_problem(self.parser.get_http_version(), self.headers, self.url)
+        version = self.parser.get_http_version()
+        headers = cast(HeaderBlock, self.headers)
+        headers.seal()
+        problem = framing_problem(version, headers, self.url)
         if problem is None and self.parser.should_upgrade():
             problem = "CONNECT is not understood here, and no other protocol either."
         if problem is not None:
@@ -158,7 +166,7 @@ class RelayProtocol(HttpToolsProtocol):
         if handler is None:
             self._start_asgi()
         else:
-            self._start_direct(handler, path.decode("ascii"))
+            self._start_direct(handler, path.decode("ascii"), version != "1.0")
 
     def _start_asgi(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue
@@ -168,8 +176,7 @@ class RelayProtocol(HttpToolsProtocol):
         if expects:  # whether the body follows a final answer is the client's choice: do not guess
             self.cycle.keep_alive = False
 
-    def _start_direct(self, handler: DirectHandler, path: str) -> None:
-        modern = self.parser.get_http_version() != "1.0"
+    def _start_direct(self, handler: DirectHandler, path: str, modern: bool) -> None:
         request = DirectRequest(
             self,
             handler,
@@ -180,12 +187,13 @@ class RelayProtocol(HttpToolsProtocol):
             speaks_chunked=modern,
             expects_100=self.expect_100_continue,
         )
-        before, self.cycle = self.cycle, cast(Any, request)
+        before: Any = self.cycle
+        self.cycle = request  # type: ignore[assignment]
         if before is None or before.response_complete:
             request.open()
         else:
             self.flow.pause_reading()
-            self.pipeline.appendleft((self.cycle, self.app))
+            self.pipeline.appendleft((cast(Any, request), self.app))
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         """Start what waited in the pipeline. A direct request starts from the loop: a hundred answers in a row must not nest."""

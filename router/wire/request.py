@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from router.identity.priority import CLASSES
+from router.wire.client_head import HeaderBlock
 from router.wire.errors import ApiError, invalid_request
 
 Scope = MutableMapping[str, Any]
@@ -26,6 +27,8 @@ class ClientLeft(Exception):
 
 def header(headers: Headers, name: bytes) -> bytes | None:
     """The first header of that (lower-case) name."""
+    if type(headers) is HeaderBlock:
+        return headers.first.get(name)
     for key, value in headers:
         if key == name:
             return value
@@ -71,7 +74,7 @@ def priority_of(headers: Headers, own: int) -> int:
 
 def fresh_request_id() -> str:
     """A random request id. It names, it does not authorise: whoever asks for a receipt needs the key it belongs to."""
-    return f"req-{_random.getrandbits(96):024x}"
+    return "req-" + _random.randbytes(12).hex()
 
 
 def check_announced(headers: Headers, limit: int) -> None:
@@ -82,11 +85,13 @@ def check_announced(headers: Headers, limit: int) -> None:
             rest and throws it away, because closing on unread bytes would reset the connection before the client reads the
             answer.
     """
-    for name, value in headers:
-        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+    if header(headers, b"content-encoding") is not None:
+        codings = [value for name, value in headers if name == b"content-encoding"]
+        if any(value.strip().lower() not in (b"", b"identity") for value in codings):
             raise invalid_request("Compressed request bodies are not accepted.", status=415)
-        if name == b"content-length" and int(value) > limit:
-            raise too_large(limit)
+    length = header(headers, b"content-length")  # there is one at most: `framing_problem`
+    if length is not None and int(length) > limit:
+        raise too_large(limit)
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:

@@ -25,6 +25,7 @@ MAX_RESPONSE_HEAD = 64 * 1024
 MAX_HELD_BODY = 64 * 1024
 MAX_TAIL = 4096
 """How much of a response's end is kept: the usage of a JSON answer stands there."""
+NOT_HTTP = "the target's response is not valid HTTP"
 _SMALL = 64
 _FRAMING = (b"content-length", b"transfer-encoding")
 _IDLE_LIFETIME_S = 4.0
@@ -82,7 +83,8 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self.exchange = exchange
         exchange.connection = self
-        self._parser = httptools.HttpResponseParser(self)
+        if self._parser is None or not self._complete:  # after a whole response it stands at the beginning of the next
+            self._parser = httptools.HttpResponseParser(self)
         self._head.clear()
         self._in_head = True
         self._complete = False
@@ -137,27 +139,33 @@ class Connection(asyncio.Protocol):
         refusal."""
         if not self._in_head:
             return data if self._feed(exchange, data) else None
-        self._head += data
+        head: bytes | bytearray = data  # a whole head in one read, as nearly always, is not copied
+        if self._head:
+            self._head += data
+            head = self._head
+        if not head.startswith(b"HTTP/1."[: len(head)]):  # the parser would skip line ends
+            self._refuse(exchange, NOT_HTTP)
+            return None
         if not self._feed(exchange, data):
             return None
-        split = self._head.find(b"\r\n\r\n")
+        split = head.find(b"\r\n\r\n")
         if split < 0:
-            if len(self._head) > MAX_RESPONSE_HEAD:
+            if len(head) > MAX_RESPONSE_HEAD:
                 self._refuse(exchange, "the target's response head is too large")
+            elif head is data:
+                self._head += data
             return None
-        body = bytes(self._head[split + 4 :])
+        body = bytes(head[split + 4 :])
         self._head.clear()
         self._in_head = False
         return body
 
     def _feed(self, exchange: Exchange, data: bytes) -> bool:
         try:
-            if self._in_head and not self._head.startswith(b"HTTP/1."[: len(self._head)]):
-                raise httptools.HttpParserError("the parser would skip line ends")
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             large = isinstance(error.__context__, EventTooLarge)
-            why = "the target sends an event without end" if large else "the target's response is not valid HTTP"
+            why = "the target sends an event without end" if large else NOT_HTTP
             self._refuse(exchange, why)
             return False
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 import socket
 import subprocess
 import sys
@@ -315,6 +316,17 @@ def test_tidegates_configuration_is_valid(tmp_path: Path) -> None:
     parsed = config.load_file(tmp_path / "tidegate-31000.yaml")
     assert [target.url for target in parsed.targets] == bench.engines
     assert parsed.listen.port == launch.port == 31000
+
+
+def test_the_interpreter_that_ran_tidegate_is_named(tmp_path: Path) -> None:
+    said = systems.interpreter_of(sys.executable)
+    assert platform.python_version() in said and said.endswith(sys.executable)
+    outcome = _outcome()
+    outcome.interpreter = said
+    outcome.samples["tidegate", "json"] = outcome.samples["haproxy", "json"]
+    assert {row["system"] for row in records.rows(outcome) if row.get("interpreter") == said} == {"tidegate"}
+    with pytest.raises(systems.Missing):
+        systems.interpreter_of(str(tmp_path / "python"))
 
 
 def test_an_unknown_system_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--connections", type=_positive, default=32)
     parser.add_argument("--prompts", type=_positive, default=bodies.POOL, help="different prompts the load cycles through")
     parser.add_argument("--port-base", type=_positive, default=31000)
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that runs tidegate (default: this one)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there")
     parser.add_argument("--png", type=Path, metavar="FILE", default=ROOT / ".bench" / "datapath.png")
     parser.add_argument("--no-png", action="store_true")
@@ -112,10 +113,13 @@ def main(arguments: list[str] | None = None) -> int:
         return footprint.main(console, work, options.idle, options.live, options.minutes)
     plan = _plan(options)
     engines = [f"http://{systems.HOST}:{plan.port_base + ENGINES_AT + number}" for number in range(plan.engines)]
-    bench = systems.Bench(ROOT, work, sys.executable, engines, install_s=90 if options.quick else 600)
+    bench = systems.Bench(ROOT, work, options.python, engines, install_s=90 if options.quick else 600)
     try:
+        interpreter = systems.interpreter_of(options.python)
         with Console(stderr=True).status("starting") as status:
             outcome = run.execute(plan, bench, status.update)
+        outcome.interpreter = interpreter
+        outcome.notes.append(f"tidegate ran under {interpreter}")
     except KeyboardInterrupt:
         console.print("stopped; everything it had started is down again")
         return 130

@@ -56,6 +56,7 @@ def _row(outcome: Outcome, system: str, name: str, samples: list[Sample]) -> Row
         "connections": plan.load_of(system)[0],
         "prompts": plan.prompts,
         "load": load.generator(),
+        **({"interpreter": outcome.interpreter} if system == "tidegate" and outcome.interpreter else {}),
     }
 
 

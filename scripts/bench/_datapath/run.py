@@ -77,6 +77,8 @@ class Outcome:
     missing: dict[str, str] = field(default_factory=dict)
     wrong: dict[tuple[str, str], str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    interpreter: str = ""
+    """What ran tidegate."""
 
 
 @dataclass

@@ -52,6 +52,20 @@ class Launch:
         return f"http://{HOST}:{self.port}"
 
 
+def interpreter_of(python: str) -> str:
+    """What an interpreter says of itself: version and compiler. Builds of one version can differ by a tenth and more.
+
+    Raises:
+        Missing: it cannot be started.
+    """
+    program = "import platform as p; print(p.python_implementation(), p.python_version(), f'({p.python_compiler()})')"
+    try:
+        done = subprocess.run([python, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Missing(f"{python} does not run: {error}") from None
+    return f"{done.stdout.strip()} at {python}"
+
+
 def haproxy(bench: Bench, port: int) -> Launch:
     """HAProxy with one thread: a C proxy that decides nothing, the floor."""
     program = shutil.which("haproxy") or next((p for p in ("/usr/sbin/haproxy",) if Path(p).exists()), None)

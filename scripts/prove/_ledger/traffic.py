@@ -119,7 +119,8 @@ class Traffic:
         decision = decide(facts, self.policy, view, now)
         if decision.saturated:
             self._spilling = frozenset([*list(self._spilling)[-3:], (facts.label, decision.models)])
-        receipt = open_receipt(facts, self.policy.epoch, self.policy.label_text(facts.label), tags, now)
+        sources = {"key": "+".join(facts.key.ceiling_tags)} | ({"header": "+".join(tags)} if tags else {})
+        receipt = open_receipt(facts, self.policy.epoch, self.policy.label_text(facts.label), sources, now)
         return Event(facts, view, now, decision, self._ended(receipt, decision, now))
 
     def _random_load(self, now: float) -> Load:

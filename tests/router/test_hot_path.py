@@ -1,0 +1,113 @@
+"""What the hot path does by a shorter way gives what the long way gives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.ledger.receipts import Receipt, read_usage
+from router.residency.sha256 import sha256
+from router.wire.client_head import BadHead, HeadCollector, HeaderBlock, framing_problem
+from router.wire.request import header
+
+NAMES = ("host", "accept", "content-length", "x-request-id", "transfer-encoding", "upgrade", "X-Upgraded")
+LINE = st.builds("{}: {}".format, st.sampled_from(NAMES), st.text("abc1,; ", max_size=6)).map(str.encode)
+BREAK = st.sampled_from([b"\r\n"] * 12 + [b"\n", b"\r", b"\r\r\n"])
+START = st.sampled_from(
+    [b"POST /v1/x HTTP/1.1\r\n", b"GET / HTTP/1.0\r\n", b"\r\nGET / HTTP/1.1\r\n", b"1 / HTTP/1.1\r\n", b"\x16\x03"]
+)
+
+
+def collected(pieces):
+    """What a collector gives for a block in pieces: the block without what follows, "" where more is due, or that it is bad."""
+    collector = HeadCollector()
+    for piece in pieces:
+        try:
+            whole = collector.collect(piece)
+        except BadHead as error:
+            return str(error)
+        if whole is not None:
+            return whole[: whole.index(b"\r\n\r\n")]
+    return ""
+
+
+@given(START, st.lists(st.tuples(LINE, BREAK), max_size=6), st.sampled_from([b"", b"\r\n", b"\r\nbody\r\n\r\n"]))
+def test_a_block_in_one_read_is_judged_like_one_byte_at_a_time(start, lines, end):
+    data = start + b"".join(line + ending for line, ending in lines) + end
+    assert collected([data]) == collected([data[i : i + 1] for i in range(len(data))])
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"a", b"b", b"host", b"content-length"]), st.binary(max_size=3)), max_size=8))
+def test_the_index_of_a_block_finds_what_a_search_finds(lines):
+    block = HeaderBlock(lines)
+    block.seal()
+    assert list(block) == lines
+    assert all(header(block, name) == header(lines, name) for name in (b"a", b"b", b"host", b"content-length", b"none"))
+    doubled = any(sum(name == own for name, _ in lines) > 1 for own in (b"host", b"content-length"))
+    assert (framing_problem("1.1", block, b"/") is not None) == doubled
+
+
+@given(st.binary(max_size=300))
+def test_short_digests_are_sha_256(data):
+    assert sha256(data).digest() == hashlib.sha256(data).digest()
+    begun = sha256(data[:7])
+    own = begun.copy()
+    own.update(data[7:])
+    assert own.hexdigest() == hashlib.sha256(data).hexdigest()
+
+
+COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens")
+
+
+def receipt():
+    return Receipt("r", 0.0, "k", "t", "/v1/chat/completions", "m", "e", "l", {}, "", 0.0, 0)
+
+
+def counts_of(tail):
+    read_usage(found := receipt(), tail)
+    return {name: getattr(found, name) for name in COUNTS}
+
+
+@given(
+    st.integers(0, 10**9),
+    st.integers(0, 10**9),
+    st.none() | st.integers(0, 10**9),
+    st.text(max_size=20),
+    st.booleans(),
+    st.sampled_from([None, (",", ":")]),
+    st.integers(0, 40),
+)
+def test_usage_is_read_wherever_the_tail_begins(prompt, completion, cached, text, is_messages, separators, lost):
+    names = ("input_tokens", "output_tokens") if is_messages else ("prompt_tokens", "completion_tokens")
+    usage = {names[0]: prompt, "total_tokens": 3, names[1]: completion}
+    usage["prompt_tokens_details"] = None if cached is None else {"audio_tokens": 1, "cached_tokens": cached}
+    said = f'"usage": {{"prompt_tokens": 7}} {text}'  # in the answer's own text every quote is escaped
+    answer = {"choices": [{"message": {"content": said}}], "usage": usage, "kv_transfer_params": None}
+    tail = json.dumps(answer, separators=separators).encode()[lost:]
+    expected = {"prompt_tokens": prompt, "completion_tokens": completion, "reasoning_tokens": -1}
+    assert counts_of(tail) == expected | {"cached_tokens": -1 if cached is None else cached}
+
+
+@pytest.mark.parametrize(
+    ("tail", "prompt"),
+    [
+        (b'{"usage":null}', -1),
+        (b'{"usage":[{"prompt_tokens":5}]}', 5),
+        (b'"usage":{"prompt_tokens":5,"completion_tokens":', 5),
+        (b'"usage" : \n {"prompt_tokens" : 5}', 5),
+        (b'"usage":{"prompt_tokens":5.0,"x":"\xff"}', 5),
+        (b'"usage":{"prompt_tokens":true}', -1),
+        (b'"usage":{"prompt_tokens":"5"}', -1),
+        (b'"usage":{"prompt_tokens":-5}', -1),
+        (b'"usage":' + b"[" * 5000, -1),
+        (b'"usage":' + b'{"a":' * 5000, -1),
+        (b'"usage":{"prompt_tokens":NaN}', -1),
+        (b'"usage":{"prompt_tokens":1e400}', -1),
+    ],
+)
+def test_usage_in_unusual_shapes_is_read_or_left_unknown(tail, prompt):
+    assert counts_of(tail)["prompt_tokens"] == prompt
