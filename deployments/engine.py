@@ -216,7 +216,7 @@ def engine_settings(config: Config, model: Model, replicas: Replicas) -> EngineS
     """The part of a configuration that engines of `model` in one zone depend on."""
     sources = [config.secret.env, *(target.credential.env for target in config.targets if target.credential)]
     return EngineSettings(
-        model=model.model_copy(update={"replicas": [replicas]}),
+        model=model.model_copy(update={"replicas": [replicas], "profile": None}),
         replicas=replicas,
         zones=tuple(sorted(config.zones)),
         zone_label=config.residency.zone_label,

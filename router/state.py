@@ -18,6 +18,7 @@ from router.complexity.learning import Learning
 from router.complexity.stages import Stages, plan_stages
 from router.config import Config, ConfigError, home
 from router.decision import Facts
+from router.engine_profiles import profiles_of
 from router.fixed_targets import retargeter
 from router.identity.limit import Limit
 from router.identity.limits import NOTHING, UNBOUNDED_ANSWER_TOKENS, Limits, Reservation
@@ -108,7 +109,8 @@ class RouterState:
         self.config = config
         self.policy = policy
         self.router_id = router_id
-        self.fleet = Fleet(policy.daily_budget_usd, goal=policy.slo.goal, tpot_s=policy.slo.tpot_s)
+        profiles = profiles_of(config, home())
+        self.fleet = Fleet(policy.daily_budget_usd, profiles, goal=policy.slo.goal, tpot_s=policy.slo.tpot_s)
         self.limits = Limits()
         self.stored_keys: StoredKeys | None = None
         """Keys that are not in the configuration; None without a store."""
@@ -176,13 +178,14 @@ class RouterState:
             How many running exchanges it forbids; they are cut.
         """
         tokens = None if config.jwt is None else TokenVerifier(config.jwt, policy, home())
+        profiles = profiles_of(config, home())
         if self.audit is not None and policy.epoch != self.policy.epoch:
             # First: what is cut decides anew at once, and the record of that must find this policy before it.
             self.audit.policy(policy.epoch, policy_text(config), policy.label_text)
         if self.stored_keys is not None:
             self.stored_keys.adopt(config, policy)
         retarget = retargeter(config, self.policy, policy)
-        self.fleet.adopt(retarget, policy.daily_budget_usd)
+        self.fleet.adopt(retarget, policy.daily_budget_usd, profiles)
         unread = None
         if (config.classify, policy.tags, policy.vocabulary) != (self.config.classify, self.policy.tags, self.policy.vocabulary):
             said = _says(self.classifier, self.config, self.policy)

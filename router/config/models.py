@@ -63,6 +63,9 @@ class Model(Strict):
     startup_timeout_s: float = Field(default=1800, gt=0)
     price: Prices = Prices()
     """What its tokens cost, for budgets in money and for `tidegate report cost`."""
+    profile: str | None = None
+    """What a step of its engines costs: a JSON file (relative to TIDEGATE_HOME) that `tidegate plan --calibrate` wrote. Default:
+    a generic guess. Either is corrected, replica by replica, by what is seen."""
     adapters: list[Adapter] = []
     """Residency tags of this model hold for them as well; a key that lists models must name them."""
 

@@ -137,8 +137,13 @@ class Fleet:
                 del self._books[incarnation]
         self._loads = loads
 
-    def adopt(self, retarget: Callable[[Target], Target | None], daily_budget_usd: float) -> None:
-        """Take a new policy: every target as the new policy sees it (None: gone), and the new budget. Books are kept.
+    def adopt(
+        self,
+        retarget: Callable[[Target], Target | None],
+        daily_budget_usd: float,
+        profiles: Mapping[str, EngineProfile] | None = None,
+    ) -> None:
+        """Take a new policy: every target as the new policy sees it (None: gone), the new budget and profiles. Books are kept.
 
         What was remembered per label is forgotten, because labels are masks over the old policy's names.
         """
@@ -149,7 +154,8 @@ class Fleet:
         ]
         self._membership = Membership(self._membership.version + 1, tuple(target for target, _ in kept))
         self._index = {target.incarnation: i for i, (target, _) in enumerate(kept)}
-        self._loads = [load for _, load in kept]
+        self._profiles = dict(profiles or {})
+        self._loads = [replace(load, profile=self._profile_of(seen)) for seen, load in kept]
         gone = self._books.keys() - self._index.keys()
         for incarnation in gone:
             del self._books[incarnation]

@@ -73,3 +73,25 @@ LLAMA_8B_H100 = EngineProfile("llama-3-8b@h100", 7.3e-3, 8.3e-6, 20.9e-6, 300, 4
 QWEN_72B_4XH100 = EngineProfile("qwen2.5-72b@4xh100", 16.5e-3, 34.9e-6, 71.5e-6, 256, 32e-9, 1.05e-9, 390_000)
 """Qwen2.5-72B over four H100, from the same source."""
 KNOWN = {profile.name: profile for profile in (LLAMA_8B_H100, QWEN_72B_4XH100)}
+
+
+def parse_profile(data: bytes) -> EngineProfile:
+    """A profile from JSON: its fields, or what `tidegate plan --calibrate` wrote around them.
+
+    Raises:
+        ValueError: it is none, or has constants that no engine can have; the text says which.
+    """
+    try:
+        document = msgspec.json.decode(data)
+        found = msgspec.convert(document.get("profile", document), EngineProfile)
+    except (msgspec.MsgspecError, UnicodeDecodeError, AttributeError) as error:
+        raise ValueError(f"this holds no engine profile: {error}") from None
+    for name in ("per_token", "per_token_full", "per_context", "attention", "knee"):
+        if not 0 <= getattr(found, name) < 1e9:
+            raise ValueError(f"`{name}` must not be negative")
+    for name in ("overhead", "kv_tokens", "step_tokens", "slots"):
+        if not 0 < getattr(found, name) < 1e12:
+            raise ValueError(f"`{name}` must be positive")
+    if found.per_token_full < found.per_token:
+        raise ValueError("`per_token_full`, the cost of a token in a full step, is below `per_token`")
+    return found

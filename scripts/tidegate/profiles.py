@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from router.placement.profile import KNOWN, EngineProfile
+from router.placement.profile import KNOWN, EngineProfile, parse_profile
 from tidegate.home import find_home
 
 
@@ -40,26 +40,9 @@ def find_profile(name: str) -> EngineProfile:
         there = ", ".join([*KNOWN, *measured()])
         raise ProfileError(f"no engine profile {name}: name a JSON file, one of {there}, or measure one with --calibrate URL")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        found = msgspec.convert(document.get("profile", document), EngineProfile)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ProfileError(f"{path} holds no engine profile: {error}") from None
-    _check(found, path)
-    return found
-
-
-def _check(profile: EngineProfile, path: Path) -> None:
-    """Constants that no engine can have would make the simulation stand still or run backwards."""
-    costs = {name: getattr(profile, name) for name in ("per_token", "per_token_full", "per_context", "attention")}
-    counts = {name: getattr(profile, name) for name in ("kv_tokens", "step_tokens", "slots")}
-    for name, value in (*costs.items(), ("knee", profile.knee)):
-        if not 0 <= value < 1e9:
-            raise ProfileError(f"{path}: `{name}` must not be negative")
-    for name, value in (*counts.items(), ("overhead", profile.overhead)):
-        if not 0 < value < 1e12:
-            raise ProfileError(f"{path}: `{name}` must be positive")
-    if profile.per_token_full < profile.per_token:
-        raise ProfileError(f"{path}: `per_token_full`, the cost of a token in a full step, is below `per_token`")
+        return parse_profile(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ProfileError(f"{path}: {error}") from None
 
 
 def measured() -> list[str]:

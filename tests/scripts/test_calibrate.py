@@ -92,7 +92,7 @@ def test_a_saved_profile_is_found_by_its_name_and_nonsense_is_not(home):
         ({"overhead": 0}, "overhead"),
         ({"per_token_full": 1e-9}, "per_token_full"),
         ({"kv_tokens": -4}, "kv_tokens"),
-        ({"attention": float("nan")}, "attention"),
+        ({"attention": -1e-9}, "attention"),
         ({"slots": "many"}, "holds no engine profile"),
     ]:
         document = json.loads(path.read_text())
