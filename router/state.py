@@ -53,9 +53,9 @@ from router.response_cache.book import open_cache
 from router.response_cache.rule import place_of_cache
 from router.waiting import WaitingRoom
 from router.waiting_metrics import WaitingCollector
+from router.wire.pool import Pool
 from router.wire.retry_budget import RetryBudget
 from router.wire.tls import TlsContexts
-from router.wire.upstream import Pool
 
 _log = logging.getLogger("tidegate.router")
 
