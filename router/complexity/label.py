@@ -66,7 +66,7 @@ def make_label(
 ) -> Label:
     """A label made of features; `now` is UNIX time in seconds, of which the day is kept."""
     places = array("H", sorted(set(features.buckets)))
-    values = [round(value, 6) for value in features.values]
+    values = [round(float(value), 6) for value in features.values]
     return Label(VERSION, int(now // _DAY_S), features_digest(), values, places.tobytes(), small, large, by, tenant, pair)
 
 

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from router.complexity.compile import PROMOTED, digest_of_weights
 from router.complexity.weights import DEFAULT, pack_weights, read_weights
@@ -25,10 +26,9 @@ def source_of(door: FrontDoor, base: Path) -> PolicySource:
 def promote(directory: Path, base: float) -> str:
     """Weights that expect so much of every request's large answer."""
     stored = read_weights(DEFAULT)
-    head = stored.gains[0]
-    made = type(head)(**{name: getattr(head, name) for name in head.__struct_fields__} | {"base": base})
+    head = replace(stored.gains[0], base=base)
     temporary = directory / "new"
-    temporary.write_bytes(pack_weights(type(stored)(stored.features, stored.means, stored.deviations, [made], stored.domains)))
+    temporary.write_bytes(pack_weights(replace(stored, gains=[head])))
     temporary.replace(directory / PROMOTED)
     return digest_of_weights(directory / PROMOTED)
 
