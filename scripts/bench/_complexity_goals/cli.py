@@ -71,9 +71,9 @@ def few(bench: Bench) -> list[Row]:
 
 def mmlu(bench: Bench) -> list[Row]:
     """MMLU by folds, and on subjects never seen."""
-    folds = protocols.curve(protocols.across_folds(bench.mmlu), bench.mmlu)
+    folds = protocols.curve(protocols.across_folds(bench.mmlu, known=bench.pro), bench.mmlu)
     groups = protocols.subject_groups(bench.mmlu, 5 if bench.quick else 10)
-    unseen = protocols.curve(protocols.across_folds(bench.mmlu, groups), bench.mmlu)
+    unseen = protocols.curve(protocols.across_folds(bench.mmlu, groups, known=bench.pro), bench.mmlu)
     return [with_interval("MMLU 5-fold APGR", folds, 0.71), with_interval("  subjects never seen", unseen, 0.66)]
 
 
@@ -195,5 +195,5 @@ def main(arguments: list[str]) -> int:
     missed = [row for row in rows if not row.met]
     print(f"{len(rows) - len(missed)} of {len(rows)} goals met in {time.monotonic() - started:.0f} s")
     if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1, default=bool), encoding="utf-8")
     return 1 if missed else 0
