@@ -11,7 +11,6 @@ from array import array
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from router.complexity import lexicon
 from router.complexity.words import Words, read_words
@@ -54,6 +53,7 @@ _MARKS = {
 }
 _COUNTED = np.array([[byte in wanted for wanted in (*_KINDS.values(), *_MARKS.values())] for byte in range(256)], np.float64)
 """Which byte counts for which kind and mark: the histogram of a text times this is all of them."""
+_DIGIT = list(_KINDS).index("digits")
 _ASKED, _LINES = (list(_MARKS).index(name) for name in ("question_marks", "lines"))
 _OPTION_MARKS = (b". ", b") ", b": ")
 _SECOND_OPTIONS = tuple(b"\nB" + mark for mark in _OPTION_MARKS)
@@ -133,19 +133,19 @@ def read_features(text: str) -> Features:
     if chars > HEAD_CHARS + TAIL_CHARS:
         text = text[:HEAD_CHARS] + "\n" + text[-TAIL_CHARS:]
     raw = text.encode("utf-8", "surrogatepass")
-    words = read_words(raw.translate(_CUT))
-    counted = np.bincount(np.frombuffer(raw, np.uint8), minlength=256) @ _COUNTED
+    counted = (np.bincount(np.frombuffer(raw, np.uint8), minlength=256) @ _COUNTED).tolist()
+    words = read_words(raw.translate(_CUT), counted[_DIGIT] > 0)
     return Features(_values(raw, chars, words, counted), words.buckets)
 
 
-def _values(raw: bytes, chars: int, words: Words, counted: NDArray[np.float64]) -> list[float]:
+def _values(raw: bytes, chars: int, words: Words, counted: list[float]) -> list[float]:
     """All values, in the order of `NAMES`; `counted` are the kinds and marks of bytes."""
     count = words.count
     share, per_word = 1.0 / (len(raw) or 1), 1.0 / (count or 1)
-    upper, digits, signs, points, foreign = counted[:5].tolist()
+    upper, digits, signs, points, foreign = counted[:5]
     marks = counted[5:]
     asked, lines = marks[_ASKED], marks[_LINES]
-    options = _options(raw) if lines else _NO_OPTIONS
+    options = _options(raw, digits > 0, signs > 0) if lines else _NO_OPTIONS
     kinds = options.count or 1
     stem_words = max(0, count - options.words)
     stem = (raw.partition(b"\nA")[0] if options.count else raw).rstrip()
@@ -186,7 +186,7 @@ def _values(raw: bytes, chars: int, words: Words, counted: NDArray[np.float64]) 
         stops,
         raw.count(b"__"),
     )
-    values += np.log1p(np.concatenate((logged, marks, words.lists))).tolist()
+    values += np.log1p(np.concatenate(((*logged, *marks), words.lists))).tolist()
     return values
 
 
@@ -196,8 +196,14 @@ def _statements(raw: bytes, digits: float, lines: float) -> int:
     return numbered + (raw.count(b"\nI") if lines else 0)
 
 
-def _options(raw: bytes) -> _Options:
-    """Lines that begin with a letter and a mark, `B. `, `B) ` or `B: `, where there is a second one of them."""
+def _options(raw: bytes, digits: bool, signs: bool) -> _Options:
+    """Lines that begin with a letter and a mark, `B. `, `B) ` or `B: `, where there is a second one of them.
+
+    Args:
+        raw: the text.
+        digits: whether it has any digit.
+        signs: whether it has any mathematical sign.
+    """
     if not any(map(raw.__contains__, _SECOND_OPTIONS)):
         return _NO_OPTIONS
     options = [line[3:] for line in raw.split(b"\n") if line[1:3] in _OPTION_MARKS and line[:1].isalpha()]
@@ -208,6 +214,6 @@ def _options(raw: bytes) -> _Options:
         max(lengths),
         min(lengths),
         sum(lengths),
-        sum([option.translate(None, _DIGITS) != option for option in options]),
-        sum([option.translate(None, _MATHS) != option for option in options]),
+        sum([option.translate(None, _DIGITS) != option for option in options]) if digits else 0,
+        sum([option.translate(None, _MATHS) != option for option in options]) if signs else 0,
     )

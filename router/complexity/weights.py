@@ -120,7 +120,9 @@ def read_weights(path: Path) -> Stored:
     if len(data) > MAX_FILE_BYTES or data[:4] != MAGIC:
         raise WeightsError(f"{path}: this is no weights file of the complexity model")
     if (found := int.from_bytes(data[4:6], "little")) != FORMAT:
-        raise WeightsError(f"{path}: weights of format {found}; this version reads format {FORMAT}: run scripts/train/complexity again")
+        raise WeightsError(
+            f"{path}: weights of format {found}; this version reads format {FORMAT}: run scripts/train/complexity again"
+        )
     body = data[38:]
     if hashlib.sha256(body).digest() != data[6:38]:
         raise WeightsError(f"{path}: the checksum does not match: the file is cut or was changed")

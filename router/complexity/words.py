@@ -83,8 +83,13 @@ _NO_LISTS = np.zeros(len(lexicon.NAMES))
 _NOTHING = Words(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, _NO_LISTS, array("H"))
 
 
-def read_words(cut: bytes) -> Words:
-    """Count and hash the words of a text that was cut at spaces; it holds no other white space."""
+def read_words(cut: bytes, digits: bool) -> Words:
+    """Count and hash the words of a text.
+
+    Args:
+        cut: words in lower case and spaces, no other white space.
+        digits: whether it has any digit.
+    """
     size = len(cut) + 2
     text = b"".join((b" ", cut, b" ", bytes(MAX_WORD)))
     spaces = np.frombuffer(text, np.uint8, size) == 32
@@ -97,13 +102,14 @@ def read_words(cut: bytes) -> Words:
     parts &= _MASKS.take(lengths, 0, mode="clip")
     hashes = hash_parts(parts)
     ordered = np.sort(hashes)
-    numbers = _read_numbers(parts[:, 0] & _FIRST, hashes, lengths)
+    numbers = _read_numbers(parts[:, 0] & _FIRST, hashes, lengths) if digits else (0, 0, 0, 0)
+    sizes = np.bincount(np.minimum(lengths, 12), minlength=13).tolist()
     return Words(
         len(lengths),
-        int(lengths.sum()),
-        int(np.count_nonzero(lengths > 7)),
-        int(np.count_nonzero(lengths > 11)),
-        int(np.count_nonzero(lengths == 1)),
+        len(cut) - cut.count(b" "),
+        sum(sizes[8:]),
+        sizes[12],
+        sizes[1],
         1 + int(np.count_nonzero(ordered[1:] != ordered[:-1])),
         *numbers,
         _count_lists(ordered),
