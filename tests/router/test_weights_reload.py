@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from router.complexity.compile import PROMOTED, digest_of_weights
 from router.complexity.weights import DEFAULT, pack_weights, read_weights
@@ -28,7 +29,7 @@ def promote(directory: Path, base: float) -> str:
     head = stored.gains[0]
     made = type(head)(**{name: getattr(head, name) for name in head.__struct_fields__} | {"base": base})
     temporary = directory / "new"
-    temporary.write_bytes(pack_weights(type(stored)(stored.features, stored.means, stored.deviations, [made], stored.domains)))
+    temporary.write_bytes(pack_weights(replace(stored, gains=[made])))
     temporary.replace(directory / PROMOTED)
     return digest_of_weights(directory / PROMOTED)
 
