@@ -10,6 +10,7 @@ import math
 from array import array
 
 import msgspec
+import numpy as np
 
 from router.complexity import lexicon
 from router.complexity.words import Words, read_words
@@ -22,56 +23,59 @@ _CUT = bytes(
     byte + 32 if 65 <= byte <= 90 else byte if 97 <= byte <= 122 or 48 <= byte <= 57 or byte == 95 or byte >= 128 else 32
     for byte in range(256)
 )
-_MATHS = b"=+*/^<>|\\{}"
-_POINTS = b".,;:!?()[]'\"-"
-_KIND = bytes(
-    85
-    if 65 <= byte <= 90
-    else 48
-    if 48 <= byte <= 57
-    else 61
-    if byte in _MATHS
-    else 46
-    if byte in _POINTS
-    else 128
-    if byte >= 128
-    else 97
-    for byte in range(256)
-)
-"""Kind of a byte: U upper case, 0 digit, = maths, . punctuation, 128 outside ASCII, a the rest."""
-_PLAIN = bytes(byte for byte in range(256) if _KIND[byte] == 97)
-_UNMARKED = bytes(byte for byte in range(256) if byte >= 128 or byte in b" _" or bytes((byte,)).isalnum())
-"""What no mark of `_COUNTED` is: thrown away first, the rest of a text is short to count in."""
 _DIGITS = b"0123456789"
+_MATHS = b"=+*/^<>|\\{}"
+_KINDS = {
+    "upper": bytes(range(65, 91)),
+    "digits": _DIGITS,
+    "maths_signs": _MATHS,
+    "punctuation": b".,;:!?()[]'\"-",
+    "foreign_bytes": bytes(range(128, 256)),
+}
+_MARKS = {
+    "question_marks": b"?",
+    "commas": b",",
+    "colons": b":",
+    "semicolons": b";",
+    "brackets": b"(",
+    "dollars": b"$",
+    "percents": b"%",
+    "equals": b"=",
+    "quotes": b'"',
+    "lines": b"\n",
+    "backslashes": b"\\",
+    "carets": b"^",
+    "bars": b"|",
+    "backticks": b"`",
+    "braces": b"{",
+    "hyphens": b"-",
+    "apostrophes": b"'",
+}
+_COUNTED = np.array([[byte in wanted for wanted in (*_KINDS.values(), *_MARKS.values())] for byte in range(256)], np.float64)
+"""Which byte counts for which kind and mark: the histogram of a text times this is all of them."""
+_DIGIT = list(_KINDS).index("digits")
+_ASKED, _LINES = (list(_MARKS).index(name) for name in ("question_marks", "lines"))
 _OPTION_MARKS = (b". ", b") ", b": ")
-_LOG = tuple(math.log1p(count) for count in range(4096))
-"""log(1 + n) for every count a capped text can have."""
-_COUNTED = (
-    ("question_marks", b"?"),
-    ("commas", b","),
-    ("full_stops", b". "),
-    ("colons", b":"),
-    ("semicolons", b";"),
-    ("brackets", b"("),
-    ("dollars", b"$"),
-    ("percents", b"%"),
-    ("equals", b"="),
-    ("quotes", b'"'),
-    ("blanks", b"__"),
-    ("lines", b"\n"),
-    ("backslashes", b"\\"),
-    ("carets", b"^"),
-    ("bars", b"|"),
-    ("backticks", b"`"),
-    ("braces", b"{"),
-    ("hyphens", b"-"),
-    ("apostrophes", b"'"),
-)
-_PLACES = {name: place for place, (name, _) in enumerate(_COUNTED)}
-_STOPS, _ASKED, _LINES = _PLACES["full_stops"], _PLACES["question_marks"], _PLACES["lines"]
-_SHAPE = (
+_SECOND_OPTIONS = tuple(b"\nB" + mark for mark in _OPTION_MARKS)
+_USUAL_CHARS = 150
+"""Length of a usual question: the value `open_length` is 0 there, and for a question with choices."""
+_LOGGED = (
     "chars",
     "words",
+    "numbers",
+    "distinct_numbers",
+    "option_chars",
+    "option_words_max",
+    "option_words_min",
+    "stem_words",
+    "years",
+    "single_letters",
+    "statements",
+    "full_stops",
+    "blanks",
+)
+"""Counts of which log(1 + n) is the feature, besides marks and words of lists."""
+_PLAIN = (
     "mean_word",
     "long_words",
     "very_long_words",
@@ -81,26 +85,18 @@ _SHAPE = (
     "maths_signs",
     "punctuation",
     "foreign_bytes",
-    "numbers",
-    "distinct_numbers",
     "longest_number",
     "options",
-    "option_chars",
-    "option_words_max",
     "option_numbers",
-    "stem_words",
     "stem_share",
-    "option_words_min",
     "option_spread",
     "option_signs",
-    "years",
-    "single_letters",
     "stem_asks",
     "stem_open",
     "sentence_words",
-    "statements",
+    "open_length",
 )
-NAMES: tuple[str, ...] = (*_SHAPE, *(name for name, _ in _COUNTED), *(f"words_{name}" for name in lexicon.NAMES))
+NAMES: tuple[str, ...] = (*_PLAIN, *_LOGGED, *_MARKS, *(f"words_{name}" for name in lexicon.NAMES))
 """What stands where in `Features.values`."""
 
 
@@ -109,6 +105,22 @@ class Features(msgspec.Struct, frozen=True, gc=False):
 
     values: list[float]
     buckets: array[int]
+
+
+class _Options(msgspec.Struct, frozen=True, gc=False):
+    """The choices of a multiple-choice question: how many, their bytes, the most and fewest words of one, words of all, and
+    how many have a digit, or a mathematical sign, in them."""
+
+    count: int = 0
+    size: int = 0
+    most: int = 0
+    fewest: int = 0
+    words: int = 0
+    numbers: int = 0
+    signs: int = 0
+
+
+_NO_OPTIONS = _Options()
 
 
 def read_features(text: str) -> Features:
@@ -121,67 +133,87 @@ def read_features(text: str) -> Features:
     if chars > HEAD_CHARS + TAIL_CHARS:
         text = text[:HEAD_CHARS] + "\n" + text[-TAIL_CHARS:]
     raw = text.encode("utf-8", "surrogatepass")
-    words = read_words(raw.translate(_CUT))
-    marks = raw.translate(None, _UNMARKED)
-    counts = [(marks if len(mark) == 1 else raw).count(mark) for _, mark in _COUNTED]
-    values = _shape(raw, words, chars, counts)
-    values += map(_LOG.__getitem__, counts)
-    values += map(_LOG.__getitem__, words.lists)
-    return Features(values, words.buckets)
+    counted = (np.bincount(np.frombuffer(raw, np.uint8), minlength=256) @ _COUNTED).tolist()
+    words = read_words(raw.translate(_CUT), counted[_DIGIT] > 0)
+    return Features(_values(raw, chars, words, counted), words.buckets)
 
 
-def _shape(raw: bytes, words: Words, chars: int, counts: list[int]) -> list[float]:
-    """The readable counts, in the order of `_SHAPE`; `counts` are those of `_COUNTED`."""
-    size, count = len(raw) or 1, words.count
-    share, per_word = 1.0 / size, 1.0 / (count or 1)
-    kind, log = raw.translate(_KIND, _PLAIN).count, _LOG
-    digits = kind(b"0")
-    options = _options(raw)
-    option_words = [len(option.split()) for option in options]
-    most, fewest = max(option_words, default=0), min(option_words, default=0)
-    stem_words = max(0, count - sum(option_words))
-    kinds = len(options) or 1
-    stem = (raw.partition(b"\nA")[0] if options else raw).rstrip()
-    return [
-        math.log1p(chars),
-        log[count],
+def _values(raw: bytes, chars: int, words: Words, counted: list[float]) -> list[float]:
+    """All values, in the order of `NAMES`; `counted` are the kinds and marks of bytes."""
+    count = words.count
+    share, per_word = 1.0 / (len(raw) or 1), 1.0 / (count or 1)
+    upper, digits, signs, points, foreign = counted[:5]
+    marks = counted[5:]
+    asked, lines = marks[_ASKED], marks[_LINES]
+    options = _options(raw, digits > 0, signs > 0) if lines else _NO_OPTIONS
+    kinds = options.count or 1
+    stem_words = max(0, count - options.words)
+    stem = (raw.partition(b"\nA")[0] if options.count else raw).rstrip()
+    stops = raw.count(b". ")
+    values = [
         words.letters * per_word,
-        1.0 - (count - words.long) * per_word,
-        1.0 - (count - words.very_long) * per_word,
+        words.long * per_word,
+        words.very_long * per_word,
         words.distinct * per_word,
-        kind(b"U") * share,
+        upper * share,
         digits * share,
-        kind(b"=") * share,
-        kind(b".") * share,
-        kind(b"\x80") * share,
-        log[words.numbers],
-        log[words.distinct_numbers],
+        signs * share,
+        points * share,
+        foreign * share,
         float(words.longest_number),
-        float(len(options)),
-        math.log1p(sum(map(len, options)) / kinds),
-        log[most],
-        sum(1 for option in options if option.translate(None, _DIGITS) != option) / kinds,
-        log[stem_words],
+        float(options.count),
+        options.numbers / kinds,
         stem_words * per_word,
-        log[fewest],
-        log[most] - log[fewest],
-        sum(1 for option in options if option.translate(None, _MATHS) != option) / kinds,
-        log[words.years],
-        log[words.single],
+        math.log((1 + options.most) / (1 + options.fewest)),
+        options.signs / kinds,
         1.0 if stem.endswith(b"?") else 0.0,
         1.0 if stem[-1:].isalpha() else 0.0,
-        count / (counts[_STOPS] + (raw.count(b"? ") if counts[_ASKED] else 0) + counts[_LINES] + 1),
-        log[_statements(raw, digits) + (raw.count(b"\nI") if counts[_LINES] else 0)],
+        count / (stops + (raw.count(b"? ") if asked else 0) + lines + 1.0),
+        0.0 if options.count or not chars else math.log(chars / _USUAL_CHARS),
     ]
+    logged = (
+        chars,
+        count,
+        words.numbers,
+        words.distinct_numbers,
+        options.size / kinds,
+        options.most,
+        options.fewest,
+        stem_words,
+        words.years,
+        words.single,
+        _statements(raw, digits, lines),
+        stops,
+        raw.count(b"__"),
+    )
+    values += np.log1p(np.concatenate(((*logged, *marks), words.lists))).tolist()
+    return values
 
 
-def _statements(raw: bytes, digits: int) -> int:
+def _statements(raw: bytes, digits: float, lines: float) -> int:
     """Marks of numbered statements and scenarios."""
-    return raw.count(b"tatement 1") + raw.count(b"cenario 1") if digits else 0
+    numbered = raw.count(b"tatement 1") + raw.count(b"cenario 1") if digits else 0
+    return numbered + (raw.count(b"\nI") if lines else 0)
 
 
-def _options(raw: bytes) -> list[bytes]:
-    """The choices of a multiple-choice question: lines that begin with a letter and a mark, `B. `, `B) ` or `B: `."""
-    if not any(b"\nB" + mark in raw for mark in _OPTION_MARKS):
-        return []
-    return [line[3:] for line in raw.split(b"\n") if line[1:3] in _OPTION_MARKS and line[:1].isalpha()]
+def _options(raw: bytes, digits: bool, signs: bool) -> _Options:
+    """Lines that begin with a letter and a mark, `B. `, `B) ` or `B: `, where there is a second one of them.
+
+    Args:
+        raw: the text.
+        digits: whether it has any digit.
+        signs: whether it has any mathematical sign.
+    """
+    if not any(map(raw.__contains__, _SECOND_OPTIONS)):
+        return _NO_OPTIONS
+    options = [line[3:] for line in raw.split(b"\n") if line[1:3] in _OPTION_MARKS and line[:1].isalpha()]
+    lengths = [len(option.split()) for option in options]
+    return _Options(
+        len(options),
+        sum(map(len, options)),
+        max(lengths),
+        min(lengths),
+        sum(lengths),
+        sum([option.translate(None, _DIGITS) != option for option in options]) if digits else 0,
+        sum([option.translate(None, _MATHS) != option for option in options]) if signs else 0,
+    )

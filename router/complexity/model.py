@@ -1,6 +1,7 @@
 """The fitted prior: expected gain of the large model over the small one, and the domain of a text, from one feature pass.
 
-`gain = base + trees(features) + linear(features) + scale * sum(table[bucket]) / sqrt(number of buckets)`. The learning target is
+`gain = base + trees(features, latents) + linear(features) + scale * sum(table[bucket]) / sqrt(number of buckets)`, where a latent
+is a table over the hashed words, too: which topic a text is from, how hard other models find such texts. The learning target is
 the difference of the two models' scores on the same question, so the gain is in points of quality: +0.12 means that the large
 model is expected to score 0.12 better. The parts are added, so an explanation is the same sum in another order.
 """
@@ -8,66 +9,55 @@ model is expected to score 0.12 better. The parts are added, so an explanation i
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Callable
-from operator import mul
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from router.complexity.buckets import Tables, compile_tables, sum_heads
 from router.complexity.features import NAMES, Features
 from router.complexity.weights import Stored, StoredGain, Trees, signed
 
 Scorer = Callable[[list[float]], float]
-_OFFSET = 128
-_WIDE_BITS = 40
-"""A field of a packed feature weight: values up to 2**20 steps in a hundred features, times 255, stay below 2**40."""
-_WIDE_MASK = (1 << _WIDE_BITS) - 1
-_STEPS = 256
-"""Steps of a feature's value that domains can tell apart."""
 
 
 class GainHead(msgspec.Struct, frozen=True):
-    """One tier pair. `field` is the place of its table among all heads' tables."""
+    """One tier pair. `hand` are the weights of the raw features, by name; `scale` and `table` those of the hashed words."""
 
     name: str
     small: str
     large: str
-    base: float
+    usual: float
     scale: float
-    table: array[int]
-    hand: tuple[tuple[int, float], ...]
-    offset: float
+    table: NDArray[np.int8]
+    hand: dict[str, float]
     trees: Trees
     score_trees: Scorer
     cuts: tuple[float, ...]
-    field: int
 
 
-class DomainHead(msgspec.Struct, frozen=True):
-    """Domains with their weights; the first one's field follows those of the gains.
-
-    `hand[i]` has the int8 weights of feature `features[i]` for all domains in one number.
-    """
+class Domains(msgspec.Struct, frozen=True):
+    """The domains' names."""
 
     names: tuple[str, ...]
-    scales: tuple[float, ...]
-    biases: tuple[float, ...]
-    features: tuple[int, ...]
-    hand: tuple[int, ...]
-    hand_scale: float
-    field: int
 
 
 class Model(msgspec.Struct, frozen=True):
-    """Compiled weights. `tables` are those of all heads, gains first: one sum serves all."""
+    """Compiled weights. `tables` are those of gains, latents and domains, in this order: one sum serves all.
+
+    `hand` has a row of weights of the raw features per gain and per domain, `constants` what is added to each.
+    """
 
     tables: Tables
+    scales: NDArray[np.float64]
+    hand: NDArray[np.float64]
+    constants: NDArray[np.float64]
     gains: tuple[GainHead, ...]
-    domains: DomainHead
-    means: tuple[float, ...]
-    deviations: tuple[float, ...]
+    latents: tuple[str, ...]
+    domains: Domains
+    means: dict[str, float]
 
 
 class Reading(msgspec.Struct, frozen=True, gc=False):
@@ -85,55 +75,44 @@ class Contribution(msgspec.Struct, frozen=True, gc=False):
 
 
 def compile_model(stored: Stored) -> Model:
-    """Checked weights made ready: tables packed, trees turned into one expression each."""
-    tables = [signed(gain.table) for gain in stored.gains]
-    size = len(stored.domains.tables) // max(1, len(stored.domains.names))
-    tables += [signed(stored.domains.tables[i * size : (i + 1) * size]) for i in range(len(stored.domains.names))]
+    """Checked weights made ready: tables packed, weights folded into those of raw features, trees turned into an expression."""
+    gains, latents, domains = stored.gains, stored.latents, stored.domains
+    tables = [signed(gain.table) for gain in gains]
+    tables += [*_split(latents.tables, len(latents.names)), *_split(domains.tables, len(domains.names))]
+    standard = np.array([*(gain.hand for gain in gains), *domains.hand], np.float64).reshape(-1, len(NAMES))
+    hand = standard / np.array(stored.deviations)
+    constants = np.array([*(gain.base for gain in gains), *domains.biases], np.float64) - hand @ np.array(stored.means)
+    heads = tuple(_compile_gain(gain, row) for gain, row in zip(gains, hand, strict=False))
     return Model(
         compile_tables(tables),
-        tuple(_compile_gain(gain, stored, place, tables[place]) for place, gain in enumerate(stored.gains)),
-        _compile_domains(stored),
-        tuple(stored.means),
-        tuple(stored.deviations),
+        np.array([*(gain.scale for gain in gains), *latents.scales, *domains.scales], np.float64),
+        hand,
+        constants,
+        heads,
+        tuple(latents.names),
+        Domains(tuple(domains.names)),
+        dict(zip(NAMES, stored.means, strict=True)),
     )
 
 
-def _compile_domains(stored: Stored) -> DomainHead:
-    domains = stored.domains
-    folded = [_fold(row, stored) for row in domains.hand]
-    used = sorted({i for weights, _ in folded for i, _ in weights})
-    dense = [dict(weights) for weights, _ in folded]
-    largest = max((abs(weight) for weights, _ in folded for _, weight in weights), default=1.0)
-    scale = largest / 127
-    hand = tuple(
-        sum((round(row.get(i, 0.0) / scale) + _OFFSET) << place * _WIDE_BITS for place, row in enumerate(dense)) for i in used
-    )
-    biases = tuple(bias + offset for bias, (_, offset) in zip(domains.biases, folded, strict=True))
-    return DomainHead(tuple(domains.names), tuple(domains.scales), biases, tuple(used), hand, scale / _STEPS, len(stored.gains))
+def _split(tables: bytes, count: int) -> list[NDArray[np.int8]]:
+    size = len(tables) // max(1, count)
+    return [signed(tables[at * size : (at + 1) * size]) for at in range(count)]
 
 
-def _compile_gain(gain: StoredGain, stored: Stored, place: int, table: array[int]) -> GainHead:
-    weights, offset = _fold(gain.hand, stored)
+def _compile_gain(gain: StoredGain, row: NDArray[np.float64]) -> GainHead:
     return GainHead(
         gain.name,
         gain.small,
         gain.large,
         gain.base,
         gain.scale,
-        table,
-        weights,
-        offset,
+        signed(gain.table),
+        {name: weight for name, weight in zip(NAMES, row.tolist(), strict=True) if weight},
         gain.trees,
         compile_trees(gain.trees),
         tuple(gain.cuts),
-        place,
     )
-
-
-def _fold(row: list[float], stored: Stored) -> tuple[tuple[tuple[int, float], ...], float]:
-    """Weights of standardised features as weights of the raw ones, and the constant that this leaves."""
-    weights = tuple((i, weight / stored.deviations[i]) for i, weight in enumerate(row) if weight)
-    return weights, -sum(weight * stored.means[i] for i, weight in weights)
 
 
 def compile_trees(trees: Trees) -> Scorer:
@@ -160,30 +139,28 @@ def _expression(trees: Trees, node: int) -> str:
 
 def read_gains(model: Model, features: Features, only: int | None = None) -> Reading:
     """Every head's answer for one text, or with `only` that one gain (and the domains)."""
-    values = features.values
-    sums = sum_heads(model.tables, features.buckets)
-    count = len(features.buckets)
-    norm = 1.0 / math.sqrt(count) if count else 0.0
-    gains = []
-    for head in model.gains if only is None else (model.gains[only],):
-        linear = head.offset
-        for i, weight in head.hand:
-            linear += weight * values[i]
-        gains.append(head.base + linear + head.score_trees(values) + head.scale * norm * sums[head.field])
-    return Reading(tuple(gains), _read_domains(model.domains, sums, norm, values))
+    heads, end = len(model.gains), len(model.gains) + len(model.latents)
+    worded = _worded(model, features)
+    linear = model.hand @ np.array(features.values) + model.constants
+    linear[:heads] += worded[:heads]
+    linear[heads:] += worded[end:]
+    scores = linear.tolist()
+    inputs = features.values + worded[heads:end].tolist()
+    if only is None:
+        gains = tuple([scores[place] + head.score_trees(inputs) for place, head in enumerate(model.gains)])
+    else:
+        gains = (scores[only] + model.gains[only].score_trees(inputs),)
+    return Reading(gains, _softmax(scores[heads:]))
 
 
-def _read_domains(head: DomainHead, sums: list[int], norm: float, values: list[float]) -> tuple[float, ...]:
-    """Softmax over the domains. Features count in whole steps, so that one sum of whole numbers serves all domains."""
-    if not head.names:
+def _worded(model: Model, features: Features) -> NDArray[np.float64]:
+    """What the hashed words say to each head and latent."""
+    return sum_heads(model.tables, features.buckets) * (model.scales / math.sqrt(len(features.buckets) or 1))
+
+
+def _softmax(logits: list[float]) -> tuple[float, ...]:
+    if not logits:
         return ()
-    steps = [int(values[i] * _STEPS) for i in head.features]
-    hand = sum(map(mul, head.hand, steps))
-    offset = sum(steps) * _OFFSET
-    logits = []
-    for scale, constant, words in zip(head.scales, head.biases, sums[head.field :], strict=True):
-        logits.append(constant + scale * norm * words + head.hand_scale * ((hand & _WIDE_MASK) - offset))
-        hand >>= _WIDE_BITS
     highest = max(logits)
     shares = [math.exp(logit - highest) for logit in logits]
     whole = sum(shares)
@@ -196,9 +173,13 @@ def explain_gain(model: Model, features: Features, head: GainHead) -> tuple[Cont
     A tree's part is split along its path: what the prediction changes by at each question belongs to the feature asked about
     (Saabas 2014); the value at the root belongs to `usual`. Hashed words are one term: which words it was is not kept.
     """
-    values = features.values
-    parts = dict.fromkeys(NAMES, 0.0)
-    usual = head.base
+    heads = len(model.gains)
+    place = next(place for place, known in enumerate(model.gains) if known is head)
+    worded = _worded(model, features)
+    names = (*NAMES, *model.latents)
+    values = features.values + worded[heads : heads + len(model.latents)].tolist()
+    parts = dict.fromkeys(names, 0.0)
+    usual = head.usual
     trees = head.trees
     for root in trees.roots:
         node = root
@@ -206,12 +187,10 @@ def explain_gain(model: Model, features: Features, head: GainHead) -> tuple[Cont
         while trees.feature[node] >= 0:
             feature = trees.feature[node]
             after = trees.left[node] if values[feature] <= trees.threshold[node] else trees.right[node]
-            parts[NAMES[feature]] += trees.value[after] - trees.value[node]
+            parts[names[feature]] += trees.value[after] - trees.value[node]
             node = after
-    for i, weight in head.hand:
-        parts[NAMES[i]] += weight * (values[i] - model.means[i])
-    buckets = features.buckets
-    words = sum(head.table[bucket] for bucket in buckets) * head.scale / math.sqrt(len(buckets)) if buckets else 0.0
-    terms = [Contribution("usual", usual), Contribution("wording", words)]
+    for name, weight in head.hand.items():
+        parts[name] += weight * (values[NAMES.index(name)] - model.means[name])
+    terms = [Contribution("usual", usual), Contribution("wording", float(worded[place]))]
     terms += [Contribution(name, weight) for name, weight in parts.items() if weight]
     return tuple(sorted(terms, key=lambda term: -abs(term.weight)))

@@ -1,7 +1,8 @@
 """The file of fitted weights: read once when a policy is compiled, checked before a single number of it is used.
 
 Layout: `TGCW`, format version (u16, little endian), SHA-256 of the rest (32 bytes), then zlib-compressed msgpack of `Stored`.
-The file also carries a digest of the feature names: weights fitted for another feature pass are refused, not misread.
+The file also carries a digest of the feature names, the word lists and the hashing: weights fitted for another feature pass are
+refused, not misread.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from array import array
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from router.complexity.features import NAMES
+from router.complexity.features import NAMES, read_features
+from router.complexity.lexicon import LISTS
 from router.complexity.words import BUCKETS
 
 MAGIC = b"TGCW"
-FORMAT = 1
+FORMAT = 2
 MAX_FILE_BYTES = 4 << 20
 MAX_UNPACKED_BYTES = 32 << 20
 DEFAULT = Path(__file__).with_name("prior.tgcw")
@@ -61,6 +64,14 @@ class StoredGain(msgspec.Struct, frozen=True):
     """Quantiles 0, 1, ... 100 % of the predicted gain over the training pool: where a share's threshold starts from."""
 
 
+class StoredLatents(msgspec.Struct, frozen=True):
+    """What trees may ask besides the features: int8 tables over the hashed words, concatenated, each with a scale."""
+
+    names: list[str]
+    scales: list[float]
+    tables: bytes
+
+
 class StoredDomains(msgspec.Struct, frozen=True):
     """The domain head: one int8 table per domain, concatenated, each with a scale, a bias and weights of the hand features."""
 
@@ -77,13 +88,16 @@ class Stored(msgspec.Struct, frozen=True):
     features: str
     means: list[float]
     deviations: list[float]
+    latents: StoredLatents
     gains: list[StoredGain]
     domains: StoredDomains
 
 
 def features_digest() -> str:
     """Names the feature pass the weights belong to."""
-    return hashlib.sha256(f"{BUCKETS};{','.join(NAMES)}".encode()).hexdigest()[:16]
+    lists = ";".join(f"{name}:{' '.join(sorted(set(words.split())))}" for name, words in LISTS.items())
+    probe = ",".join(map(str, read_features("The 2nd probe: which places do these words have?").buckets))
+    return hashlib.sha256(f"{BUCKETS};{','.join(NAMES)};{lists};{probe}".encode()).hexdigest()[:16]
 
 
 def pack_weights(stored: Stored) -> bytes:
@@ -106,7 +120,9 @@ def read_weights(path: Path) -> Stored:
     if len(data) > MAX_FILE_BYTES or data[:4] != MAGIC:
         raise WeightsError(f"{path}: this is no weights file of the complexity model")
     if (found := int.from_bytes(data[4:6], "little")) != FORMAT:
-        raise WeightsError(f"{path}: weights of format {found}; this version reads format {FORMAT}")
+        raise WeightsError(
+            f"{path}: weights of format {found}; this version reads format {FORMAT}: run scripts/train/complexity again"
+        )
     body = data[38:]
     if hashlib.sha256(body).digest() != data[6:38]:
         raise WeightsError(f"{path}: the checksum does not match: the file is cut or was changed")
@@ -123,21 +139,28 @@ def _check(stored: Stored, path: Path) -> None:
     if stored.features != features_digest():
         raise WeightsError(f"{path}: these weights were fitted for another feature pass: run scripts/train/complexity again")
     width = len(NAMES)
-    domains = stored.domains
+    domains, latents = stored.domains, stored.latents
     sizes_fit = (
         len(stored.means) == len(stored.deviations) == width
         and all(len(gain.table) == BUCKETS and len(gain.hand) == width and len(gain.cuts) == 101 for gain in stored.gains)
         and len(domains.tables) == BUCKETS * len(domains.names)
+        and len(latents.tables) == BUCKETS * len(latents.names)
+        and len(latents.names) == len(latents.scales) <= 64
+        and len(stored.gains) <= 64
         and len(domains.names) == len(domains.scales) == len(domains.biases) == len(domains.hand) <= 64
         and all(len(row) == width for row in domains.hand)
         and all(deviation > 0 for deviation in stored.deviations)
     )
-    if not sizes_fit or not all(_trees_fit(gain.trees, width) for gain in stored.gains) or not _finite(stored):
+    if (
+        not sizes_fit
+        or not all(_trees_fit(gain.trees, width + len(latents.names)) for gain in stored.gains)
+        or not _finite(stored)
+    ):
         raise WeightsError(f"{path}: the weights are damaged: sizes or numbers that cannot be")
 
 
 def _finite(stored: Stored) -> bool:
-    numbers = [*stored.means, *stored.deviations, *stored.domains.scales, *stored.domains.biases]
+    numbers = [*stored.means, *stored.deviations, *stored.latents.scales, *stored.domains.scales, *stored.domains.biases]
     for row in stored.domains.hand:
         numbers += row
     for gain in stored.gains:
@@ -158,6 +181,6 @@ def _trees_fit(trees: Trees, width: int) -> bool:
     return True
 
 
-def signed(table: bytes) -> array[int]:
+def signed(table: bytes) -> NDArray[np.int8]:
     """A table of int8 as numbers."""
-    return array("b", table)
+    return np.frombuffer(table, np.int8)

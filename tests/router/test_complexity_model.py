@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from array import array
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.complexity.buckets import compile_tables, sum_heads
 from router.complexity.compile import load_model
-from router.complexity.features import NAMES, read_features
+from router.complexity.features import HEAD_CHARS, NAMES, TAIL_CHARS, read_features
 from router.complexity.model import compile_model, explain_gain, read_gains
 from router.complexity.weights import DEFAULT, Trees, WeightsError, pack_weights, read_weights
 from router.complexity.words import BUCKETS
@@ -101,6 +104,7 @@ def test_the_first_bytes_of_a_weights_file_say_what_it_is(tmp_path):
         (b"", "no weights file"),
         (b"\x89PNG" + good[4:], "no weights file"),
         (good[:4] + b"\x09\x00" + good[6:], "format 9"),
+        (good[:4] + b"\x01\x00" + good[6:], "format 1; .* run scripts/train/complexity again"),
         (good[:-1], "checksum"),
         (good[:500] + b"x" + good[501:], "checksum"),
         (good + b"x" * (5 << 20), "no weights file"),
@@ -122,17 +126,34 @@ def test_weights_of_another_feature_pass_or_with_impossible_numbers_are_refused(
     for wrong in (replace(head, base=math.nan), replace(head, table=b"x"), replace(head, hand=[0.0]), replace(head, trees=loop)):
         with pytest.raises(WeightsError, match="damaged"):
             read_weights_of(tmp_path, pack_weights(replace(stored, gains=[wrong])))
+    for latents in (
+        replace(stored.latents, scales=[math.inf] * len(stored.latents.scales)),
+        replace(stored.latents, tables=stored.latents.tables[:-1]),
+        replace(stored.latents, names=stored.latents.names[:-1]),
+        replace(stored.latents, names=[], scales=[], tables=b""),  # the trees ask for them
+    ):
+        with pytest.raises(WeightsError, match="damaged"):
+            read_weights_of(tmp_path, pack_weights(replace(stored, latents=latents)))
 
 
 def test_the_packed_tables_are_the_tables():
     stored = read_weights(DEFAULT)
     model = compile_model(stored)
-    features = read_features("the quick brown fox jumps over the lazy dog")
-    head = model.gains[0]
-    for place, gain in enumerate(stored.gains):
-        raw = sum(b - 256 if b > 127 else b for b in (gain.table[bucket] for bucket in features.buckets))
-        assert raw == sum(model.gains[place].table[bucket] for bucket in features.buckets)
-    assert head.field == 0 and len(model.tables.packed) == BUCKETS
+    latents, domains = stored.latents, stored.domains
+    tables = [gain.table for gain in stored.gains]
+    tables += [latents.tables[at * BUCKETS : (at + 1) * BUCKETS] for at in range(len(latents.names))]
+    tables += [domains.tables[at * BUCKETS : (at + 1) * BUCKETS] for at in range(len(domains.names))]
+    for text in ("", "fox", "the quick brown fox jumps over the lazy dog", "one two three " * 700):
+        places = read_features(text).buckets
+        plain = [sum(b - 256 if b > 127 else b for b in (table[place] for place in places)) for table in tables]
+        assert sum_heads(model.tables, places).tolist() == plain
+
+
+def test_a_field_of_the_packed_tables_holds_the_most_places_a_text_can_have():
+    worst = [array("b", [sign] * BUCKETS) for sign in (127, -127, -128, 127)]
+    tables = compile_tables([np.array(table, np.int8) for table in worst])
+    places = array("H", range(HEAD_CHARS + TAIL_CHARS + 1))
+    assert sum_heads(tables, places).tolist() == [len(places) * sign for sign in (127, -127, -128, 127)]
 
 
 def read_weights_of(folder, data):

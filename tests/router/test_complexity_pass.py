@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from zlib import crc32
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from router.complexity import lexicon
 from router.complexity.compile import load_model
-from router.complexity.features import _COUNTED, HEAD_CHARS, NAMES, TAIL_CHARS, read_features
+from router.complexity.features import _MARKS, _USUAL_CHARS, HEAD_CHARS, NAMES, TAIL_CHARS, read_features
 from router.complexity.model import read_gains
 from router.complexity.peel import _LABEL_CHARS, peel_text
 from router.complexity.weights import DEFAULT, Trees, read_weights
@@ -88,11 +88,11 @@ def plain_values(text):
         "chars": math.log1p(chars),
         "words": math.log1p(len(words)),
         "mean_word": sum(map(len, words)) / count,
-        "long_words": 1.0 - sum(len(word) < 8 for word in words) / count,
-        "very_long_words": 1.0 - sum(len(word) < 12 for word in words) / count,
-        "distinct_words": len(set(words)) / count,
+        "long_words": sum(len(word) >= 8 for word in words) / count,
+        "very_long_words": sum(len(word) >= 12 for word in words) / count,
+        "distinct_words": len({word[:MAX_WORD] for word in words}) / count,
         "numbers": math.log1p(len(numbers)),
-        "distinct_numbers": math.log1p(len(set(numbers))),
+        "distinct_numbers": math.log1p(len({word[:MAX_WORD] for word in numbers})),
         "longest_number": max(map(len, numbers), default=0),
         "options": len(options),
         "option_chars": math.log1p(sum(map(len, options)) / (len(options) or 1)),
@@ -108,28 +108,49 @@ def plain_values(text):
         "stem_asks": float(stem.endswith(b"?")),
         "stem_open": float(stem[-1:].isalpha()),
         "sentence_words": len(words) / (raw.count(b". ") + raw.count(b"? ") + raw.count(b"\n") + 1),
+        "open_length": 0.0 if options or not chars else math.log(chars / _USUAL_CHARS),
         "statements": math.log1p(raw.count(b"tatement 1") + raw.count(b"cenario 1") + raw.count(b"\nI")),
     }
-    found |= {name: math.log1p(raw.count(mark)) for name, mark in _COUNTED}
+    found |= {name: math.log1p(raw.count(mark)) for name, mark in (*_MARKS.items(), ("full_stops", b". "), ("blanks", b"__"))}
     found |= {f"words_{name}": math.log1p(sum(word in known for word in words)) for name, known in LISTS.items()}
     return found, [word[:MAX_WORD] for word in words]
 
 
+FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+ALL_BITS = (1 << 64) - 1
+
+
+def plain_hash(word):
+    """Three numbers of eight bytes each, multiplied and added up, mixed."""
+    parts = (int.from_bytes(word[at : at + 8], "little") for at in (0, 8, 16))
+    found = sum(part * factor for part, factor in zip(parts, FACTORS, strict=True)) & ALL_BITS
+    return (found ^ found >> 32) * 0xD6E8FEB86659FD93 & ALL_BITS
+
+
 def plain_buckets(words):
-    hashes = [crc32(word) for word in words]
-    pairs = [crc32(second, before) >> 7 for before, second in zip(hashes, words[1:], strict=False)]
-    return {value % BUCKETS for value in (*hashes, *pairs)}
+    hashes = [plain_hash(word) for word in words]
+    pairs = [before * FACTORS[0] + after & ALL_BITS for before, after in pairwise(hashes)]
+    return {value * BUCKETS >> 64 for value in (*hashes, *pairs)}
+
+
+def plain_worded(table, scale, buckets):
+    numbers = memoryview(table).cast("b")
+    return sum(numbers[bucket] for bucket in buckets) * scale / math.sqrt(len(buckets)) if buckets else 0.0
 
 
 def plain_gain(values, buckets, gain):
     """The stored numbers as the file's format says, tree by tree and bucket by bucket."""
-    table = memoryview(gain.table).cast("b")
-    wording = sum(table[bucket] for bucket in buckets) * gain.scale / math.sqrt(len(buckets)) if buckets else 0.0
+    wording = plain_worded(gain.table, gain.scale, buckets)
+    latents = STORED.latents
+    known = [
+        plain_worded(latents.tables[place * BUCKETS : (place + 1) * BUCKETS], scale, buckets)
+        for place, scale in enumerate(latents.scales)
+    ]
     standard = [
         (value - mean) / deviation for value, mean, deviation in zip(values, STORED.means, STORED.deviations, strict=True)
     ]
     hand = sum(weight * value for weight, value in zip(gain.hand, standard, strict=True))
-    return gain.base + hand + wording + sum(leaf_of(gain.trees, root, values) for root in gain.trees.roots)
+    return gain.base + hand + wording + sum(leaf_of(gain.trees, root, [*values, *known]) for root in gain.trees.roots)
 
 
 def leaf_of(trees: Trees, node, values):

@@ -19,6 +19,10 @@ from router.complexity.words import BUCKETS
 
 DEFAULT_DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 FOLDS = 5
+HELD_OUT = 6
+"""One question in so many is kept back."""
+INNER = 4
+"""Folds within a training set."""
 _WORDS = re.compile(r"[a-z0-9]+")
 _CHOICES = re.compile(r"\n\s*\(?[A-J][.):]\s.*", re.S)
 
@@ -185,3 +189,14 @@ def measure(prompts: Sequence[str]) -> tuple[np.ndarray, sp.csr_matrix]:
 def without_questions(train: Outcomes, test_keys: np.ndarray) -> Outcomes:
     """The training rows whose question, or a near-duplicate of it, is not asked in the test."""
     return train.take(np.where(~np.isin(train.keys, test_keys))[0])
+
+
+def held_out(keys: np.ndarray) -> np.ndarray:
+    """Which rows are kept back for one last test: one question in six, by its key, so the same ones in every file."""
+    return np.array([int(hashlib.sha256(f"final:{key}".encode()).hexdigest()[:8], 16) % HELD_OUT == 0 for key in keys], bool)
+
+
+def inner_folds(keys: np.ndarray) -> np.ndarray:
+    """A fold for every row of a training set; rows of one question share it."""
+    names, inverse = np.unique(keys, return_inverse=True)
+    return np.random.default_rng(0).permutation(len(names))[inverse] % INNER

@@ -116,7 +116,6 @@ _CHAT = (
     "recommend a film for me and my {r}",
     "thanks, my {r} will like that",
 )
-_MARKS = frozenset({"digits", "maths_signs", "equals", "backslashes", "carets", "backticks", "braces", "dollars", "percents"})
 _RELATIVES = ["sister", "brother", "mother", "father", "friend", "colleague", "daughter", "son", "neighbour", "boss"]
 
 
@@ -170,7 +169,8 @@ def fit_domains(hand: np.ndarray, words: sp.csr_matrix, labels: np.ndarray, coun
         penalty: ridge penalty.
     """
     dense = np.clip(hand, -4, 4) * TOPICAL * 0.15
-    both = sp.hstack([words, sp.csr_matrix(dense)]).tocsr()
+    rarity = _rarity(words)
+    both = sp.hstack([words.multiply(rarity).tocsr(), sp.csr_matrix(dense)]).tocsr()
     frequency = np.bincount(labels, minlength=count) / len(labels)
     weights = 1.0 / np.sqrt(frequency[labels] * count)
     aims = np.where(labels[:, None] == np.arange(count)[None, :], 1.0, 0.0)
@@ -178,11 +178,20 @@ def fit_domains(hand: np.ndarray, words: sp.csr_matrix, labels: np.ndarray, coun
     model = Ridge(alpha=penalty, solver="sparse_cg", tol=1e-3, fit_intercept=False)
     found = model.fit(both, aims - middle, sample_weight=weights).coef_.T
     buckets = words.shape[1]
-    return DomainFit(SHARPNESS * found[:buckets], SHARPNESS * 0.15 * found[buckets:], SHARPNESS * middle)
+    return DomainFit(SHARPNESS * rarity[:, None] * found[:buckets], SHARPNESS * 0.15 * found[buckets:], SHARPNESS * middle)
 
 
-TOPICAL = np.array([name.startswith("words_") or name in _MARKS for name in NAMES], float)
-"""What a domain may be told by: words and signs. The form of a question (choices, length) is a benchmark's, not a domain's."""
+def _rarity(words: sp.csr_matrix) -> np.ndarray:
+    """Weight of each bucket: a rare word says more of a domain than a common one; one that was seen once says nothing."""
+    rows = np.bincount(words.indices, minlength=words.shape[1])
+    return np.where(rows > 1, np.log(words.shape[0] / np.maximum(rows, 1)) / 4, 0.0)
+
+
+_FORM = """negation wh why_how compute condition quantity number_word fraction time person function degree superlative statement
+    blank roman"""
+_FORM_NAMES = frozenset(f"words_{name}" for name in _FORM.split())
+TOPICAL = np.array([name.startswith("words_") and name not in _FORM_NAMES for name in NAMES], float)
+"""What a domain may be told by: words of its trade. Digits, signs and the form of a question are of a benchmark."""
 SHARPNESS = 8.0
 """Ridge scores lie between 0 and 1; times this they are logits whose softmax is about right on unseen questions."""
 

@@ -1,4 +1,4 @@
-"""Fitting one gain head: trees over hand features plus a linear table over hashed words, mixed by what each is worth.
+"""Fitting one gain head: trees over hand features and latents plus a linear table over hashed words, mixed by what each is worth.
 
 Both parts regress the gain itself. How much of each goes into the sum is found by non-negative least squares on predictions for
 questions the parts had not seen (4 inner folds), which also makes the sum calibrated: a predicted +0.10 is worth +0.10.
@@ -6,7 +6,7 @@ questions the parts had not seen (4 inner folds), which also makes the sum calib
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightgbm
@@ -15,11 +15,13 @@ import scipy.sparse as sp
 from scipy.optimize import nnls
 from sklearn.linear_model import Ridge
 
+from _complexity.data import INNER, inner_folds
+from _complexity.latents import Latents, Readings, quantise
+from router.complexity.features import NAMES
 from router.complexity.weights import Trees
 
 FEW_ROWS = 3000
 """Below this many labels the linear model over the hand features is a third part."""
-_INNER = 4
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,41 @@ FEW = Recipe(trees=100, leaves=4, min_rows=20, share_of_features=0.3, word_penal
 
 @dataclass(frozen=True)
 class Parts:
-    """A fitted head. `gain = base + words @ table + standardised hand @ linear + trees(hand)`."""
+    """A fitted head. `gain = base + scale * words @ whole + standardised hand @ linear + trees(hand and latents)`."""
 
     base: float
-    table: np.ndarray
+    whole: np.ndarray
+    scale: float
     means: np.ndarray
     deviations: np.ndarray
     linear: np.ndarray
     trees: Any
     tree_weight: float
     tree_offset: float
+    latents: Latents | None = None
 
     def predict(self, hand: np.ndarray, words: sp.csr_matrix) -> np.ndarray:
         """Gains of many rows."""
         standard = (hand - self.means) / self.deviations
-        trees = self.tree_weight * (self.trees.predict(hand, num_threads=1) - self.tree_offset) if self.tree_weight else 0.0
-        return self.base + words @ self.table + standard @ self.linear + trees
+        asked = hand if self.latents is None else np.hstack([hand, self.latents.read(words)])
+        trees = self.tree_weight * (self.trees.predict(asked, num_threads=1) - self.tree_offset) if self.tree_weight else 0.0
+        return self.base + words @ (self.scale * self.whole) + standard @ self.linear + trees
+
+
+LENGTH_SLOPE = 0.1
+"""What a question without choices gains more when it is e times as long: a prior, not a finding (see `with_length`)."""
+
+
+def with_length(parts: Parts) -> Parts:
+    """A head for traffic nobody has labels of: a longer open question is taken to gain more, however the pool was.
+
+    Nine of ten questions of the pool have choices, so what is learned says little of those without; that longer ones need
+    more of a model is what day one runs on. A head fitted on an operator's own labels has no such prior.
+    """
+    linear = parts.linear.copy()
+    place = NAMES.index("open_length")
+    linear[place] += LENGTH_SLOPE * parts.deviations[place]
+    return replace(parts, linear=linear, base=parts.base + LENGTH_SLOPE * float(parts.means[place]))
 
 
 def recipe_for(rows: int) -> Recipe:
@@ -64,7 +85,13 @@ def recipe_for(rows: int) -> Recipe:
     return FEW if rows < FEW_ROWS else Recipe()
 
 
-def fit_gain(hand: np.ndarray, words: sp.csr_matrix, target: np.ndarray, keys: np.ndarray, recipe: Recipe | None = None) -> Parts:
+def fit_gain(
+    hand: np.ndarray,
+    words: sp.csr_matrix,
+    target: np.ndarray,
+    keys: np.ndarray,
+    readings: Readings | None = None,
+) -> Parts:
     """Fit a head.
 
     Args:
@@ -72,34 +99,38 @@ def fit_gain(hand: np.ndarray, words: sp.csr_matrix, target: np.ndarray, keys: n
         words: hashed words by row.
         target: gains, or a less noisy stand-in for them.
         keys: question keys: rows of one question stay in one inner fold.
-        recipe: strengths; by the number of rows when None.
+        readings: latents that trees may ask, and what they say of the rows.
     """
-    recipe = recipe or recipe_for(len(target))
+    recipe = recipe_for(len(target))
     means, deviations = hand.mean(0), hand.std(0) + 1e-6
     standard = (hand - means) / deviations
     middle = float(target.mean())
-    inner = _inner_folds(keys)
+    inner = inner_folds(keys)
     few = len(target) < FEW_ROWS
+    asked = hand if readings is None else np.hstack([hand, readings.rows])
     guesses = np.zeros((len(target), 3))
-    for fold in range(_INNER):
+    for fold in range(INNER):
         a, b = inner != fold, inner == fold
         if not a.any() or not b.any():
             continue
         guesses[b, 0] = words[b] @ fit_words(words[a], target[a] - middle, recipe.word_penalty)
-        guesses[b, 1] = fit_trees(hand[a], target[a], recipe).predict(hand[b], num_threads=1) - middle
+        guesses[b, 1] = fit_trees(asked[a], target[a], recipe).predict(asked[b], num_threads=1) - middle
         if few:
             guesses[b, 2] = standard[b] @ fit_linear(standard[a], target[a] - middle, recipe.hand_penalty)
     shares, _ = nnls(guesses, target - middle)
     shares = _keep_balance(shares, few)
+    whole, scale = quantise(shares[0] * fit_words(words, target - middle, recipe.word_penalty))
     return Parts(
         middle,
-        shares[0] * fit_words(words, target - middle, recipe.word_penalty),
+        whole,
+        scale,
         means,
         deviations,
         shares[2] * fit_linear(standard, target - middle, recipe.hand_penalty) if few else np.zeros(hand.shape[1]),
-        fit_trees(hand, target, recipe),
+        fit_trees(asked, target, recipe),
         float(shares[1]),
         middle,
+        None if readings is None else readings.latents,
     )
 
 
@@ -110,11 +141,6 @@ def _keep_balance(shares: np.ndarray, few: bool) -> np.ndarray:
     if not few:
         shares[2] = 0.0
     return shares
-
-
-def _inner_folds(keys: np.ndarray) -> np.ndarray:
-    names, inverse = np.unique(keys, return_inverse=True)
-    return np.random.default_rng(0).permutation(len(names))[inverse] % _INNER
 
 
 def fit_words(words: sp.csr_matrix, target: np.ndarray, penalty: float) -> np.ndarray:
