@@ -136,7 +136,9 @@ def _scan(
             break
     outside = _cheapest_outside(facts, policy, view, now, found, question.ask) if found.outside else None
     if best is not None and timely is None and not best.late:
-        best = _Scored(best.entry, best.forecast, True)
+        load = view.loads[best.entry.index]
+        if outside is not None or _is_slow(best.entry, load, question, now):
+            best = _Scored(best.entry, best.forecast, True)
     # The price of a slow pace is in the cost already; the limit on it decides only whether something has to leave.
     return (timely if timely is not None and outside is not None else best), outside
 
@@ -178,6 +180,11 @@ def _with_adapter(seen: Forecast, adapter_s: Mapping[int, float], index: int) ->
     """The forecast of a request whose adapter has to be made ready first."""
     seconds = adapter_s.get(index)
     return seen if seconds is None else replace(seen, ttft_s=seen.ttft_s + seconds, cost=seen.cost + seconds)
+
+
+def _is_slow(entry: Admitted, load: Load, question: _Question, now: float) -> bool:
+    """Whether the answer's own pace would break its limit: its own prefill, which slows others, is over when it begins."""
+    return forecast(entry.target, load, question.ask, question.ask.prompt_tokens, now).pace_s > question.pace
 
 
 def held_back(load: Load, now: float) -> Hold | None:

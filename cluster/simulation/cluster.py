@@ -17,6 +17,8 @@ from router.placement.profile import EngineProfile
 
 CLOUD, HOLD, REFUSE = -1, -2, -3
 """What a router may answer instead of an engine's number: send it outside, keep it for now, refuse it."""
+_TICK_S = 0.05
+"""A router that holds requests looks at them this often without any event, as the live one does."""
 _THINK_S = 0.5
 """A later turn comes this long after its parent's answer at the earliest."""
 
@@ -89,6 +91,8 @@ class Simulation:
         self._order = 0
         self._open = len(requests)
         self._planned = [-1] * len(profiles)
+        self._held = [0] * scenario.routers
+        self._ticking = [False] * scenario.routers
 
     def run(self) -> None:
         """Run until every request has ended."""
@@ -119,7 +123,20 @@ class Simulation:
         where = placer.place(request, self.now)
         self._put(request, where)
         if where == HOLD:
+            self._hold(request.index % len(self.placers))
             self._release(placer)
+
+    def _hold(self, number: int) -> None:
+        self._held[number] += 1
+        if not self._ticking[number]:
+            self._ticking[number] = True
+            self._at(self.now + _TICK_S, self._tick, number)
+
+    def _tick(self, number: int) -> None:
+        self._release(self.placers[number])
+        self._ticking[number] = self._held[number] > 0
+        if self._ticking[number]:
+            self._at(self.now + _TICK_S, self._tick, number)
 
     def _put(self, request: SimulatedRequest, where: int) -> None:
         if where == HOLD:
@@ -179,6 +196,7 @@ class Simulation:
 
     def _release(self, placer: Placer) -> None:
         for request, where in placer.release(self.now):
+            self._held[request.index % len(self.placers)] -= 1
             self._put(request, where)
 
     def _tell_peers(self, kind: str, request: SimulatedRequest) -> None:

@@ -136,6 +136,14 @@ def test_a_pace_that_is_too_slow_spills_and_says_so():
     assert stays.chosen.target.id == TARGETS[0].id and stays.late
 
 
+def test_a_long_prompt_is_not_held_for_a_pace_that_only_its_own_prefill_makes():
+    facts = make_facts(POLICY, prompt_tokens=50_000, prompt_bytes=200_000)
+    idle = Load(profile=LLAMA_8B_H100, inflight=2, context_tokens=20_000)
+    slow = Load(profile=LLAMA_8B_H100, inflight=120, context_tokens=1_500_000)
+    for load, late in ((idle, False), (slow, True)):
+        assert decide(facts, POLICY, replace(make_view((TARGETS[0], load)), pace_share=0.8), NOW).late is late
+
+
 def test_the_margin_and_the_time_already_waited_count_against_the_limit():
     load = Load(profile=LLAMA_8B_H100, clear_at=NOW + 1.0, queue_s=1.0, inflight=1, unstarted=1)
     facts = make_facts(POLICY, prompt_tokens=500, prompt_bytes=2000)
