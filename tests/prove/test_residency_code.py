@@ -61,4 +61,4 @@ def test_only_the_pool_sends_requests_and_the_detector_on_its_local_socket():
             if names & CLIENTS or (isinstance(node, ast.Attribute) and node.attr in DIALS):
                 dialling.add(path.relative_to(root).as_posix())
     # The feed of cache events and the self-test bring nothing of any request: a pass in, hashes and numbers out.
-    assert dialling == {"wire/upstream.py", "residency/classify/detector.py", "kv_feeds.py", "self_test.py"}
+    assert dialling == {"wire/pool.py", "residency/classify/detector.py", "kv_feeds.py", "self_test.py"}
