@@ -19,9 +19,10 @@ from router.config import ConfigError, Model
 from tests.live import plain_stack
 from tests.live.conformance_cases import ENGINE_MODEL
 from tests.live.cut_model import cut_model
+from tests.live.long import LONG
 from tests.live.starting import Parented
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.live, LONG, pytest.mark.timeout(1200)]
 ARGS = ["--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "2048", "--max-num-seqs", "4", "--enable-prefix-caching"]
 PROMPT = "The tide gate lets water pass in one direction only. " * 40
 
@@ -73,7 +74,7 @@ def stack(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pl
 
 
 def complete(client: httpx.Client, name: str, prompt: str = PROMPT, tokens: int = 8) -> httpx.Response:
-    return client.post("/v1/completions", json={"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0})
+    return client.post("/v1/completions", json={"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "logprobs": 1})
 
 
 def hits(stack: plain_stack.Stack) -> float:
@@ -94,8 +95,10 @@ def test_each_name_answers_in_its_own_way_and_the_same_through_the_router(stack)
             # Twice each: with its prefix cached a prompt is computed in another order, and rounds otherwise.
             routed, asked = ([complete(client, name) for _ in range(2)][1] for client in (through, direct))
             assert routed.status_code == 200 and routed.headers["x-tidegate-model"] == name
-            answers[name] = routed.json()["choices"][0]["text"]
-            assert answers[name] == asked.json()["choices"][0]["text"]
+            choice = routed.json()["choices"][0]
+            assert choice["text"] == asked.json()["choices"][0]["text"]
+            # Random weights often end in the same babble; how sure they are of it differs.
+            answers[name] = choice["text"], round(choice["logprobs"]["token_logprobs"][0], 2)
         assert len(set(answers.values())) == 3
         assert complete(through, "tax").status_code == 404
 
