@@ -74,7 +74,9 @@ def stack(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pl
 
 
 def complete(client: httpx.Client, name: str, prompt: str = PROMPT, tokens: int = 8) -> httpx.Response:
-    return client.post("/v1/completions", json={"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "logprobs": 1})
+    return client.post(
+        "/v1/completions", json={"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "logprobs": 1}
+    )
 
 
 def hits(stack: plain_stack.Stack) -> float:
