@@ -221,10 +221,12 @@ class AuditLog:
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Write what is left and let go of the log. Blocks up to `timeout_s` seconds."""
-        if self._writer is not None and self._writer.alive:
+        if self._writer is None:
+            return
+        if self._writer.alive:
             self._count_refusals()
             self.event(records.CLOSE, "", {})
-            self._writer.close(timeout_s)
+        self._writer.close(timeout_s)
 
     def _count_refusals(self) -> None:
         if self._refusals:

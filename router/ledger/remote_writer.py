@@ -37,6 +37,10 @@ _TICK_S = 1.0
 _READ = 1 << 16
 
 
+_Spawned = tuple[socket.socket | None, subprocess.Popen[bytes] | None, Opened]
+"""The socket to a process that has its log open, the process, and its word. No socket: no log; no process: not even that."""
+
+
 class RemoteWriter:
     """Hands records to a process of its own that writes them. See `LogWriter`, which it stands in for.
 
@@ -211,17 +215,15 @@ class RemoteWriter:
                 self.failure = self._state.failure
             elif kind == pipe.SETTLED:
                 told = msgspec.msgpack.decode(content, type=Settled)
-                self._settles.pop(told.ticket)(None if told.error is None else AuditUnavailable(told.error))
+                settle = self._settles.pop(told.ticket)
+                settle(None if told.error is None else AuditUnavailable(told.error))
 
-    def _spawn(self) -> tuple[socket.socket | None, subprocess.Popen[bytes], Opened]:
+    def _spawn(self) -> _Spawned:
         """Start a process and wait for its word. Blocks."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            argv = [sys.executable, "-m", "router.ledger.writer_process", str(theirs.fileno())]
-            env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-            process = subprocess.Popen(
-                argv, env=env, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True
-            )
+        try:
+            process, ours = self._launch()
+        except OSError as error:
+            return None, None, Opened("", 0, 0, f"its writer cannot be started: {error.strerror}")
         try:
             ours.settimeout(_OPEN_S)
             ours.sendall(pipe.tell(pipe.OPENED, self._order))
@@ -230,15 +232,31 @@ class RemoteWriter:
             opened = Opened("", 0, 0, f"its writer does not answer: {error or type(error).__name__}")
         if opened.error:
             ours.close()
+            process.kill()
             return None, process, opened
         ours.setblocking(False)
         return ours, process, opened
 
-    def _take_on(self, channel: socket.socket | None, process: subprocess.Popen[bytes], opened: Opened) -> None:
+    @staticmethod
+    def _launch() -> tuple[subprocess.Popen[bytes], socket.socket]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            argv = [sys.executable, "-m", "router.ledger.writer_process", str(theirs.fileno())]
+            env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+            process = subprocess.Popen(
+                argv, env=env, pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        return process, ours
+
+    def _take_on(self, channel: socket.socket | None, process: subprocess.Popen[bytes] | None, opened: Opened) -> None:
         """Go on with a process that was started."""
         self._process = process
+        if channel is not None and self._closing:
+            channel.close()  # which ends it
+            return
         if channel is None:
-            process.wait()
+            if process is not None:
+                process.wait()
             self._fail(f"no log can be opened: {opened.error}")
             return
         self._channel, self._incoming, self.origin = channel, pipe.Incoming(), opened.origin
@@ -268,12 +286,26 @@ class RemoteWriter:
         self._process.kill()
         code = self._process.wait()
         waiting, self._settles = self._settles, {}
-        unsent = sum(data[0] == RECORD for data in self._out)
+        unsent = self._drop_urgent()
         self._missing += max(0, self._given - unsent - self._state.written)
         self._losses += 1
         self._fail(f"its writer has ended ({code})")
         for settle in waiting.values():
             settle(AuditUnavailable("the audit log cannot be written: its writer has ended"))
+
+    def _drop_urgent(self) -> int:
+        """Take back what was not sent and somebody waited for: it is refused, so it must not be recorded as if it happened.
+
+        Returns:
+            How many records, those included, had not been sent.
+        """
+        out, unsent = self._out, 0
+        for _ in range(len(out)):
+            data = out.popleft()
+            unsent += data[0] in (RECORD, pipe.URGENT)
+            if data[0] != pipe.URGENT:
+                out.append(data)
+        return unsent
 
     def _fail(self, reason: str) -> None:
         if reason != self.failure:

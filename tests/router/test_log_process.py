@@ -177,6 +177,43 @@ async def test_what_a_stopped_writer_leaves_no_room_for_is_counted(tmp_path):
     assert_whole(tmp_path)
 
 
+async def test_what_was_refused_with_a_dead_writer_is_not_recorded_by_the_next(tmp_path):
+    traffic = Traffic(1)
+    writer = RemoteWriter(order(tmp_path))
+    log = AuditLog(writer, traffic.policy.label_text)
+    log.policy(traffic.policy.epoch, policy_text(traffic.config))
+    await log.durably("note", "first", {})
+    os.kill(writer.pid, signal.SIGSTOP)
+    for number in range(100):  # more than the socket takes
+        log.event("note", f"n-{number}", {"padding": "x" * 20_000})
+        await asyncio.sleep(0.001)
+    waiting = asyncio.ensure_future(log.durably("note", "never", {}))
+    await asyncio.sleep(0.05)
+    os.kill(writer.pid, signal.SIGKILL)
+    with pytest.raises(AuditUnavailable, match="its writer has ended"):
+        await waiting
+    await until(lambda: log.healthy)
+    await log.durably("note", "last", {})
+    await asyncio.to_thread(log.close)
+    found = [record.id for record in read(tmp_path) if record.e == "note"]
+    assert found[0] == "first" and found[-1] == "last" and "never" not in found
+    lost = sum(records.read_data(record)["records"] for record in read(tmp_path) if record.e == records.LOST)
+    assert len(found) + lost >= 102
+    assert_whole(tmp_path)
+
+
+async def test_a_router_that_ends_while_its_writer_is_started_again_leaves_none_behind(tmp_path):
+    traffic = Traffic(1)
+    writer = RemoteWriter(order(tmp_path))
+    log = AuditLog(writer, traffic.policy.label_text)
+    first = writer.pid
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: not log.healthy)
+    await asyncio.to_thread(log.close)
+    await asyncio.sleep(2.5)  # it would have been started again
+    assert writer.pid == first or not is_running(writer.pid)
+
+
 KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
