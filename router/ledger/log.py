@@ -1,4 +1,4 @@
-"""The audit log of one router: the hot path makes records of what happens, threads of its own write them.
+"""The audit log of one router: the hot path makes records of what happens, a writer appends them.
 
 A record costs its encoding and an append to a queue. Local requests reach the medium in batches, at most `window_s` later; a
 request that is to leave the cluster waits for its own `egress.intent`, and is not sent when that cannot be written.
@@ -23,7 +23,7 @@ from router.ledger.pipe import Opened
 from router.ledger.receipts import Receipt
 from router.ledger.recorder import NO_SOURCES, Recorder, end_data
 from router.ledger.records import begin
-from router.ledger.writer import FULL, AuditUnavailable, Settle, Writer
+from router.ledger.writer import FULL, Settle, Writer, unavailable
 from router.placement.targets import View
 
 _log = logging.getLogger("tidegate.audit")
@@ -191,7 +191,7 @@ class AuditLog:
     def _announce(self, event: str, subject: str, data: Any, done: Announced) -> None:
         loop = asyncio.get_running_loop()
         if self._writer is None or not self._writer.alive:
-            reason = AuditUnavailable(f"the audit log cannot be written: {self.failure or 'it is closed'}")
+            reason = unavailable(self.failure or "it is closed")
             loop.call_soon(done, reason)
             return
 

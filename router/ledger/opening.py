@@ -9,11 +9,9 @@ from router.ledger.log import AuditLog
 from router.ledger.policies import policy_text
 from router.ledger.remote_writer import RemoteWriter
 from router.ledger.slots import SIGNING_KEY
+from router.ledger.writer import CAPACITY
 from router.ledger.writer_process import Order
 from router.policy import Policy
-
-CAPACITY = 50_000
-"""Records kept in memory while they cannot be written."""
 
 
 def open_audit(config: Config, policy: Policy, base: Path) -> AuditLog | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,10 @@ URGENT = 5
 """To the writer: the number of a request for word, in eight bytes, and a record that is to be on the medium before it comes."""
 OPENED, STATE, SETTLED = 16, 17, 18
 """From the writer, all MessagePack: an `Opened` or an error, a `State`, a `Settled`."""
+ORDER = 6
+"""To the writer, before all else: which log to open, in MessagePack."""
 TICKET = struct.Struct(">Q")
+_READ = 1 << 16
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -72,3 +76,17 @@ class Incoming:
             yield kind, data[at : at + length]
             at += length
         self._rest = data[at:]
+
+
+def receive_first(channel: socket.socket) -> bytes:
+    """The content of the first message, on which all else waits.
+
+    Raises:
+        ConnectionResetError: the other end is gone.
+        OSError: the socket says so, or its time limit is over.
+    """
+    incoming = Incoming()
+    while data := channel.recv(_READ):
+        for _, content in incoming.feed(data):
+            return content
+    raise ConnectionResetError("it ended")

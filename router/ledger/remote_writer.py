@@ -23,7 +23,7 @@ import msgspec
 from router.ledger import pipe
 from router.ledger.pipe import HEAD, RECORD, Opened, Settled, State
 from router.ledger.tiles import LONGEST_ENTRY
-from router.ledger.writer import FULL, TOO_LONG, AuditUnavailable, Opening, Settle, unavailable
+from router.ledger.writer import FULL, TOO_LONG, AuditUnavailable, Opening, Settle, reason_of, unavailable
 from router.ledger.writer_process import Order
 
 _log = logging.getLogger("tidegate.audit")
@@ -114,7 +114,7 @@ class RemoteWriter:
             self.lose(TOO_LONG, settle)
             return False
         if settle is not None and not self.alive:
-            settle(AuditUnavailable(f"the audit log cannot be written: {self.failure or 'it is closed'}"))
+            settle(unavailable(self.failure or "it is closed"))
             return False
         if self._missing:
             missing, self._missing = self._missing, 0
@@ -136,7 +136,7 @@ class RemoteWriter:
         self._missing += 1
         self._losses += 1
         if settle is not None:
-            settle(unavailable(error))
+            settle(unavailable(reason_of(error)))
 
     def close(self, timeout_s: float) -> None:
         """Have what is left written, and the process end. Blocks up to `timeout_s` seconds."""
@@ -226,8 +226,8 @@ class RemoteWriter:
             return None, None, Opened("", 0, 0, f"its writer cannot be started: {error.strerror}")
         try:
             ours.settimeout(_OPEN_S)
-            ours.sendall(pipe.tell(pipe.OPENED, self._order))
-            opened = msgspec.msgpack.decode(_first(ours), type=Opened)
+            ours.sendall(pipe.tell(pipe.ORDER, self._order))
+            opened = msgspec.msgpack.decode(pipe.receive_first(ours), type=Opened)
         except OSError as error:
             opened = Opened("", 0, 0, f"its writer does not answer: {error or type(error).__name__}")
         if opened.error:
@@ -291,7 +291,7 @@ class RemoteWriter:
         self._losses += 1
         self._fail(f"its writer has ended ({code})")
         for settle in waiting.values():
-            settle(AuditUnavailable("the audit log cannot be written: its writer has ended"))
+            settle(unavailable("its writer has ended"))
 
     def _drop_urgent(self) -> int:
         """Take back what was not sent and somebody waited for: it is refused, so it must not be recorded as if it happened.
@@ -319,12 +319,3 @@ class RemoteWriter:
         if not self._closing:
             started = self._loop.run_in_executor(None, self._spawn)
             started.add_done_callback(lambda done: self._take_on(*done.result()) if not done.cancelled() else None)
-
-
-def _first(channel: socket.socket) -> bytes:
-    """The first message that comes."""
-    incoming = pipe.Incoming()
-    while data := channel.recv(_READ):
-        for _, content in incoming.feed(data):
-            return content
-    raise ConnectionResetError("it ended")

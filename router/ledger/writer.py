@@ -24,6 +24,8 @@ from router.ledger.tiles import LONGEST_ENTRY
 
 _log = logging.getLogger("tidegate.audit")
 
+CAPACITY = 50_000
+"""Records kept in memory while they cannot be written."""
 _BATCH = 256
 """Records in one append at most: hashing them keeps the event loop from the interpreter for less than a millisecond."""
 _RETRY_S = 0.05
@@ -86,7 +88,7 @@ class LogWriter:
         self,
         store: LogStore,
         window_s: float = 0.1,
-        capacity: int = 50_000,
+        capacity: int = CAPACITY,
         copies: tuple[Path, ...] = (),
         keep_days: float | None = None,
     ) -> None:
@@ -147,12 +149,6 @@ class LogWriter:
         return tuple(thread.native_id for thread in (self._writing, self._syncing) if thread.native_id is not None)
 
     @property
-    def clocks(self) -> tuple[int, ...]:
-        """The clocks of CPU time of the threads: of the one that writes, and of the one that waits for the medium."""
-        threads = (self._writing, self._syncing)
-        return tuple(time.pthread_getcpuclockid(thread.ident) for thread in threads if thread.ident is not None)
-
-    @property
     def alive(self) -> bool:
         """True while what is handed over will be looked at."""
         return not self._closing and self._writing.is_alive() and self._syncing.is_alive()
@@ -200,7 +196,7 @@ class LogWriter:
             self.losses += 1
         self.on_change()
         if settle is not None:
-            settle(unavailable(error))
+            settle(unavailable(reason_of(error)))
 
     def lose_many(self, count: int) -> None:
         """So many records were lost before they came here."""
@@ -329,7 +325,7 @@ class LogWriter:
         try:
             self.store.tidy()
         except OSError as error:
-            _log.warning("audit: files of %s could not be written: %s; they will be later", self.store.origin, _reason(error))
+            _log.warning("audit: files of %s could not be written: %s; they will be later", self.store.origin, reason_of(error))
 
     def _take_back(self, written: list[Waiting], error: OSError) -> None:
         """What was written is not on the medium and never will be as it stands: back to what waits, all but intents."""
@@ -338,7 +334,7 @@ class LogWriter:
             self._waiting[:0] = [*written, *self._unsynced]
             self._unsynced = []
             self._fail(error)
-        self._refuse_intents(_reason(error))
+        self._refuse_intents(reason_of(error))
         self._wake.set()
 
     def _refuse_intents(self, reason: str) -> None:
@@ -347,10 +343,10 @@ class LogWriter:
             refused = [settle for _, settle in self._waiting if settle is not None]
             self._waiting = [item for item in self._waiting if item[1] is None]
         for settle in refused:
-            settle(AuditUnavailable(f"the audit log cannot be written: {reason}"))
+            settle(unavailable(reason))
 
     def _fail(self, error: BaseException) -> None:
-        reason = _reason(error)
+        reason = reason_of(error)
         if self.failure != reason:
             _log.error("audit: the log of %s cannot be written: %s; nothing leaves the cluster", self.store.origin, reason)
             self.failure = reason
@@ -373,7 +369,7 @@ class LogWriter:
                     with copy.open("ab") as file:
                         file.write(note + b"\n")
         except OSError as error:
-            _log.warning("audit: the checkpoint could not be published: %s", _reason(error))
+            _log.warning("audit: the checkpoint could not be published: %s", reason_of(error))
 
     def _prune(self) -> None:
         if self._pruner is None or time.monotonic() < self._prune_at or self.failure is not None:
@@ -398,10 +394,11 @@ class LogWriter:
             raise
 
 
-def unavailable(error: BaseException) -> AuditUnavailable:
+def unavailable(reason: str) -> AuditUnavailable:
     """What whoever waits for a record is told when it cannot be written."""
-    return AuditUnavailable(f"the audit log cannot be written: {_reason(error)}")
+    return AuditUnavailable(f"the audit log cannot be written: {reason}")
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """An error in a few words: what the system says of it, or its kind, for its text may quote anything."""
     return (error.strerror or type(error).__name__) if isinstance(error, OSError) else type(error).__name__

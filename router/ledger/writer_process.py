@@ -23,7 +23,7 @@ from router.ledger import pipe
 from router.ledger.checkpoint import CheckpointError, load_signer
 from router.ledger.slots import open_slot
 from router.ledger.store import LogBusy
-from router.ledger.writer import AuditUnavailable, LogWriter, Settle
+from router.ledger.writer import LogWriter, Settle
 
 _READ = 1 << 18
 _CLOSE_S = 30.0
@@ -101,7 +101,7 @@ def main(descriptor: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group, also to a router that has things to say yet
         signal.signal(number, signal.SIG_IGN)
     channel = socket.socket(fileno=descriptor)
-    _, wanted = _first(channel)
+    wanted = pipe.receive_first(channel)
     try:
         writer = _open(msgspec.msgpack.decode(wanted, type=Order))
     except (OSError, CheckpointError, LogBusy) as error:
@@ -117,17 +117,6 @@ def main(descriptor: int) -> None:
     finally:
         writer.close(_CLOSE_S)
         channel.close()
-
-
-def _first(channel: socket.socket) -> tuple[int, bytes]:
-    """The first message, on which all else waits."""
-    incoming = pipe.Incoming()
-    while True:
-        data = channel.recv(_READ)
-        if not data:
-            raise AuditUnavailable("the router went away before it said which log to open")
-        for found in incoming.feed(data):
-            return found
 
 
 if __name__ == "__main__":

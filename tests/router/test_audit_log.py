@@ -24,7 +24,7 @@ from router.ledger.checkpoint import (
     read_verifiers,
 )
 from router.ledger.disk import Disk
-from router.ledger.log import AuditLog, AuditUnavailable
+from router.ledger.log import AuditLog
 from router.ledger.policies import policy_text, read_policy
 from router.ledger.reader import LogReader, find_logs, merged
 from router.ledger.recover import LogDamaged
@@ -34,7 +34,7 @@ from router.ledger.slots import open_slot
 from router.ledger.store import LogBusy, LogStore
 from router.ledger.tiles import WIDTH, tile_path
 from router.ledger.verify import verify_log
-from router.ledger.writer import LogWriter
+from router.ledger.writer import AuditUnavailable, LogWriter
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
 

@@ -13,12 +13,12 @@ from _ledger.traffic import Traffic
 from router.ledger import records
 from router.ledger.checkpoint import Signer
 from router.ledger.disk import Disk
-from router.ledger.log import AuditLog, AuditUnavailable
+from router.ledger.log import AuditLog
 from router.ledger.policies import policy_text
 from router.ledger.reader import LogReader
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
-from router.ledger.writer import LogWriter
+from router.ledger.writer import AuditUnavailable, LogWriter
 
 
 class FullDisk(Disk):
