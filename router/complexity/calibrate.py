@@ -7,6 +7,7 @@ next requests. `step` is pure: the caller keeps the state, one per tenant and ro
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 
@@ -32,10 +33,13 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 class Track(msgspec.Struct, frozen=True, gc=False):
-    """The latest gains of one stream of requests, oldest first and by size, and the requests owed per boundary."""
+    """The latest gains of one stream of requests, oldest first and by size, and the requests owed per boundary.
 
-    window: tuple[float, ...]
-    ordered: tuple[float, ...]
+    Nobody writes in the arrays; they are arrays because one is copied for every request, without a look at its numbers.
+    """
+
+    window: array[float]
+    ordered: array[float]
     debts: tuple[float, ...]
     seen: int = 0
 
@@ -51,8 +55,8 @@ class Step(msgspec.Struct, frozen=True, gc=False):
 
 def first_track(cuts: tuple[float, ...], boundaries: int) -> Track:
     """The state before any request: as if the traffic were the training pool, whose percentiles are `cuts`."""
-    start = tuple(cuts[::4])[:WINDOW]
-    return Track(start, tuple(sorted(start)), (0.0,) * boundaries)
+    start = cuts[::4][:WINDOW]
+    return Track(array("d", start), array("d", sorted(start)), (0.0,) * boundaries)
 
 
 def step(track: Track, wish: Wish, gain: float, boundaries: int) -> Step:
@@ -66,37 +70,37 @@ def step(track: Track, wish: Wish, gain: float, boundaries: int) -> Step:
     """
     if wish.price is not None:
         tier = boundaries if gain > wish.price else 0
-        return Step(tier, (wish.price,) * boundaries, (), remember(track, gain))
+        return Step(tier, (wish.price,) * boundaries, (), remember(track, gain, track.debts))
     ordered = track.ordered
     shares = wish.shares or (share_for_loss(ordered, wish.max_loss or 0.0),) * boundaries
+    owed = track.debts if len(track.debts) == boundaries else (*track.debts, *((0.0,) * boundaries))[:boundaries]
     tier = 0
     thresholds = []
-    for place in range(boundaries):
-        share = shares[min(place, len(shares) - 1)]
-        debt = track.debts[place] if place < len(track.debts) else 0.0
+    for place, debt in enumerate(owed):
+        share = _share(shares, place)
         threshold = upper_quantile(ordered, min(1.0, max(0.0, share + debt / _REPAY)))
         thresholds.append(threshold)
         # Of requests that are all alike, the debt decides: else all of them, or none, would go up.
         beyond = gain > threshold or (gain == threshold and share > 0 and debt + share >= 0.5)
         if beyond and share > 0 and tier == place:
             tier = place + 1
-    debts = tuple(
-        max(-_DEBT_LIMIT, min(_DEBT_LIMIT, (track.debts[i] if i < len(track.debts) else 0.0) + _share(shares, i) - (tier > i)))
-        for i in range(boundaries)
-    )
-    return Step(tier, tuple(thresholds), tuple(shares), remember(Track(track.window, ordered, debts, track.seen), gain))
+    debts = [
+        max(-_DEBT_LIMIT, min(_DEBT_LIMIT, debt + _share(shares, place) - (tier > place))) for place, debt in enumerate(owed)
+    ]
+    return Step(tier, tuple(thresholds), tuple(shares), remember(track, gain, tuple(debts)))
 
 
-def remember(track: Track, gain: float) -> Track:
-    """The state with one more gain. The first requests push out what stands for the training pool."""
-    window = track.window
+def remember(track: Track, gain: float, debts: tuple[float, ...]) -> Track:
+    """The state with one more gain, and other debts. The first requests push out what stands for the training pool."""
+    window, ordered = track.window, track.ordered[:]
     # The stand-ins leave two at a time, so that the user's own traffic soon speaks for itself.
     drop = 2 if track.seen < 26 and len(window) > 2 else 1 if len(window) >= WINDOW else 0
-    ordered = list(track.ordered)
     for old in window[:drop]:
         del ordered[bisect_left(ordered, old)]
     insort(ordered, gain)
-    return Track((*window[drop:], gain), tuple(ordered), track.debts, track.seen + 1)
+    later = window[drop:]
+    later.append(gain)
+    return Track(later, ordered, debts, track.seen + 1)
 
 
 def upper_quantile(ordered: Sequence[float], share: float) -> float:

@@ -98,10 +98,10 @@ def judge_request(body: dict[str, Any], tokens: int, plan: Plan, track: Track, a
 
 def domain_of(plan: Plan, reading: Reading) -> tuple[str, float]:
     """The likeliest domain and its probability; `general` below the floor of confidence."""
-    if not reading.domains:
+    if not reading.logits:
         return "general", 0.0
-    sure = max(reading.domains)
-    return (plan.model.domains.names[reading.domains.index(sure)] if sure >= plan.domain_floor else "general"), sure
+    place, sure = reading.likeliest()
+    return (plan.model.domains.names[place] if sure >= plan.domain_floor else "general"), sure
 
 
 def _by_rule(rule: Rule, plan: Plan, gain: float, domain: str, shape: Shape, track: Track, features: Features) -> Judged:

@@ -7,10 +7,10 @@ leaves this module is numbers only: no word of the text can be read back from a 
 from __future__ import annotations
 
 import math
+import re
 from array import array
 
 import msgspec
-import numpy as np
 
 from router.complexity import lexicon
 from router.complexity.words import Words, read_words
@@ -51,12 +51,17 @@ _MARKS = {
     "hyphens": b"-",
     "apostrophes": b"'",
 }
-_COUNTED = np.array([[byte in wanted for wanted in (*_KINDS.values(), *_MARKS.values())] for byte in range(256)], np.float64)
-"""Which byte counts for which kind and mark: the histogram of a text times this is all of them."""
-_DIGIT = list(_KINDS).index("digits")
+_MARK_BYTES = tuple(mark[0] for mark in _MARKS.values())
+_UPPER, _POINTS, _FOREIGN = (_KINDS[name] for name in ("upper", "punctuation", "foreign_bytes"))
+_NO_SIGNS = bytes(byte for byte in range(256) if _CUT[byte] != 32) + bytes(range(65, 91)) + b" "
 _ASKED, _LINES = (list(_MARKS).index(name) for name in ("question_marks", "lines"))
 _OPTION_MARKS = (b". ", b") ", b": ")
 _SECOND_OPTIONS = tuple(b"\nB" + mark for mark in _OPTION_MARKS)
+_OPTIONS = re.compile(rb"\n[A-Za-z][.):] ([^\n]*)")
+_ZERO, _EQUALS = b"0="
+_SHOWN = bytes(_ZERO if byte in _DIGITS else _EQUALS if byte in _MATHS else byte for byte in range(256))
+"""Every digit is shown as `0`, every mathematical sign as `=`: whether there is one is then one look for one byte."""
+_BLANK = ord("_")
 _USUAL_CHARS = 150
 """Length of a usual question: the value `open_length` is 0 there, and for a question with choices."""
 _LOGGED = (
@@ -98,6 +103,8 @@ _PLAIN = (
 )
 NAMES: tuple[str, ...] = (*_PLAIN, *_LOGGED, *_MARKS, *(f"words_{name}" for name in lexicon.NAMES))
 """What stands where in `Features.values`."""
+_LOG = tuple(math.log1p(number) for number in range(HEAD_CHARS + TAIL_CHARS + 2))
+"""log(1 + n) of every number of things that a capped text can have: whatever is counted takes a character or more."""
 
 
 class Features(msgspec.Struct, frozen=True, gc=False):
@@ -133,17 +140,31 @@ def read_features(text: str) -> Features:
     if chars > HEAD_CHARS + TAIL_CHARS:
         text = text[:HEAD_CHARS] + "\n" + text[-TAIL_CHARS:]
     raw = text.encode("utf-8", "surrogatepass")
-    counted = (np.bincount(np.frombuffer(raw, np.uint8), minlength=256) @ _COUNTED).tolist()
-    words = read_words(raw.translate(_CUT), counted[_DIGIT] > 0)
-    return Features(_values(raw, chars, words, counted), words.buckets)
+    kinds = _count_kinds(raw)
+    words = read_words(raw.translate(_CUT), kinds[1] > 0)
+    return Features(_values(raw, chars, words, kinds), words.buckets)
 
 
-def _values(raw: bytes, chars: int, words: Words, counted: list[float]) -> list[float]:
-    """All values, in the order of `NAMES`; `counted` are the kinds and marks of bytes."""
+def _count_kinds(raw: bytes) -> tuple[int, int, int, int, int, bytes]:
+    """How many bytes of each kind there are, in the order of `_KINDS`; and what is neither a word nor a space."""
+    size = len(raw)
+    signs = raw.translate(None, _NO_SIGNS)
+    return (
+        size - len(raw.translate(None, _UPPER)),
+        size - len(raw.translate(None, _DIGITS)),
+        len(signs) - len(signs.translate(None, _MATHS)),
+        len(signs) - len(signs.translate(None, _POINTS)),
+        0 if raw.isascii() else size - len(raw.translate(None, _FOREIGN)),
+        signs,
+    )
+
+
+def _values(raw: bytes, chars: int, words: Words, counted: tuple[int, int, int, int, int, bytes]) -> list[float]:
+    """All values, in the order of `NAMES`; `counted` is what `_count_kinds` found."""
     count = words.count
     share, per_word = 1.0 / (len(raw) or 1), 1.0 / (count or 1)
-    upper, digits, signs, points, foreign = counted[:5]
-    marks = counted[5:]
+    upper, digits, signs, points, foreign, others = counted
+    marks = list(map(others.count, _MARK_BYTES))
     asked, lines = marks[_ASKED], marks[_LINES]
     options = _options(raw, digits > 0, signs > 0) if lines else _NO_OPTIONS
     kinds = options.count or 1
@@ -171,12 +192,14 @@ def _values(raw: bytes, chars: int, words: Words, counted: list[float]) -> list[
         count / (stops + (raw.count(b"? ") if asked else 0) + lines + 1.0),
         0.0 if options.count or not chars else math.log(chars / _USUAL_CHARS),
     ]
+    values += (
+        math.log1p(chars),
+        _LOG[count],
+        _LOG[words.numbers],
+        _LOG[words.distinct_numbers],
+        math.log1p(options.size / kinds),
+    )
     logged = (
-        chars,
-        count,
-        words.numbers,
-        words.distinct_numbers,
-        options.size / kinds,
         options.most,
         options.fewest,
         stem_words,
@@ -184,13 +207,15 @@ def _values(raw: bytes, chars: int, words: Words, counted: list[float]) -> list[
         words.single,
         _statements(raw, digits, lines),
         stops,
-        raw.count(b"__"),
+        raw.count(b"__") if _BLANK in raw else 0,
+        *marks,
+        *words.lists,
     )
-    values += np.log1p(np.concatenate(((*logged, *marks), words.lists))).tolist()
+    values += [_LOG[number] for number in logged]
     return values
 
 
-def _statements(raw: bytes, digits: float, lines: float) -> int:
+def _statements(raw: bytes, digits: int, lines: int) -> int:
     """Marks of numbered statements and scenarios."""
     numbered = raw.count(b"tatement 1") + raw.count(b"cenario 1") if digits else 0
     return numbered + (raw.count(b"\nI") if lines else 0)
@@ -206,7 +231,7 @@ def _options(raw: bytes, digits: bool, signs: bool) -> _Options:
     """
     if not any(map(raw.__contains__, _SECOND_OPTIONS)):
         return _NO_OPTIONS
-    options = [line[3:] for line in raw.split(b"\n") if line[1:3] in _OPTION_MARKS and line[:1].isalpha()]
+    options: list[bytes] = _OPTIONS.findall(b"\n" + raw.translate(_SHOWN))
     lengths = [len(option.split()) for option in options]
     return _Options(
         len(options),
@@ -214,6 +239,6 @@ def _options(raw: bytes, digits: bool, signs: bool) -> _Options:
         max(lengths),
         min(lengths),
         sum(lengths),
-        sum([option.translate(None, _DIGITS) != option for option in options]) if digits else 0,
-        sum([option.translate(None, _MATHS) != option for option in options]) if signs else 0,
+        sum([_ZERO in option for option in options]) if digits else 0,
+        sum([_EQUALS in option for option in options]) if signs else 0,
     )

@@ -47,11 +47,13 @@ class Domains(msgspec.Struct, frozen=True):
 class Model(msgspec.Struct, frozen=True):
     """Compiled weights. `tables` are those of gains, latents and domains, in this order: one sum serves all.
 
-    `hand` has a row of weights of the raw features per gain and per domain, `constants` what is added to each.
+    `hand` has a row for each of them, with the weights of the raw features at the places `used`; `constants` are what is added.
+    Those of latents are zero.
     """
 
     tables: Tables
     scales: NDArray[np.float64]
+    used: tuple[int, ...]
     hand: NDArray[np.float64]
     constants: NDArray[np.float64]
     gains: tuple[GainHead, ...]
@@ -61,10 +63,26 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class Reading(msgspec.Struct, frozen=True, gc=False):
-    """What the model found: a gain per head, and a probability per domain (they add up to 1)."""
+    """What the model found: a gain per head, and a logit per domain."""
 
     gains: tuple[float, ...]
-    domains: tuple[float, ...]
+    logits: list[float]
+
+    @property
+    def domains(self) -> tuple[float, ...]:
+        """A probability per domain; they add up to 1."""
+        shares = self._shares()
+        whole = sum(shares)
+        return tuple([share / whole for share in shares])
+
+    def likeliest(self) -> tuple[int, float]:
+        """The place of the likeliest domain, of which there must be one, and its probability."""
+        shares = self._shares()
+        return shares.index(1.0), 1.0 / sum(shares)
+
+    def _shares(self) -> list[float]:
+        highest = max(self.logits, default=0.0)
+        return [math.exp(logit - highest) for logit in self.logits]
 
 
 class Contribution(msgspec.Struct, frozen=True, gc=False):
@@ -79,14 +97,18 @@ def compile_model(stored: Stored) -> Model:
     gains, latents, domains = stored.gains, stored.latents, stored.domains
     tables = [signed(gain.table) for gain in gains]
     tables += [*_split(latents.tables, len(latents.names)), *_split(domains.tables, len(domains.names))]
-    standard = np.array([*(gain.hand for gain in gains), *domains.hand], np.float64).reshape(-1, len(NAMES))
+    none = [[0.0] * len(NAMES)] * len(latents.names)
+    standard = np.array([*(gain.hand for gain in gains), *none, *domains.hand], np.float64).reshape(-1, len(NAMES))
     hand = standard / np.array(stored.deviations)
-    constants = np.array([*(gain.base for gain in gains), *domains.biases], np.float64) - hand @ np.array(stored.means)
+    bases = [*(gain.base for gain in gains), *([0.0] * len(none)), *domains.biases]
+    constants = np.array(bases, np.float64) - hand @ np.array(stored.means)
     heads = tuple(_compile_gain(gain, row) for gain, row in zip(gains, hand, strict=False))
+    used = np.flatnonzero(hand.any(0))
     return Model(
         compile_tables(tables),
         np.array([*(gain.scale for gain in gains), *latents.scales, *domains.scales], np.float64),
-        hand,
+        tuple(used.tolist()),
+        hand[:, used],
         constants,
         heads,
         tuple(latents.names),
@@ -140,31 +162,23 @@ def _expression(trees: Trees, node: int) -> str:
 def read_gains(model: Model, features: Features, only: int | None = None) -> Reading:
     """Every head's answer for one text, or with `only` that one gain (and the domains)."""
     heads, end = len(model.gains), len(model.gains) + len(model.latents)
-    worded = _worded(model, features)
-    linear = model.hand @ np.array(features.values) + model.constants
-    linear[:heads] += worded[:heads]
-    linear[heads:] += worded[end:]
-    scores = linear.tolist()
-    inputs = features.values + worded[heads:end].tolist()
+    values = features.values
+    used = np.array([values[place] for place in model.used])
+    scores = (model.hand @ used + model.constants + _worded(model, features)).tolist()
+    inputs = values + scores[heads:end]
     if only is None:
         gains = tuple([scores[place] + head.score_trees(inputs) for place, head in enumerate(model.gains)])
     else:
         gains = (scores[only] + model.gains[only].score_trees(inputs),)
-    return Reading(gains, _softmax(scores[heads:]))
+    return Reading(gains, scores[end:])
 
 
 def _worded(model: Model, features: Features) -> NDArray[np.float64]:
     """What the hashed words say to each head and latent."""
-    return sum_heads(model.tables, features.buckets) * (model.scales / math.sqrt(len(features.buckets) or 1))
-
-
-def _softmax(logits: list[float]) -> tuple[float, ...]:
-    if not logits:
-        return ()
-    highest = max(logits)
-    shares = [math.exp(logit - highest) for logit in logits]
-    whole = sum(shares)
-    return tuple([share / whole for share in shares])
+    found: NDArray[np.float64] = sum_heads(model.tables, features.buckets) * (
+        model.scales / math.sqrt(len(features.buckets) or 1)
+    )
+    return found
 
 
 def explain_gain(model: Model, features: Features, head: GainHead) -> tuple[Contribution, ...]:

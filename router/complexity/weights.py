@@ -96,7 +96,7 @@ class Stored(msgspec.Struct, frozen=True):
 def features_digest() -> str:
     """Names the feature pass the weights belong to."""
     lists = ";".join(f"{name}:{' '.join(sorted(set(words.split())))}" for name, words in LISTS.items())
-    probe = ",".join(map(str, read_features("The 2nd probe: which places do these words have?").buckets))
+    probe = ",".join(map(str, sorted(read_features("The 2nd probe: which places do these words have?").buckets)))
     return hashlib.sha256(f"{BUCKETS};{','.join(NAMES)};{lists};{probe}".encode()).hexdigest()[:16]
 
 

@@ -136,7 +136,7 @@ def test_weights_of_another_feature_pass_or_with_impossible_numbers_are_refused(
             read_weights_of(tmp_path, pack_weights(replace(stored, latents=latents)))
 
 
-def test_the_packed_tables_are_the_tables():
+def test_the_joined_tables_are_the_tables():
     stored = read_weights(DEFAULT)
     model = compile_model(stored)
     latents, domains = stored.latents, stored.domains
@@ -149,7 +149,7 @@ def test_the_packed_tables_are_the_tables():
         assert sum_heads(model.tables, places).tolist() == plain
 
 
-def test_a_field_of_the_packed_tables_holds_the_most_places_a_text_can_have():
+def test_sums_are_exact_for_the_most_places_a_text_can_have():
     worst = [array("b", [sign] * BUCKETS) for sign in (127, -127, -128, 127)]
     tables = compile_tables([np.array(table, np.int8) for table in worst])
     places = array("H", range(HEAD_CHARS + TAIL_CHARS + 1))

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from router.complexity import lexicon
 from router.complexity.compile import load_model
@@ -16,7 +17,7 @@ from router.complexity.features import _MARKS, _USUAL_CHARS, HEAD_CHARS, NAMES, 
 from router.complexity.model import read_gains
 from router.complexity.peel import _LABEL_CHARS, peel_text
 from router.complexity.weights import DEFAULT, Trees, read_weights
-from router.complexity.words import BUCKETS, MAX_WORD
+from router.complexity.words import BUCKETS, MAX_WORD, SHORT_BYTES, read_few, read_many, read_words
 
 MODEL = load_model(DEFAULT)
 STORED = read_weights(DEFAULT)
@@ -183,6 +184,43 @@ def test_a_corpus_of_all_lengths_scores_as_the_plain_pass():
 @settings(max_examples=100, deadline=None)
 def test_any_text_scores_as_the_plain_pass(text):
     check(text)
+
+
+BYTES_OF_WORDS = st.one_of(
+    st.sampled_from([word.encode() for word in lexicon.LISTS["law"].split()]),
+    st.sampled_from(
+        [b"3", b"1987", b"2999x", b"0" * 30, b"_", b"____", b"a", b"x" * 8, b"x" * 16, b"x" * 17, b"x" * 24, b"x" * 25]
+    ),
+    st.text(st.characters(min_codepoint=0x80), min_size=1, max_size=9).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1, max_size=26).map(str.encode),
+)
+
+
+def same_both_ways(cut, digits):
+    few, many = read_few(cut, digits), read_many(cut, digits)
+    assert sorted(few.buckets) == list(many.buckets)
+    assert replace(few, buckets=many.buckets) == many
+    assert read_words(cut, digits) == (few if len(cut) <= SHORT_BYTES else many)
+
+
+@given(st.lists(st.one_of(BYTES_OF_WORDS, st.just(b"")), max_size=120).map(b" ".join), st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_a_text_read_word_by_word_and_all_at_once_is_the_same(cut, digits):
+    same_both_ways(cut, digits)
+
+
+def test_every_block_of_unicode_is_the_same_both_ways():
+    for start in range(0, 0x110000, 0x100):
+        points = [chr(point) for point in range(start, start + 0x100)]
+        for text in ("".join(points), " ".join(points), " 1".join(points)):
+            same_both_ways(b" ".join(plain_words(text)), True)
+
+
+def test_the_length_at_which_the_way_changes_changes_nothing():
+    for size in range(SHORT_BYTES - 30, SHORT_BYTES + 30):
+        text = ("the plaintiff asked 12 witnesses about 1987 " * 20)[:size]
+        check(text)
+        same_both_ways(b" ".join(plain_words(text)), True)
 
 
 @given(
