@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from router.decision import Decision, Facts
 from router.identity.priority import CLASSES, NORMAL
@@ -32,7 +32,7 @@ CACHE_HIT, CACHE_MISS = "hit", "miss"
 MOST_WATCHED = 64
 
 
-class Attempt(msgspec.Struct, gc=False):
+class Attempt(msgspec.Struct, gc=False, array_like=True):
     """One try at one target. Times are UNIX seconds; 0 means it did not come to that. Token counts are -1 while unknown; those
     of an attempt that broke or was given up are of what had come by then."""
 
@@ -51,7 +51,7 @@ class Attempt(msgspec.Struct, gc=False):
     completion_tokens: int = -1
 
 
-class StepRecord(msgspec.Struct, gc=False):
+class StepRecord(msgspec.Struct, gc=False, array_like=True):
     """One model asked within a request: what for, what became of its answer, what it used. `confidence` is -1 and `cost_usd`
     None while unknown."""
 
@@ -226,6 +226,8 @@ class ReceiptBook:
             return None
         receipt, decision = found
         data: dict[str, Any] = msgspec.to_builtins(receipt)
+        data["attempts"] = [asdict(attempt) for attempt in receipt.attempts]
+        data["steps"] = [asdict(step) for step in receipt.steps]
         if decision is not None:
             data["candidates"] = msgspec.to_builtins(decision.candidates)
         return data
