@@ -14,8 +14,7 @@ from typing import Any
 
 import msgspec
 
-from router.ledger.receipts import Attempt, StepRecord
-from router.ledger.shapes import Shape, named
+from router.ledger.shapes import Attempt, Shape, StepRecord, named
 
 VERSION = 2
 """Version 1, before the first release, was a map with a name before every value."""

@@ -28,7 +28,7 @@ import msgspec
 from router.ledger.checkpoint import Checkpoint, Signer
 from router.ledger.disk import Disk
 from router.ledger.journal import join_frame, read_journal, segment_path
-from router.ledger.merkle import EMPTY_ROOT
+from router.ledger.merkle import EMPTY_ROOT, leaf_hash
 from router.ledger.recover import Growth, origin_of_empty, recover, without_lost_blobs
 from router.ledger.tiles import LONGEST_ENTRY, WIDTH, RightEdge, pack_each, tile_path
 
@@ -172,7 +172,7 @@ class LogStore:
         with self.lock:
             first = self.size
             self._heal()
-            grown = self._newest.growth.grown(packed, [sha256(b"\x00" + entry).digest() for entry in entries])
+            grown = self._newest.growth.grown(packed, list(map(leaf_hash, entries)))
             note = self._signer.sign(Checkpoint(self.origin, grown.size, grown.edge.root()))
             frame = join_frame(first, packed, note)
             self._torn = True

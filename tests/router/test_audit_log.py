@@ -29,11 +29,11 @@ from router.ledger.disk import Disk
 from router.ledger.log import AuditLog
 from router.ledger.policies import policy_text, read_policy
 from router.ledger.reader import LogReader, find_logs, merged
-from router.ledger.receipts import Attempt, StepRecord
 from router.ledger.recorder import Recorder, end_data
 from router.ledger.recover import LogDamaged
 from router.ledger.replay import Gap, Replayer, decide_again, differences
 from router.ledger.retention import ClockJumped, Hold, HoldError, Pruner, standing_holds, write_holds
+from router.ledger.shapes import Attempt, StepRecord
 from router.ledger.slots import open_slot
 from router.ledger.store import LogBusy, LogStore
 from router.ledger.tiles import WIDTH, tile_path
@@ -410,15 +410,27 @@ def test_records_read_by_place_keep_their_places():
         Attempt: "target incarnation zone model reason started first_byte ended ending status failure prompt_tokens "
         "completion_tokens",
         StepRecord: "name model verdict confidence started ended prompt_tokens completion_tokens cost_usd estimated",
-        Label: "process store duties",
-        Complexity: "tier score reasons model pinned context propensity trial",
-        Load: "inflight unstarted unstarted_tokens foreign foreign_waiting clear_at queue_s context_tokens kv_tokens work_s "
-        "work_at ttft_s service_s prefill_tps slowdown pace_slowdown profile failures down_until signals breaker",
-        Signals: "sampled_at running waiting kv_usage gpu_utilisation gpu_memory gpu_temperature_c adapters adapter_slots",
-        Breaker: "consecutive good bad counted_at pace paces judged_at cause trips",
     }
     for kind, names in rows.items():
         assert kind.__struct_config__.array_like and " ".join(kind.__struct_fields__).startswith(names), kind
+    for kind, shape, first in (
+        (Label, shapes.LABEL, "process store duties"),
+        (Complexity, shapes.COMPLEXITY, "tier score reasons model pinned context propensity trial"),
+        (
+            Load,
+            shapes.LOAD,
+            "inflight unstarted unstarted_tokens foreign foreign_waiting clear_at queue_s context_tokens "
+            "kv_tokens work_s work_at ttft_s service_s prefill_tps slowdown pace_slowdown profile failures down_until "
+            "signals breaker",
+        ),
+        (
+            Signals,
+            shapes.SIGNALS,
+            "sampled_at running waiting kv_usage gpu_utilisation gpu_memory gpu_temperature_c adapters adapter_slots",
+        ),
+        (Breaker, shapes.BREAKER, "consecutive good bad counted_at pace paces judged_at cause trips opened_at until probing"),
+    ):
+        assert kind.__struct_config__.array_like and kind.__struct_fields__ == shape and " ".join(shape).startswith(first), kind
     assert set(Facts.__struct_fields__) - set(shapes.FACTS) == {"request_id", "key"}
     assert set(View.__struct_fields__) - set(shapes.VIEW) == {"membership", "loads"}
     facts = "endpoint model label complexity prompt_bytes prompt_tokens max_tokens excluded timeout_s waited_s priority"
