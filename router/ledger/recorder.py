@@ -77,25 +77,19 @@ class Recorder:
         known = self._grants.get(id(facts.key)) or self._tell_grant(facts.key, made)
         changed = self._changed_loads(view.loads, made)
         choice = decision.chosen
-        made.append(
-            (
-                records.DECIDE,
-                facts.request_id,
-                (  # as `records.DecideData`
-                    epoch,
-                    known[1],
-                    self._members,
-                    now,
-                    _facts_of(facts),
-                    _view_of(view),
-                    changed,
-                    self._label(facts.label, epoch),
-                    sources if type(sources) is dict else dict(sources),
-                    *(_refused(decision) if choice is None else _chosen(choice)),
-                    decision.saturated,
-                ),
-            )
+        given = (
+            epoch,
+            known[1],
+            self._members,
+            now,
+            _facts_of(facts),
+            _view_of(view),
+            changed,
+            self._label(facts.label, epoch),
+            sources if type(sources) is dict else dict(sources),
         )
+        answered = _refused(decision) if choice is None else _chosen(choice, decision.saturated)
+        made.append((records.DECIDE, facts.request_id, given + answered))  # as `records.DecideData`
         return made
 
     def _tell_members(self, membership: Membership, made: list[Made]) -> None:
@@ -141,16 +135,28 @@ class Recorder:
         return _NOTHING
 
 
-def _chosen(choice: Choice) -> tuple[Any, ...]:
-    """From `target` to `status`, where a target was chosen."""
-    target, reason, ttft_s = choice.target, choice.reason, choice.predicted_ttft_s
-    return target.id, target.incarnation, target.zone, target.kind, choice.model, reason, ttft_s, choice.cost_usd, "", 0
+def _chosen(choice: Choice, saturated: bool) -> tuple[Any, ...]:
+    """From `target` to `saturated`, where a target was chosen."""
+    target = choice.target
+    return (
+        target.id,
+        target.incarnation,
+        target.zone,
+        target.kind,
+        choice.model,
+        choice.reason,
+        choice.predicted_ttft_s,
+        choice.cost_usd,
+        "",
+        0,
+        saturated,
+    )
 
 
 def _refused(decision: Decision) -> tuple[Any, ...]:
-    """From `target` to `status`, where none was."""
+    """From `target` to `saturated`, where none was."""
     assert decision.refusal is not None
-    return "", "", "", "", "", "", 0.0, 0.0, decision.refusal.code, decision.refusal.status
+    return "", "", "", "", "", "", 0.0, 0.0, decision.refusal.code, decision.refusal.status, decision.saturated
 
 
 _ELSEWHERE = {"sources": "label_sources", "tier": "complexity_tier", "score": "complexity_score"}

@@ -192,7 +192,11 @@ class LogWriter:
 
     def hand_over_all(self, begun: Sequence[bytes]) -> None:
         """The same for many that nobody waits for."""
-        if self._lost or len(self._items) + len(self._waiting) + len(begun) > self._capacity or _longest(begun) > LONGEST_ENTRY:
+        if (
+            self._lost
+            or len(self._items) + len(self._waiting) + len(begun) > self._capacity
+            or max(map(len, begun), default=0) > LONGEST_ENTRY
+        ):
             for one in begun:
                 self.hand_over(one)
             return
@@ -402,10 +406,6 @@ class LogWriter:
         except OSError as error:
             self._take_back([], error)
             raise
-
-
-def _longest(begun: Sequence[bytes]) -> int:
-    return max(map(len, begun), default=0)
 
 
 def unavailable(reason: str) -> AuditUnavailable:
