@@ -21,7 +21,7 @@ class Verdict(StrEnum):
     SCREENED = "screened"
 
 
-class Complexity(msgspec.Struct, frozen=True, gc=False):
+class Complexity(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What complexity found: the tier it asks for, a score 0..1 (or an expected gain), and the reasons in words.
 
     `model` is preferred among those that may serve ("" none): a rule's or a domain's. It widens nothing.

@@ -66,7 +66,7 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
 def describe_complexity(body: dict[str, Any], facts: Facts, policy: Policy) -> dict[str, Any]:
     """The choice of the tier and, where a fitted gain decides, the terms that add up to it."""
     complexity = facts.complexity if facts.complexity.tier else judge_complexity(body, facts.prompt_tokens, policy, facts.key)
-    found: dict[str, Any] = msgspec.to_builtins(complexity)
+    found: dict[str, Any] = msgspec.structs.asdict(complexity)
     plan = policy.plan
     if plan is not None and plan.by_gain:
         found["gain"] = describe_gain(plan.model, plan.head, read_features(peel_request(body).text))
@@ -97,7 +97,7 @@ def describe_decision(facts: Facts, decision: Decision, policy: Policy, tags: tu
             "duties": place.duties,
             "sources": {"key": facts.key.ceiling_tags, "header": tags},
         },
-        "complexity": msgspec.to_builtins(facts.complexity),
+        "complexity": msgspec.structs.asdict(facts.complexity),
         "candidates": msgspec.to_builtins(decision.candidates),
         "models": decision.models,
         "epoch": policy.epoch,

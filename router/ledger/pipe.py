@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 HEAD = struct.Struct(">BI")
 
-RECORD, BLOB, LOST, CLOSE = 1, 2, 3, 4
-"""To the writer: a record, a blob that later records refer to, a number of records that are missing, and the end."""
+RECORDS, BLOB, LOST, CLOSE = 1, 2, 3, 4
+"""To the writer: records, a blob that later records refer to, a number of records that are missing, and the end."""
 URGENT = 5
 """To the writer: the number of a request for word, in eight bytes, and a record that is to be on the medium before it comes."""
 OPENED, STATE, SETTLED = 16, 17, 18
@@ -56,6 +56,24 @@ def message(kind: int, data: bytes) -> bytes:
 def tell(kind: int, data: Any) -> bytes:
     """A message with MessagePack in it."""
     return message(kind, msgspec.msgpack.encode(data))
+
+
+def pack_records(begun: Sequence[bytes]) -> bytes:
+    """Records as one message: how many, the length of each in two bytes, and then all of them."""
+    count = len(begun)
+    lengths = struct.pack(f">I{count}H", count, *map(len, begun))
+    content = b"".join((lengths, *begun))
+    return message(RECORDS, content)
+
+
+def unpack_records(content: bytes) -> list[bytes]:
+    """The records in the content of such a message."""
+    (count,) = struct.unpack_from(">I", content)
+    at, begun = 4 + 2 * count, []
+    for length in struct.unpack_from(f">{count}H", content, 4):
+        begun.append(content[at : at + length])
+        at += length
+    return begun
 
 
 class Incoming:

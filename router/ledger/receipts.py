@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from router.decision import Decision, Facts
 from router.identity.priority import CLASSES, NORMAL
+from router.ledger.shapes import Attempt as Attempt
+from router.ledger.shapes import StepRecord as StepRecord
 
 _FIELDS = {
     "prompt_tokens": "prompt_tokens",
@@ -30,42 +32,6 @@ _SCANNER = json.JSONDecoder()
 
 CACHE_HIT, CACHE_MISS = "hit", "miss"
 MOST_WATCHED = 64
-
-
-class Attempt(msgspec.Struct, gc=False):
-    """One try at one target. Times are UNIX seconds; 0 means it did not come to that. Token counts are -1 while unknown; those
-    of an attempt that broke or was given up are of what had come by then."""
-
-    target: str
-    incarnation: str
-    zone: str
-    model: str
-    reason: str
-    started: float
-    first_byte: float = 0.0
-    ended: float = 0.0
-    ending: str = ""
-    status: int = 0
-    failure: str = ""
-    prompt_tokens: int = -1
-    completion_tokens: int = -1
-
-
-class StepRecord(msgspec.Struct, gc=False):
-    """One model asked within a request: what for, what became of its answer, what it used. `confidence` is -1 and `cost_usd`
-    None while unknown."""
-
-    name: str
-    model: str
-    verdict: str
-    confidence: float
-    started: float
-    ended: float
-    prompt_tokens: int
-    completion_tokens: int
-    cost_usd: float | None = None
-    estimated: bool = False
-    """The step was cut and nobody counted: an estimate of its prompt, and the tokens that had come."""
 
 
 class Receipt(msgspec.Struct, gc=False):
@@ -226,6 +192,8 @@ class ReceiptBook:
             return None
         receipt, decision = found
         data: dict[str, Any] = msgspec.to_builtins(receipt)
+        data["attempts"] = [asdict(attempt) for attempt in receipt.attempts]
+        data["steps"] = [asdict(step) for step in receipt.steps]
         if decision is not None:
             data["candidates"] = msgspec.to_builtins(decision.candidates)
         return data

@@ -12,28 +12,16 @@ from operator import attrgetter, is_not
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
-
 from router.decision import Choice, Decision, Facts
 from router.ledger import records
 from router.ledger.receipts import Receipt
+from router.ledger.shapes import FACTS, VIEW
 from router.placement.targets import Load, Membership, View
 from router.policy import KeyGrant
 from router.residency.label import Label
 
-
-def _part_of(kind: type[Any], *left_out: str) -> tuple[type[Any], Callable[[Any], tuple[Any, ...]]]:
-    """A struct with the fields of `kind` less some, and what reads their values: encodes at once, and no field is forgotten.
-
-    Every value is written, also one at its default: what the default means may be another thing when it is read.
-    """
-    names = [name for name in kind.__struct_fields__ if name not in left_out]
-    part = msgspec.defstruct(f"{kind.__name__}Part", [(name, Any) for name in names], frozen=True, gc=False)
-    return part, attrgetter(*names)
-
-
-_Facts, _facts_of = _part_of(Facts, "key", "request_id")
-_View, _view_of = _part_of(View, "membership", "loads")
+_facts_of = attrgetter(*FACTS)
+_view_of = attrgetter(*VIEW)
 _MOST_LOADS = 64
 """Loads in one record: an entry of the log has at most 65,535 bytes."""
 _SNAPSHOT_EVERY = 512
@@ -85,34 +73,38 @@ class Recorder:
         """The records of one decision, those it refers to first."""
         made: list[Made] = []
         if view.membership is not self._membership:
-            blob = self._keep_blob(records.pack(view.membership.targets))
-            made.append((records.MEMBERS, "", {"blob": blob, "targets": len(view.membership.targets)}))
-            self._membership, self._members = view.membership, blob
-            self._since_snapshot = _SNAPSHOT_EVERY
-        known = self._grants.get(id(facts.key))
-        if known is None:
-            blob = self._keep_blob(records.pack(facts.key))
-            made.append((records.GRANT, facts.key.id, {"blob": blob, "tenant": facts.key.tenant}))
-            if len(self._grants) >= _REMEMBERED:
-                self._grants.clear()
-            known = self._grants[id(facts.key)] = (facts.key, blob)
+            self._tell_members(view.membership, made)
+        known = self._grants.get(id(facts.key)) or self._tell_grant(facts.key, made)
         changed = self._changed_loads(view.loads, made)
         choice = decision.chosen
-        data = records.DecideData(  # type: ignore[call-arg]
+        given = (
             epoch,
             known[1],
             self._members,
             now,
-            _Facts(*_facts_of(facts)),
-            _View(*_view_of(view)),
-            changed,  # type: ignore[arg-type]
+            _facts_of(facts),
+            _view_of(view),
+            changed,
             self._label(facts.label, epoch),
             sources if type(sources) is dict else dict(sources),
-            *(_refused(decision) if choice is None else _chosen(choice)),
-            decision.saturated,
         )
-        made.append((records.DECIDE, facts.request_id, data))
+        answered = _refused(decision) if choice is None else _chosen(choice, decision.saturated)
+        made.append((records.DECIDE, facts.request_id, given + answered))  # as `records.DecideData`
         return made
+
+    def _tell_members(self, membership: Membership, made: list[Made]) -> None:
+        blob = self._keep_blob(records.pack(membership.targets))
+        made.append((records.MEMBERS, "", {"blob": blob, "targets": len(membership.targets)}))
+        self._membership, self._members = membership, blob
+        self._since_snapshot = _SNAPSHOT_EVERY
+
+    def _tell_grant(self, grant: KeyGrant, made: list[Made]) -> tuple[KeyGrant, str]:
+        blob = self._keep_blob(records.pack(grant))
+        made.append((records.GRANT, grant.id, {"blob": blob, "tenant": grant.tenant}))
+        if len(self._grants) >= _REMEMBERED:
+            self._grants.clear()
+        known = self._grants[id(grant)] = (grant, blob)
+        return known
 
     def _label(self, label: Label, epoch: str) -> str:
         """A label in the names of its epoch."""
@@ -138,29 +130,37 @@ class Recorder:
         self._since_snapshot = 1
         for start in range(0, max(1, len(loads)), _MOST_LOADS):
             part = loads[start : start + _MOST_LOADS]
-            made.append((records.LOADS, "", records.LoadsData(start, len(loads), part)))  # type: ignore[arg-type]
+            made.append((records.LOADS, "", (start, len(loads), part)))
         self._loads = loads
         return _NOTHING
 
 
-_chosen_of = attrgetter("id", "incarnation", "zone", "kind")
-
-
-def _chosen(choice: Choice) -> tuple[Any, ...]:
-    """From `target` to `status`, where a target was chosen."""
-    return *_chosen_of(choice.target), choice.model, choice.reason, choice.predicted_ttft_s, choice.cost_usd, "", 0
+def _chosen(choice: Choice, saturated: bool) -> tuple[Any, ...]:
+    """From `target` to `saturated`, where a target was chosen."""
+    target = choice.target
+    return (
+        target.id,
+        target.incarnation,
+        target.zone,
+        target.kind,
+        choice.model,
+        choice.reason,
+        choice.predicted_ttft_s,
+        choice.cost_usd,
+        "",
+        0,
+        saturated,
+    )
 
 
 def _refused(decision: Decision) -> tuple[Any, ...]:
-    """From `target` to `status`, where none was."""
+    """From `target` to `saturated`, where none was."""
     assert decision.refusal is not None
-    return "", "", "", "", "", "", 0.0, 0.0, decision.refusal.code, decision.refusal.status
+    return "", "", "", "", "", "", 0.0, 0.0, decision.refusal.code, decision.refusal.status, decision.saturated
 
 
 _ELSEWHERE = {"sources": "label_sources", "tier": "complexity_tier", "score": "complexity_score"}
-_end_of = attrgetter(*(_ELSEWHERE.get(name, name) for name in records.EndData.__struct_fields__))
-
-
-def end_data(receipt: Receipt) -> records.EndData:
-    """The record of a receipt."""
-    return records.EndData(*_end_of(receipt))
+end_data: Callable[[Receipt], tuple[Any, ...]] = attrgetter(
+    *(_ELSEWHERE.get(name, name) for name in records.EndData.__struct_fields__)
+)
+"""The record of a receipt, as `records.EndData`."""

@@ -1,17 +1,23 @@
 """What stands in the audit log: MessagePack, versioned, and never a word of a prompt.
 
-Every entry is a `Record`: an envelope that any reader understands, and data whose shape its event names. Large things that
-many records share (the policy, the targets, what a key may do) are blobs that records name by SHA-256.
+Every entry is a `Record`: an envelope that any reader understands, and data whose shape its event names. The envelope and the
+data of `decide`, `egress.intent`, `loads` and `end` are arrays, in the order of the fields here and of `router.ledger.shapes`;
+all other data are maps. Large things that many records share (the policy, the targets, what a key may do) are blobs that
+records name by SHA-256.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-VERSION = 1
+from router.ledger.shapes import Attempt, Shape, StepRecord, named
+
+VERSION = 2
+"""Version 1, before the first release, was a map with a name before every value."""
 
 OPEN, CLOSE, LOST = "open", "close", "lost"
 POLICY, MEMBERS, GRANT, LOADS = "policy", "members", "grant", "loads"
@@ -34,47 +40,34 @@ class RecordError(ValueError):
     """An entry that is no record of a version known here."""
 
 
-class Record(msgspec.Struct, frozen=True, gc=False):
+class Record(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One entry. `n` is its own index in the log, `t` UNIX seconds, `m` seconds of the machine's monotonic clock.
 
-    `e` is the event and `id` the request (or key, hold, ...) it is about.
+    `e` is the event and `id` the request (or key, hold, ...) it is about. The index stands last: it is put in after encoding.
     """
 
     v: int
-    n: int
     t: float
     m: float
     e: str
     id: str
     data: msgspec.Raw
-
-
-class Line(msgspec.Struct, frozen=True, gc=False):
-    """A `Record` on its way into the log: its data is encoded with it in one pass, and its index stands last."""
-
-    v: int
-    t: float
-    m: float
-    e: str
-    id: str
-    data: Any
     n: int
 
 
-class DecideData(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """Everything `decide` was given, and what it answered. Whoever writes gives plain structs for `facts`, `view` and `loads`;
-    whoever reads gets them raw.
+class DecideData(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """Everything `decide` was given, and what it answered. `router.ledger.recorder` writes it as a tuple, place by place.
 
     `facts` lacks the key, which is the grant named by `grant`; `view` lacks membership (`members`) and loads: those are what
-    the loads before it in the same log add up to, with `loads` (by index) on top. `router.ledger.recorder` fills it by position.
+    the loads before it in the same log add up to, with `loads` (by index) on top.
     """
 
     epoch: str
     grant: str
     members: str
     now: float
-    facts: msgspec.Raw
-    view: msgspec.Raw
+    facts: tuple[msgspec.Raw, ...]
+    view: tuple[msgspec.Raw, ...]
     loads: msgspec.Raw
     label: str
     sources: dict[str, str] = {}
@@ -91,7 +84,7 @@ class DecideData(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     saturated: bool = False
 
 
-class LoadsData(msgspec.Struct, frozen=True, gc=False):
+class LoadsData(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Loads of the targets from `start` on; `count` is how many targets there are, and what was known before is void."""
 
     start: int
@@ -99,7 +92,7 @@ class LoadsData(msgspec.Struct, frozen=True, gc=False):
     loads: msgspec.Raw
 
 
-class IntentData(msgspec.Struct, frozen=True, gc=False):
+class IntentData(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A request that is about to leave the cluster; this is on the medium before its first byte is sent."""
 
     epoch: str
@@ -116,10 +109,10 @@ class IntentData(msgspec.Struct, frozen=True, gc=False):
     cost_usd: float
 
 
-class EndData(msgspec.Struct, frozen=True, gc=False):
+class EndData(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """How a request ended: the receipt without what `decide` already holds. Counts are -1 while unknown.
 
-    `router.ledger.recorder` fills it by position.
+    `router.ledger.recorder` writes it as a tuple, place by place.
     """
 
     epoch: str
@@ -139,13 +132,20 @@ class EndData(msgspec.Struct, frozen=True, gc=False):
     completion_tokens: int
     cached_tokens: int
     reasoning_tokens: int
-    attempts: msgspec.Raw
+    attempts: list[Attempt]
     trial: str = ""
     mode: str = ""
-    steps: msgspec.Raw = msgspec.Raw(b"\x90")
+    steps: list[StepRecord] = []
     cache: str = ""
     waited_ms: int = 0
 
+
+_SHAPES = {
+    DECIDE: DecideData.__struct_fields__,
+    LOADS: LoadsData.__struct_fields__,
+    INTENT: IntentData.__struct_fields__,
+    END: EndData.__struct_fields__,
+}
 
 _INDEX_BYTES = 8
 _NO_INDEX = (1 << 8 * _INDEX_BYTES) - 1
@@ -162,7 +162,7 @@ def pack(data: Any) -> bytes:
 
 def begin(t: float, m: float, event: str, subject: str, data: Any) -> bytes:
     """A record that does not know its index in the log yet: `number` tells it."""
-    return _encode(Line(VERSION, t, m, event, subject, data, _NO_INDEX))
+    return _encode((VERSION, t, m, event, subject, data, _NO_INDEX))
 
 
 def number(begun: bytes, n: int) -> bytes:
@@ -179,15 +179,32 @@ def decode(entry: bytes) -> Record:
     """The record in an entry.
 
     Raises:
-        RecordError: it is none, or of a later version.
+        RecordError: it is none, or of another version.
     """
     try:
         record = _decode_record(entry)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        check_version(entry)
         raise RecordError(f"this entry is no record: {error}") from None
     if record.v != VERSION:
-        raise RecordError(f"a record of version {record.v}; this tidegate reads version {VERSION}")
+        check_version(entry)
     return record
+
+
+def check_version(entry: bytes) -> None:
+    """Look at nothing but the version, which stands first in records of every version.
+
+    Raises:
+        RecordError: it is another one.
+    """
+    try:
+        found = msgspec.msgpack.decode(entry)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return
+    version = found.get("v") if isinstance(found, dict) else found[0] if isinstance(found, list) and found else None
+    if isinstance(version, int) and version != VERSION:
+        earlier = ", and the earlier ones were never released" if version == 1 else ""
+        raise RecordError(f"a record of version {version}; this tidegate reads version {VERSION}{earlier}")
 
 
 def read_data(record: Record, kind: type[Any] = dict) -> Any:
@@ -209,10 +226,18 @@ def blobs_of(record: Record) -> tuple[str, ...]:
     return ()
 
 
+def values_of(raws: Sequence[msgspec.Raw], shape: Shape) -> dict[str, Any]:
+    """The facts or the view of a decision by their names."""
+    return named([msgspec.msgpack.decode(raw) for raw in raws], shape)
+
+
 def to_plain(record: Record) -> dict[str, Any]:
-    """A record as data that JSON can hold: bytes in hex, infinities as words."""
+    """A record as data that JSON can hold: every value under its name, bytes in hex, infinities as words."""
     envelope = {"n": record.n, "t": record.t, "m": record.m, "event": record.e, "id": record.id}
-    return {**envelope, **_plain(msgspec.msgpack.decode(record.data))}
+    data = msgspec.msgpack.decode(record.data)
+    if isinstance(data, list):
+        data = named(data, _SHAPES.get(record.e, ()))
+    return {**envelope, **_plain(data)}
 
 
 def _plain(value: Any) -> Any:

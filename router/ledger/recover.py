@@ -10,7 +10,7 @@ from types import MappingProxyType
 from router.ledger.checkpoint import Checkpoint, CheckpointError, Verifier, open_note
 from router.ledger.journal import Segment, frame_bytes
 from router.ledger.merkle import leaf_hash, root_of
-from router.ledger.records import RecordError, blobs_of, decode
+from router.ledger.records import RecordError, blobs_of, check_version, decode
 from router.ledger.tiles import WIDTH, RightEdge, TileError, pack_each, split_hashes, tile_path
 
 
@@ -53,7 +53,7 @@ def recover(root: Path, segments: Sequence[Segment], verifier: Verifier) -> tupl
     Tiles that the journal still covers are made again from it; older ones must be there.
 
     Raises:
-        LogDamaged: entries are missing, or do not give the root that was signed.
+        LogDamaged: entries are missing, do not give the root that was signed, or are records of another version.
     """
     frames = [frame for segment in segments for frame in segment.frames]
     _check_order(root, segments)
@@ -75,6 +75,10 @@ def recover(root: Path, segments: Sequence[Segment], verifier: Verifier) -> tupl
     growth = growth.grown(pack_each(entries), [leaf_hash(entry) for entry in entries])
     if growth.size != last.size or growth.edge.root() != last.root:
         raise LogDamaged(f"{root}: the entries do not give the root that the last checkpoint (size {last.size}) signs")
+    try:
+        check_version(frames[-1].entries[-1])
+    except RecordError as error:
+        raise LogDamaged(f"{root}: {error}") from None
     return last, growth
 
 

@@ -1,6 +1,6 @@
 """The router's end of the process that writes its audit log (`router.ledger.writer_process`).
 
-What happens is gathered for a few milliseconds and sent in one piece. A writer that ends is started again; until then records are
+What happens is gathered for most of the window and sent in one piece. A writer that ends is started again; until then records are
 kept here, nothing may leave the cluster, and how many were lost with it is written down by the next one.
 """
 
@@ -8,28 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable
 from hashlib import sha256
 
 import msgspec
 
 from router.ledger import pipe
-from router.ledger.pipe import HEAD, RECORD, Opened, Settled, State
+from router.ledger.pipe import Opened, Settled, State
 from router.ledger.tiles import LONGEST_ENTRY
 from router.ledger.writer import FULL, TOO_LONG, AuditUnavailable, Opening, Settle, reason_of, unavailable
 from router.ledger.writer_process import Order
 
 _log = logging.getLogger("tidegate.audit")
 
-_GATHER = 0.1
-"""Share of the window that records are gathered for here; the rest is the writer's."""
+_GATHER = 0.7
+"""Share of the window that records are gathered for here; the rest is for sending, hashing and writing them. The longer, the
+fewer times two processes and their threads wake up, which costs more than the records do."""
+_AT_ONCE = 512
+"""So many records are sent without waiting for more: they fit into the socket, and into one append."""
+_SOCKET_BYTES = 1 << 18
+_BLOCKED_S = 0.005
+"""How soon a socket that is full is tried again."""
 _OPEN_S = 60.0
 """Longest wait for a log to be opened: a large journal is read back first."""
 _AGAIN_S = 1.0
@@ -37,6 +43,8 @@ _TICK_S = 1.0
 _READ = 1 << 16
 
 
+_Item = bytes | tuple[int, bytes]
+"""What is to be sent: a record, or kind and content of another message."""
 _Spawned = tuple[socket.socket | None, subprocess.Popen[bytes] | None, Opened]
 """The socket to a process that has its log open, the process, and its word. No socket: no log; no process: not even that."""
 
@@ -52,15 +60,16 @@ class RemoteWriter:
         self.failure: str | None = "the audit log is not open"
         self.origin = ""
         self.each_second: Callable[[], None] = lambda: None
-        self._order = msgspec.structs.replace(order, window_s=order.window_s * (1 - _GATHER))
+        self._order = msgspec.structs.replace(order, window_s=0.0)  # whatever waits has waited here
         self._gather_s = order.window_s * _GATHER
         self._capacity = order.capacity
         self._opening: Opening = lambda opened: ()
-        self._out: deque[bytes] = deque()
+        self._out: list[_Item] = []
+        self._plenty = min(_AT_ONCE, order.capacity)
         self._rest = b""
         self._sending = threading.Lock()
-        self._scheduled = self._closing = False
-        self._tickets = self._given = self._missing = self._losses = 0
+        self._scheduled = self._blocked = self._closing = False
+        self._tickets = self._sent = self._missing = self._losses = 0
         self._settles: dict[int, Settle] = {}
         self._state = State(None, 0, 0)
         self._incoming = pipe.Incoming()
@@ -101,12 +110,17 @@ class RemoteWriter:
 
     def keep(self, data: bytes) -> str:
         """As `LogWriter.keep`."""
-        self._out.append(pipe.message(pipe.BLOB, data))
+        self._out.append((pipe.BLOB, data))
         return sha256(data).hexdigest()
 
     def hand_over(self, begun: bytes, settle: Settle | None = None) -> bool:
         """As `LogWriter.hand_over`; what is to be told of is refused at once while no process is there."""
         out = self._out
+        if settle is None and len(out) < self._plenty and len(begun) <= LONGEST_ENTRY and not self._missing:  # as a rule
+            out.append(begun)
+            if not self._scheduled:
+                self._schedule()
+            return True
         if len(out) >= self._capacity:
             self.lose(FULL, settle)
             return False
@@ -118,17 +132,15 @@ class RemoteWriter:
             return False
         if self._missing:
             missing, self._missing = self._missing, 0
-            out.append(pipe.message(pipe.LOST, missing.to_bytes(8, "big")))
-        self._given += 1
+            out.append((pipe.LOST, missing.to_bytes(8, "big")))
         if settle is None:
-            out.append(HEAD.pack(RECORD, len(begun)) + begun)
-            if not self._scheduled:
-                self._schedule()
-            return True
-        self._tickets += 1
-        self._settles[self._tickets] = settle
-        out.append(pipe.message(pipe.URGENT, pipe.TICKET.pack(self._tickets) + begun))
-        self._flush()
+            out.append(begun)
+        else:
+            self._tickets += 1
+            self._settles[self._tickets] = settle
+            out.append((pipe.URGENT, pipe.TICKET.pack(self._tickets) + begun))
+        if not self._rest:
+            self._flush()
         return True
 
     def lose(self, error: BaseException, settle: Settle | None = None) -> None:
@@ -145,9 +157,7 @@ class RemoteWriter:
         if channel is not None:
             with self._sending, contextlib.suppress(OSError):
                 channel.settimeout(timeout_s)
-                out = [self._rest, *self._out, pipe.message(pipe.CLOSE, b"")]
-                self._out.clear()
-                channel.sendall(b"".join(out))
+                channel.sendall(self._rest + self._take_out() + pipe.message(pipe.CLOSE, b""))
                 channel.shutdown(socket.SHUT_WR)
         if process is not None:
             try:
@@ -171,29 +181,53 @@ class RemoteWriter:
         loop = self._loop
         self._scheduled = True
         if loop is None or loop.is_closed():
-            self._flush()
+            self._send_gathered()
         elif threading.get_ident() == self._loop_thread:
-            loop.call_later(self._gather_s, self._flush)
+            loop.call_later(self._gather_s, self._send_gathered)
         else:
-            loop.call_soon_threadsafe(self._flush)
+            loop.call_soon_threadsafe(self._send_gathered)
+
+    def _send_gathered(self) -> None:
+        self._scheduled = False
+        self._flush()
+
+    def _send_rest(self) -> None:
+        self._blocked = False
+        self._flush()
 
     def _flush(self) -> None:
         """Send what was gathered, as far as the socket takes it."""
         with self._sending:
-            self._scheduled = False
-            if self._channel is None or self._closing:
-                return
-            out = self._out
-            data = self._rest or b"".join([out.popleft() for _ in range(len(out))])
-            try:
-                sent = self._channel.send(data)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                sent = len(data)  # its end is noticed, and the loss counted, where its answers are read
-            self._rest = data[sent:]
-        if (self._rest or out) and self._loop is not None:
-            self._schedule()
+            while self._channel is not None and not self._closing and (data := self._rest or self._take_out()):
+                try:
+                    sent = self._channel.send(data)
+                except BlockingIOError:
+                    sent = 0
+                except OSError:
+                    sent = len(data)  # its end is noticed, and the loss counted, where its answers are read
+                self._rest = data[sent:]
+                if self._rest:
+                    break
+            self._plenty = self._capacity if self._rest else min(_AT_ONCE, self._capacity)
+            loop, blocked = self._loop, bool(self._rest) and not self._blocked
+            if blocked and loop is not None and not loop.is_closed():
+                self._blocked = True
+                loop.call_soon_threadsafe(loop.call_later, _BLOCKED_S, self._send_rest)
+
+    def _take_out(self) -> bytes:
+        """What waits to be sent, as messages. Others may go on handing over meanwhile."""
+        count = len(self._out)
+        items = self._out[:count]
+        del self._out[:count]
+        data = []
+        for _, group in itertools.groupby(items, type):
+            some = list(group)
+            records = [item for item in some if isinstance(item, bytes)]
+            messages = [item for item in some if not isinstance(item, bytes)]
+            self._sent += len(records) + sum(kind == pipe.URGENT for kind, _ in messages)
+            data += [pipe.pack_records(records[at : at + _AT_ONCE]) for at in range(0, len(records), _AT_ONCE)]
+            data += [pipe.message(*item) for item in messages]
+        return b"".join(data)
 
     def _read(self) -> None:
         """Take what the writer says."""
@@ -240,6 +274,7 @@ class RemoteWriter:
     @staticmethod
     def _launch() -> tuple[subprocess.Popen[bytes], socket.socket]:
         ours, theirs = socket.socketpair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         with theirs:
             argv = [sys.executable, "-m", "router.ledger.writer_process", str(theirs.fileno())]
             env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -260,12 +295,11 @@ class RemoteWriter:
             self._fail(f"no log can be opened: {opened.error}")
             return
         self._channel, self._incoming, self.origin = channel, pipe.Incoming(), opened.origin
-        self._losses, self._state, self._given = self._losses + self._state.losses, State(None, 0, 0), 0
+        self._losses, self._state, self._sent = self._losses + self._state.losses, State(None, 0, 0), 0
         kept = list(self._out)
         self._out.clear()
         for begun in self._opening(opened):
             self.hand_over(begun)
-        self._given += len(kept)
         self._out += kept
         if self.failure is not None and self._losses:
             _log.warning("audit: the log of %s is written again", self.origin)
@@ -286,26 +320,17 @@ class RemoteWriter:
         self._process.kill()
         code = self._process.wait()
         waiting, self._settles = self._settles, {}
-        unsent = self._drop_urgent()
-        self._missing += max(0, self._given - unsent - self._state.written)
+        self._drop_urgent()
+        self._missing += max(0, self._sent - self._state.written)
         self._losses += 1
         self._fail(f"its writer has ended ({code})")
         for settle in waiting.values():
             settle(unavailable("its writer has ended"))
 
-    def _drop_urgent(self) -> int:
-        """Take back what was not sent and somebody waited for: it is refused, so it must not be recorded as if it happened.
-
-        Returns:
-            How many records, those included, had not been sent.
-        """
-        out, unsent = self._out, 0
-        for _ in range(len(out)):
-            data = out.popleft()
-            unsent += data[0] in (RECORD, pipe.URGENT)
-            if data[0] != pipe.URGENT:
-                out.append(data)
-        return unsent
+    def _drop_urgent(self) -> None:
+        """Take back what was not sent and somebody waited for: it is refused, so it must not be recorded as if it happened."""
+        count = len(self._out)
+        self._out[:count] = [item for item in self._out[:count] if isinstance(item, bytes) or item[0] != pipe.URGENT]
 
     def _fail(self, reason: str) -> None:
         if reason != self.failure:

@@ -15,6 +15,7 @@ from router.ledger import records
 from router.ledger.policies import read_policy
 from router.ledger.reader import LogReader
 from router.ledger.records import DecideData, LoadsData, Record, RecordError
+from router.ledger.shapes import FACTS, VIEW, named
 from router.ledger.tiles import TileError
 from router.placement.targets import Load, Membership, Target, View
 from router.policy import Policy
@@ -105,16 +106,15 @@ def _membership(log: LogReader, blob: str) -> Membership:
 
 
 def _facts(request_id: str, data: DecideData, grant: bytes) -> Facts:
-    parts: dict[str, Any] = msgspec.msgpack.decode(data.facts, type=dict[str, msgspec.Raw])
-    whole = msgspec.msgpack.encode({**parts, "request_id": request_id, "key": msgspec.Raw(grant)})
+    whole = msgspec.msgpack.encode({**named(data.facts, FACTS), "request_id": request_id, "key": msgspec.Raw(grant)})
     return msgspec.msgpack.decode(whole, type=Facts)
 
 
 _VIEW_TYPES = get_type_hints(View)
 
 
-def _view(raw: msgspec.Raw, membership: Membership, loads: tuple[Load, ...]) -> View:
-    parts = msgspec.msgpack.decode(raw, type=dict[str, msgspec.Raw])
+def _view(values: tuple[msgspec.Raw, ...], membership: Membership, loads: tuple[Load, ...]) -> View:
+    parts = named(values, VIEW)
     rest = {name: msgspec.msgpack.decode(part, type=_VIEW_TYPES[name]) for name, part in parts.items() if name in _VIEW_TYPES}
     return View(membership=membership, loads=loads, **rest)
 

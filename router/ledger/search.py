@@ -150,7 +150,7 @@ def _take_intent(handled: Handled, data: records.IntentData) -> None:
 
 
 def _take_end(handled: Handled, data: records.EndData) -> None:
-    attempts = msgspec.msgpack.decode(data.attempts, type=list[dict[str, Any]])
+    attempts = data.attempts
     handled.time, handled.ended, handled.complete = data.received, data.ended, True
     handled.key, handled.tenant, handled.endpoint = data.key, data.tenant, data.endpoint
     handled.mode = data.mode
@@ -162,5 +162,5 @@ def _take_end(handled: Handled, data: records.EndData) -> None:
         handled.external = handled.intents > 0
     if attempts:
         last = attempts[-1]
-        handled.target, handled.zone, handled.model = last["target"], last["zone"], last["model"]
-        handled.reason = last["reason"]
+        handled.target, handled.zone, handled.model = last.target, last.zone, last.model
+        handled.reason = last.reason

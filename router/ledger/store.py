@@ -28,11 +28,11 @@ import msgspec
 from router.ledger.checkpoint import Checkpoint, Signer
 from router.ledger.disk import Disk
 from router.ledger.journal import join_frame, read_journal, segment_path
-from router.ledger.merkle import EMPTY_ROOT
+from router.ledger.merkle import EMPTY_ROOT, leaf_hash
 from router.ledger.recover import Growth, origin_of_empty, recover, without_lost_blobs
 from router.ledger.tiles import LONGEST_ENTRY, WIDTH, RightEdge, pack_each, tile_path
 
-SEGMENT_BYTES = 1 << 20
+SEGMENT_BYTES = 1 << 21
 """A journal segment longer than this is closed, and removed once tiles hold all of it."""
 _REMEMBERED = 4096
 """Blobs known to be there at most."""
@@ -85,6 +85,8 @@ class LogStore:
         """Held for as long as it takes to write an append; never while anything waits for the medium."""
         self._newest = self._synced = _State(Growth(RightEdge()), b"", 0)
         self._unsettled: dict[Path, None] = {}
+        self._partial: set[Path] = set()
+        """Directories of tiles that are not full; a look at the disk for each that becomes full costs more than remembering."""
         self._blobs: list[Path] = []
         self._known_blobs: set[str] = set()
         self._segment_is_new = False
@@ -129,6 +131,7 @@ class LogStore:
         self._newest = self._synced = _State(growth, note, segments[-1].good_bytes if segments else 0)
         self._torn = True
         self._heal()
+        self._partial.update(self.root.glob("tile/**/*.p"))
         for stale in [*self.root.glob("tile/**/*.p/*"), *self.root.glob("**/.*.tmp")]:
             self._disk.remove(stale)
         self._disk.put(self.root / "key.vkey", self._signer.verifier.line.encode() + b"\n", durable=True)
@@ -166,13 +169,13 @@ class LogStore:
             OSError: the disk is full or broken; nothing was written, and the same entries may be tried again.
             ValueError: an entry is longer than 65,535 bytes.
         """
-        if any(len(entry) > LONGEST_ENTRY for entry in entries):
+        if max(map(len, entries), default=0) > LONGEST_ENTRY:
             raise ValueError("an entry of the log may have 65,535 bytes")
         packed = pack_each(entries)
         with self.lock:
             first = self.size
             self._heal()
-            grown = self._newest.growth.grown(packed, [sha256(b"\x00" + entry).digest() for entry in entries])
+            grown = self._newest.growth.grown(packed, list(map(leaf_hash, entries)))
             note = self._signer.sign(Checkpoint(self.origin, grown.size, grown.edge.root()))
             frame = join_frame(first, packed, note)
             self._torn = True
@@ -239,6 +242,7 @@ class LogStore:
             partial.append((tile_path("entries", growth.size // WIDTH, len(growth.tail)), b"".join(growth.tail)))
         self._put_tiles()
         for path, data in partial:
+            self._partial.add((self.root / path).parent)
             self._disk.put(self.root / path, data, durable=False)
         for name in ("checkpoint", "head"):
             self._disk.put(self.root / name, note, durable=False)
@@ -309,16 +313,18 @@ class LogStore:
         """Write the full tiles that are due. Not durable yet: until `_rotate` the journal holds the same."""
         full = self._synced.growth.full
         for path in list(full):
-            self._disk.put(self.root / path, full[path], durable=False)
-            self._unsettled[self.root / path] = None
+            file = self.root / path
+            self._disk.put(file, full[path], durable=False)
+            self._unsettled[file] = None
             with self.lock:
                 full.pop(path)
                 self._newest.growth.full.pop(path, None)
-            partial = (self.root / path).with_name(Path(path).name + ".p")
-            if partial.is_dir():
-                for file in partial.iterdir():
-                    self._disk.remove(file)
+            partial = file.with_name(file.name + ".p")
+            if partial in self._partial:
+                for other in partial.iterdir():
+                    self._disk.remove(other)
                 partial.rmdir()
+                self._partial.discard(partial)
 
     def _rotate(self) -> None:
         """Begin a new segment, and remove those whose entries are all in full tiles on the medium.

@@ -11,8 +11,9 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,8 +27,8 @@ _log = logging.getLogger("tidegate.audit")
 
 CAPACITY = 50_000
 """Records kept in memory while they cannot be written."""
-_BATCH = 256
-"""Records in one append at most: hashing them keeps the event loop from the interpreter for less than a millisecond."""
+_BATCH = 512
+"""Records in one append at most: what is urgent waits for no more than these."""
 _RETRY_S = 0.05
 _TICK_S = 1.0
 _PUBLISH_S = 5.0
@@ -78,7 +79,7 @@ class LogWriter:
 
     Args:
         store: the log; it belongs to this object from now on.
-        window_s: the longest time a record waits in this process's memory, in seconds.
+        window_s: the longest time a record waits in this process's memory, in seconds; 0: no record waits for others.
         capacity: records kept in memory while the disk is full; beyond it they are counted and lost.
         copies: files that a published checkpoint is appended to once a minute.
         keep_days: entries older than this are removed unless a legal hold covers them; None keeps all.
@@ -189,6 +190,19 @@ class LogWriter:
             self._urgent.set()
         return True
 
+    def hand_over_all(self, begun: Sequence[bytes]) -> None:
+        """The same for many that nobody waits for."""
+        if (
+            self._lost
+            or len(self._items) + len(self._waiting) + len(begun) > self._capacity
+            or max(map(len, begun), default=0) > LONGEST_ENTRY
+        ):
+            for one in begun:
+                self.hand_over(one)
+            return
+        self._items.extend(zip(begun, repeat(None)))
+        self._wake.set()
+
     def lose(self, error: BaseException, settle: Settle | None = None) -> None:
         """Something that happened will not be in the log; that it is missing will be."""
         with self._losing:
@@ -224,7 +238,7 @@ class LogWriter:
         """The writing thread: gives the operating system what was handed over, and waits for no medium."""
         while not self._written_all:
             self._wake.wait()
-            if not self._closing:
+            if self._window_s and not self._closing:
                 # Half the window for gathering; the other half is for hashing and the write.
                 self._urgent.wait(self._window_s / 2)
             self._wake.clear()

@@ -25,12 +25,13 @@ from router.ledger.slots import open_slot
 from router.ledger.store import LogBusy
 from router.ledger.writer import LogWriter, Settle
 
-_READ = 1 << 18
+_READ = 1 << 19
 _CLOSE_S = 30.0
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What a router asks for: see `router.config.ledger.Audit`. Paths are absolute."""
+    """What a router asks for: see `router.config.ledger.Audit`. Paths are absolute; records come at most `window_s` seconds after
+    they happened."""
 
     directory: str
     signing_key: str
@@ -75,8 +76,8 @@ class _Desk:
             if not data:
                 return
             for kind, content in incoming.feed(data):
-                if kind == pipe.RECORD:
-                    writer.hand_over(content)
+                if kind == pipe.RECORDS:
+                    writer.hand_over_all(pipe.unpack_records(content))
                 elif kind == pipe.URGENT:
                     (ticket,) = pipe.TICKET.unpack_from(content)
                     writer.hand_over(content[pipe.TICKET.size :], self._settle(ticket))

@@ -55,7 +55,7 @@ class Cause(StrEnum):
     SLOW = "slow first tokens"
 
 
-class Breaker(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+class Breaker(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What a breaker remembers of one target. Times are UNIX seconds; the default is a target nothing is known of.
 
     `consecutive` counts failures in a row; `good` and `bad` are counts that halve every `HALF_LIFE_S`, as of `counted_at`.

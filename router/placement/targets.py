@@ -121,7 +121,7 @@ class Target(msgspec.Struct, frozen=True):
     """Which of `models` are LoRA adapters, each with its base model."""
 
 
-class Signals(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+class Signals(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What the machine says of itself, with the UNIX time it was read. Fractions are 0..1, -1 means not known."""
 
     sampled_at: float
@@ -148,7 +148,7 @@ class Report(msgspec.Struct, frozen=True):
     kv_port: int = 0
 
 
-class Load(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+class Load(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A router's books on one target, and the signals that correct them.
 
     `inflight` counts the requests this router knows of there, its own and those its peers told it of; `unstarted` are those

@@ -20,7 +20,7 @@ UNKNOWN = 1
 """The zone bit of a place nobody has vouched for. No label contains it."""
 
 
-class Label(msgspec.Struct, frozen=True, gc=False):
+class Label(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What may be done with the bytes of a request; masks over one `Vocabulary`."""
 
     process: int

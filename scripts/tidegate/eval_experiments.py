@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import msgspec
-
 from router.config import AUTO
 from router.ledger import records
 from tidegate.curves import Interval, interval_between, mean_interval, share_interval
@@ -97,10 +95,9 @@ def _interval(figure: str, values: list[float]) -> Interval:
 
 def _take_end(arm: Arm, data: records.EndData) -> None:
     arm.requests += 1
-    steps = msgspec.msgpack.decode(data.steps)
     figures = arm.figures
     figures["failed"].append(float(data.status >= 400 or bool(data.code)))
-    figures["escalated"].append(float(any(step["name"] == "larger" for step in steps)))
+    figures["escalated"].append(float(any(step.name == "larger" for step in data.steps)))
     figures["seconds"].append(data.ended - data.received)
     if data.prompt_tokens >= 0:
         figures["tokens"].append(float(data.prompt_tokens + max(0, data.completion_tokens)))

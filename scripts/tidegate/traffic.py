@@ -19,6 +19,7 @@ from router.ledger import records
 from router.ledger.policies import read_policy
 from router.ledger.reader import LogReader
 from router.ledger.records import DecideData, EndData
+from router.ledger.shapes import FACTS, VIEW
 from router.residency.guard import Place
 from tidegate.planfile import Match, PlanError, PlanFile
 
@@ -152,8 +153,8 @@ def external_zones(logs: Iterable[LogReader]) -> set[str]:
 
 
 def _recorded(first: DecideData, end: EndData, spill: bool) -> Recorded:
-    facts: dict[str, Any] = msgspec.msgpack.decode(first.facts)
-    cached = dict(msgspec.msgpack.decode(first.view, strict=False).get("cached") or {})
+    facts = records.values_of(first.facts, FACTS)
+    cached = dict(records.values_of(first.view, VIEW).get("cached") or {})
     prompt = end.prompt_tokens if end.prompt_tokens > 0 else int(facts.get("prompt_tokens", 0))
     held = max([int(tokens) for tokens in cached.values()] + [end.cached_tokens, 0])
     return Recorded(

@@ -9,11 +9,13 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from router.compiled import compile_policy
 from router.config import parse_config
-from router.ledger import records
+from router.decision import Complexity, Facts
+from router.ledger import records, shapes
 from router.ledger.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -27,14 +29,19 @@ from router.ledger.disk import Disk
 from router.ledger.log import AuditLog
 from router.ledger.policies import policy_text, read_policy
 from router.ledger.reader import LogReader, find_logs, merged
+from router.ledger.recorder import Recorder, end_data
 from router.ledger.recover import LogDamaged
 from router.ledger.replay import Gap, Replayer, decide_again, differences
 from router.ledger.retention import ClockJumped, Hold, HoldError, Pruner, standing_holds, write_holds
+from router.ledger.shapes import Attempt, StepRecord
 from router.ledger.slots import open_slot
 from router.ledger.store import LogBusy, LogStore
 from router.ledger.tiles import WIDTH, tile_path
 from router.ledger.verify import verify_log
 from router.ledger.writer import AuditUnavailable, LogWriter
+from router.placement.breaker import Breaker
+from router.placement.targets import Load, Signals, View
+from router.residency.label import Label
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
 
@@ -380,11 +387,93 @@ def test_pruned_entries_are_gone_only_where_a_record_says_so(tmp_path):
 
 
 def test_a_record_of_a_later_version_and_one_that_is_none_are_refused():
-    later = records._encode(records.Record(9, 0, 0.0, 0.0, "x", "", records.msgspec.Raw(b"\x80")))
-    with pytest.raises(records.RecordError, match="version 9"):
-        records.decode(later)
+    for later in ([9, 0.0, 0.0, "x", "", {}, 0], [9, {"another": "form"}], {"v": 9}):
+        with pytest.raises(records.RecordError, match="version 9; this tidegate reads version 2"):
+            records.decode(records.pack(later))
+    earlier = {"v": 1, "t": 1.0, "m": 1.0, "e": "note", "id": "", "data": {}, "n": 0}
+    with pytest.raises(records.RecordError, match=r"version 1; this tidegate reads version 2, .*never released"):
+        records.decode(records.pack(earlier))
     with pytest.raises(records.RecordError, match="no record"):
         records.decode(b"\xc1")
+
+
+def test_records_read_by_place_keep_their_places():
+    """Others read records with this list and nothing of ours: a new field may follow the last of its line, and nowhere else."""
+    rows = {
+        records.Record: "v t m e id data n",
+        records.DecideData: "epoch grant members now facts view loads label sources target incarnation zone kind model reason "
+        "ttft_s cost_usd code status saturated",
+        records.LoadsData: "start count loads",
+        records.IntentData: "epoch key tenant label target incarnation zone evidence model reason body_bytes cost_usd",
+        records.EndData: "epoch key tenant endpoint requested_model label sources tier score received ended status code "
+        "prompt_tokens completion_tokens cached_tokens reasoning_tokens attempts trial mode steps cache waited_ms",
+        Attempt: "target incarnation zone model reason started first_byte ended ending status failure prompt_tokens "
+        "completion_tokens",
+        StepRecord: "name model verdict confidence started ended prompt_tokens completion_tokens cost_usd estimated",
+    }
+    for kind, names in rows.items():
+        assert kind.__struct_config__.array_like and " ".join(kind.__struct_fields__).startswith(names), kind
+    for kind, shape, first in (
+        (Label, shapes.LABEL, "process store duties"),
+        (Complexity, shapes.COMPLEXITY, "tier score reasons model pinned context propensity trial"),
+        (
+            Load,
+            shapes.LOAD,
+            "inflight unstarted unstarted_tokens foreign foreign_waiting clear_at queue_s context_tokens "
+            "kv_tokens work_s work_at ttft_s service_s prefill_tps slowdown pace_slowdown profile failures down_until "
+            "signals breaker",
+        ),
+        (
+            Signals,
+            shapes.SIGNALS,
+            "sampled_at running waiting kv_usage gpu_utilisation gpu_memory gpu_temperature_c adapters adapter_slots",
+        ),
+        (Breaker, shapes.BREAKER, "consecutive good bad counted_at pace paces judged_at cause trips opened_at until probing"),
+    ):
+        assert kind.__struct_config__.array_like and kind.__struct_fields__ == shape and " ".join(shape).startswith(first), kind
+    assert set(Facts.__struct_fields__) - set(shapes.FACTS) == {"request_id", "key"}
+    assert set(View.__struct_fields__) - set(shapes.VIEW) == {"membership", "loads"}
+    facts = "endpoint model label complexity prompt_bytes prompt_tokens max_tokens excluded timeout_s waited_s priority"
+    assert " ".join(shapes.FACTS).startswith(facts)
+    assert " ".join(shapes.VIEW).startswith("spilling spend_left_usd cached output_tokens margin_s pace_share adapter_s")
+
+
+def test_a_record_has_every_value_under_its_name_for_people():
+    event = next(item for item in Traffic(3).events(50) if item.receipt.attempts and item.view.loads[0] != Load())
+    made = Recorder(lambda data: "0" * 64, str).decided(event.facts, "e", event.view, event.decision, 5.0, {"key": "eu"})
+    plain = {}
+    for name, subject, data in [*made, (records.END, "x", end_data(event.receipt))]:
+        plain[name] = records.to_plain(records.decode(records.encode(7, 1.0, 2.0, name, subject, data)))
+    decided = plain[records.DECIDE]
+    assert (decided["n"], decided["t"], decided["m"], decided["id"]) == (7, 1.0, 2.0, event.facts.request_id)
+    assert decided["facts"]["label"] == msgspec.structs.asdict(event.facts.label) and decided["sources"] == {"key": "eu"}
+    assert decided["facts"]["complexity"]["tier"] == event.facts.complexity.tier and decided["view"]["pace_share"] == 1.0
+    assert plain[records.LOADS]["loads"][0]["inflight"] == event.view.loads[0].inflight
+    assert plain[records.LOADS]["loads"][0]["breaker"] == msgspec.structs.asdict(Breaker())
+    assert plain[records.END]["attempts"] == [msgspec.structs.asdict(attempt) for attempt in event.receipt.attempts]
+
+
+def test_a_log_with_records_of_another_version_is_left_as_it_is_and_another_begun(tmp_path):
+    store = LogStore(tmp_path / "router-0", SIGNER)
+    store.append([records.pack({"v": 1, "n": 0, "t": 1.0, "m": 1.0, "e": "note", "id": "", "data": {}})])
+    store.close()
+    before = (tmp_path / "router-0" / "journal" / f"{0:020d}").read_bytes()
+    with pytest.raises(LogDamaged, match="version 1; this tidegate reads version 2"):
+        LogStore(tmp_path / "router-0", SIGNER)
+    assert open_slot(tmp_path, SIGNER).root == tmp_path / "router-1"
+    assert (tmp_path / "router-0" / "journal" / f"{0:020d}").read_bytes() == before
+
+
+def test_records_of_an_earlier_and_of_a_later_build_of_the_same_version_are_read():
+    attempts = [["one", "one@1", "z", "m", "r", 1.0]]
+    short = ["e", "k", "t", "/v1/x", "m", "eu", {}, "", 0.0, 1.0, 2.0, 200, "", 3, 4, -1, -1, attempts]
+    record = records.decode(records.encode(0, 1.0, 1.0, records.END, "x", short))
+    end = records.read_data(record, records.EndData)
+    assert (end.attempts[0].target, end.attempts[0].status, end.steps, end.waited_ms) == ("one", 0, [], 0)
+    whole = [*short, "", "", [], "", 5]
+    later = records.decode(records.encode(0, 1.0, 1.0, records.END, "x", [*whole, "of later"]))
+    assert records.read_data(later, records.EndData).waited_ms == 5
+    assert records.to_plain(later)[f"+{len(whole)}"] == "of later" and "trial" not in records.to_plain(record)
 
 
 # What stands in it is enough, and the window holds

@@ -227,7 +227,7 @@ async def main(root):
     print(writer.pid, flush=True)
     for number in range(50):
         log.event("note", f"n-{number}", {})
-    await asyncio.sleep(0.03)
+    await asyncio.sleep(0.1)  # the window
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main(sys.argv[1]))
@@ -252,8 +252,37 @@ def test_what_a_killed_router_had_handed_over_is_written_and_the_writer_ends(tmp
     assert_whole(tmp_path)
 
 
+async def test_what_is_sent_in_pieces_and_by_hundreds_comes_in_order(tmp_path):
+    """More than the socket takes at once, more than one message holds, and blobs and urgent records between."""
+    writer = RemoteWriter(order(tmp_path))
+    log = AuditLog(writer, str)
+    for number in range(3000):
+        log.event("note", f"n-{number}", {"padding": "x" * (number % 7) * 100})
+        if number % 700 == 300:
+            writer.keep(b"%d" % number)
+        if number % 1000 == 500:
+            await log.durably("note", f"durable-{number}", {})
+    log.event("note", "long", {"padding": "x" * 65_000})
+    await log.durably("note", "end", {})
+    await asyncio.to_thread(log.close)
+    found = [record.id for record in read(tmp_path) if record.e == "note"]
+    expected = [f"n-{number}" for number in range(3000)]
+    for at in (500, 1500, 2500):
+        expected.insert(expected.index(f"n-{at}") + 1, f"durable-{at}")
+    assert found == [*expected, "long", "end"]
+    assert len(list((tmp_path / "audit" / "router-0" / "blobs").iterdir())) == 4
+    assert_whole(tmp_path)
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [1, 0, 65_535], [7] * 300])
+def test_records_of_one_message_come_out_as_they_were(lengths):
+    begun = [bytes([number % 256]) * length for number, length in enumerate(lengths)]
+    [(kind, content)] = pipe.Incoming().feed(pipe.pack_records(begun))
+    assert kind == pipe.RECORDS and pipe.unpack_records(content) == begun
+
+
 def test_messages_come_out_whole_however_they_are_cut():
-    sent = [(pipe.RECORD, b"a" * 300), (pipe.BLOB, b""), (pipe.URGENT, bytes(9)), (pipe.LOST, b"\x00" * 8)]
+    sent = [(pipe.RECORDS, b"a" * 300), (pipe.BLOB, b""), (pipe.URGENT, bytes(9)), (pipe.LOST, b"\x00" * 8)]
     data = b"".join(pipe.message(kind, content) for kind, content in sent)
     for size in (1, 2, 5, 7, 100, len(data)):
         incoming = pipe.Incoming()

@@ -69,8 +69,8 @@ def test_the_sides_of_an_experiment_are_compared_with_everybody_else(tmp_path):
 
 
 def test_an_implicit_signal_is_no_rating_and_named_models_are_in_no_side():
-    end = records.EndData(*("",) * 6, {}, "", 0.0, 1.0, 2.0, 200, "", 1, 1, 0, 0, msgspec.Raw(b"\x90"))
-    entry = records.Record(1, 0, 5.0, 0.0, records.END, "x", msgspec.Raw(msgspec.msgpack.encode(end)))
+    end = records.EndData(*("",) * 6, {}, "", 0.0, 1.0, 2.0, 200, "", 1, 1, 0, 0, [])
+    entry = records.Record(records.VERSION, 5.0, 0.0, records.END, "x", msgspec.Raw(msgspec.msgpack.encode(end)), 0)
     arms, shadows = read_experiments([entry])
     assert not arms and not shadows and compare_arms(arms) == {}
 

@@ -23,6 +23,7 @@ from router.ledger import records
 from router.ledger.checkpoint import Signer
 from router.ledger.reader import LogReader
 from router.ledger.records import DecideData
+from router.ledger.shapes import FACTS
 from router.ledger.verify import verify_log
 from router.placement.targets import Address, Report, Signals
 
@@ -69,7 +70,7 @@ def _count(root: Path, result: Recorded) -> None:
             seen["keys"].add(data.grant)
             result.kinds["refused"] += data.code != ""
             result.kinds["spilled"] += data.kind == "cloud"
-            result.kinds["another try"] += b"@" in bytes(data.facts)
+            result.kinds["another try"] += b"@" in bytes(data.facts[FACTS.index("excluded")])
     result.kinds.update({kind: len(values) for kind, values in seen.items()})
 
 

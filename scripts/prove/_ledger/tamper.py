@@ -45,8 +45,8 @@ def truncate(log: Path, rng: random.Random) -> str | None:
 
 def remove_file(log: Path, rng: random.Random) -> str | None:
     """Remove any file that holds records, hashes, blobs or signatures."""
-    base = LogReader(log).base
-    names = [file for file in _files(log) if _matters(log, file, base)]
+    reader = LogReader(log)
+    names = [file for file in _files(log) if _matters(reader, file)]
     file = rng.choice(names)
     file.unlink()
     return f"{file.relative_to(log)} removed"
@@ -235,13 +235,16 @@ def _files(log: Path) -> list[Path]:
     return sorted(file for file in log.rglob("*") if file.is_file() and file.name != "lock")
 
 
-def _matters(log: Path, file: Path, base: int) -> bool:
-    """Partial tiles, `checkpoint`, `key.vkey`, empty segments and tiles that the journal (from entry `base` on) still covers
-    repeat what stands elsewhere: losing them loses nothing, and the router makes them again."""
-    name = file.relative_to(log).as_posix()
+def _matters(log: LogReader, file: Path) -> bool:
+    """Partial tiles, `checkpoint`, `key.vkey`, empty segments, tiles that the journal still covers, and a first segment that the
+    next rotation would remove repeat what stands elsewhere: losing them loses nothing, and the router makes them again."""
+    name = file.relative_to(log.root).as_posix()
     if name.startswith("tile/") and ".p/" not in name:
         level, index = parse_path(name)
-        return index * (WIDTH if level == "entries" else WIDTH ** (int(level) + 1)) < base
+        return index * (WIDTH if level == "entries" else WIDTH ** (int(level) + 1)) < log.base
+    first, *later = (segment for segment in log.segments if segment.frames)
+    if file == first.path and later:
+        return first.frames[-1].end > log.size - log.size % WIDTH
     return ".p/" not in name and name not in ("checkpoint", "key.vkey") and file.stat().st_size > 0
 
 
