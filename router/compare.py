@@ -5,7 +5,6 @@ While there are few targets everything here is the identity: all of them, in the
 
 from __future__ import annotations
 
-import heapq
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -52,10 +51,11 @@ def groups_for(facts: Facts, found: Shortlist, cached: Mapping[int, int]) -> Ite
     """
     if found.groups:
         part = found.groups[zlib.crc32(facts.request_id.encode("utf-8", "surrogatepass")) % len(found.groups)]
-        holders = heapq.nlargest(FEW, cached, key=cached.__getitem__) if cached else ()
+        holders = sorted(cached, key=cached.__getitem__, reverse=True)[:FEW]
         others = [index for index in holders if index not in part.places and index in found.whole.places]
         if others:
             entries = (*part.entries, *(found.local[found.whole.places[index]] for index in others))
-            part = Group(entries, part.places | {index: place for place, index in enumerate(others, len(part.entries))})
+            places = part.places | {index: place for place, index in enumerate(others, len(part.entries))}
+            part = Group(entries, places, found.whole.context_tokens)
         yield part
     yield found.whole

@@ -39,19 +39,21 @@ _MOST_FORECASTS = 32
 
 
 class _Scored(msgspec.Struct, frozen=True, gc=False):
-    """A target that may serve, with its forecast; `late` when it is not expected to keep the limits."""
+    """A target that may serve, with its forecast; `late` when it is not expected to keep the limits.
+
+    `limit` is the one on its first token, in seconds; 0 outside, where none holds.
+    """
 
     entry: Admitted
     forecast: Forecast
     late: bool
+    limit: float = 0.0
 
 
 class _Question(msgspec.Struct, frozen=True, gc=False):
     """One request as the scoring sees it. `patience` and `margin` in seconds, `pace` in seconds per token."""
 
     ask: Ask
-    limits: dict[str, float]
-    alone: dict[str, float]
     patience: float
     margin: float
     pace: float
@@ -102,8 +104,6 @@ def _pose(facts: Facts, policy: Policy, view: View, found: Shortlist) -> _Questi
     resume = slo.resume_ratio if view.spilling and (facts.label, found.models) in view.spilling else 1.0
     return _Question(
         ask=ask_of(facts.prompt_tokens, expected, slo.tpot_s),
-        limits={},
-        alone={},
         patience=min(slo.max_wait_s, facts.timeout_s or slo.max_wait_s),
         margin=max(0.0, view.margin_s) + facts.waited_s,
         pace=slo.tpot_s * view.pace_share,
@@ -113,12 +113,8 @@ def _pose(facts: Facts, policy: Policy, view: View, found: Shortlist) -> _Questi
 
 def _limit(question: _Question, profile: EngineProfile | None, policy: Policy) -> float:
     """Seconds to the first token that this request may take, by an idle engine of this profile."""
-    known = profile or GENERIC
-    limit = question.limits.get(known.name)
-    if limit is None:
-        alone = question.alone[known.name] = known.prefill_s(question.ask.prompt_tokens)
-        limit = question.limits[known.name] = min(max(policy.slo.ttft_s, policy.slo.stretch * alone), question.patience)
-    return limit
+    alone = (profile or GENERIC).prefill_s(question.ask.prompt_tokens)
+    return min(max(policy.slo.ttft_s, policy.slo.stretch * alone), question.patience)
 
 
 def _scan(
@@ -138,7 +134,7 @@ def _scan(
     if best is not None and timely is None and not best.late:
         load = view.loads[best.entry.index]
         if outside is not None or _is_slow(best.entry, load, question, now):
-            best = _Scored(best.entry, best.forecast, True)
+            best = _Scored(best.entry, best.forecast, True, best.limit)
     # The price of a slow pace is in the cost already; the limit on it decides only whether something has to leave.
     return (timely if timely is not None and outside is not None else best), outside
 
@@ -154,25 +150,29 @@ def _look(
     known: EngineProfile | None = None
     limit = 0.0
     seen_targets = 0
+    suits_all = not facts.excluded and facts.prompt_bytes <= group.context_tokens * MIN_BYTES_PER_TOKEN
     for entry in worth_a_look(group, view, ask, now, same_rank):
         if (seen_targets >= FEW and timely is not None) or seen_targets >= _MOST_FORECASTS:
             break
-        load = loads[entry.index]
-        if screen_now(facts, policy, entry, load, view, now) is not None or held_back(load, now) is not None:
+        index = entry.index
+        load = loads[index]
+        if not (suits_all and load.down_until <= now and load.breaker.cause is None) and (  # else nothing can keep it out
+            screen_now(facts, policy, entry, load, view, now) is not None or held_back(load, now) is not None
+        ):
             continue
         seen_targets += 1
         profile = load.profile or GENERIC
         if profile is not known:
             known, limit = profile, _limit(question, profile, policy)
-        seen = forecast(entry.target, load, ask, cached.get(entry.index, 0), now)
+        seen = forecast(entry.target, load, ask, cached.get(index, 0), now)
         if adapter_s:
-            seen = _with_adapter(seen, adapter_s, entry.index)
+            seen = _with_adapter(seen, adapter_s, index)
         late = _is_late(seen, limit, question)
-        key = (late, entry.rank, seen.cost, entry.index)
+        key = (late, entry.rank, seen.cost, index)
         if key < best_key:
-            best, best_key = _Scored(entry, seen, late), key
+            best, best_key = _Scored(entry, seen, late, limit), key
         if not late and seen.pace_s <= question.pace and key < timely_key:
-            timely, timely_key = _Scored(entry, seen, False), key
+            timely, timely_key = best if key is best_key else _Scored(entry, seen, False, limit), key
     return best, timely
 
 
@@ -207,8 +207,11 @@ def _last_resort(basis: _Basis, found: Shortlist, question: _Question) -> tuple[
     entry, load, verdict = min(held, key=lambda h: (h[0].target.kind is Kind.CLOUD, least_bad(h[1].breaker, now), h[0].index))
     seen = forecast(entry.target, load, question.ask, view.cached.get(entry.index, 0), now)
     seen = _with_adapter(seen, view.adapter_s, entry.index)
-    late = entry.target.kind is not Kind.CLOUD and _is_late(seen, _limit(question, load.profile, basis.policy), question)
-    return _Scored(entry, seen, late), f"; the last allowed target in spite of {verdict.reason}"
+    remark = f"; the last allowed target in spite of {verdict.reason}"
+    if entry.target.kind is Kind.CLOUD:
+        return _Scored(entry, seen, False), remark
+    limit = _limit(question, load.profile, basis.policy)
+    return _Scored(entry, seen, _is_late(seen, limit, question), limit), remark
 
 
 def _cheapest_outside(facts: Facts, policy: Policy, view: View, now: float, found: Shortlist, ask: Ask) -> _Scored | None:
@@ -267,15 +270,14 @@ def spill_cost_usd(target: Target, facts: Facts) -> float:
 
 def _pick(basis: _Basis, found: Shortlist, question: _Question, best: _Scored | None, cheapest: _Scored | None) -> Decision:
     """Local within the limits; else cloud where one is left; else local within the longest wait; else refuse."""
-    policy, view, models = basis.policy, basis.view, found.models
+    policy, models = basis.policy, found.models
     if best is None:
         if cheapest is None:
             return Decision(None, _refuse_capacity(basis, None), models, True, basis=basis)
         known = any(not site.external and site.model in models for site in policy.sites)
         reason = "spill: no allowed local target is up" if known else "cloud: this model is served outside only"
         return _chose(cheapest, basis, question, reason, models, True)
-    seen = best.forecast
-    limit = _limit(question, view.loads[best.entry.index].profile, policy)
+    seen, limit = best.forecast, best.limit
     if not best.late:
         return _chose(best, basis, question, f"predicted {_ms(seen.ttft_s)} ms", models, False)
     # A long prompt may be late on an idle cluster: only waiting makes targets count as saturated.
@@ -318,7 +320,6 @@ def _chose(best: _Scored, basis: _Basis, question: _Question, reason: str, model
     if entry.target.kind is Kind.CLOUD:
         cost = spill_cost_usd(entry.target, facts)
     else:
-        limit = _limit(question, basis.view.loads[entry.index].profile, basis.policy)
         work = Work(
             prefill_s=seen.prefill_s,
             ttft_s=seen.ttft_s,
@@ -326,7 +327,7 @@ def _chose(best: _Scored, basis: _Basis, question: _Question, reason: str, model
             prompt_tokens=facts.prompt_tokens,
             cached_tokens=min(facts.prompt_tokens, basis.view.cached.get(entry.index, 0)),
             output_tokens=question.ask.output_tokens,
-            limit_s=max(0.001, limit - facts.waited_s),
+            limit_s=max(0.001, best.limit - facts.waited_s),
         )
     choice = Choice(entry.index, entry.target, entry.model, reason, seen.ttft_s, cost, work)
     return Decision(choice, None, models, saturated, best.late, basis)

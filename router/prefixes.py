@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from router.placement.chunks import chunk_hashes, derive_chunk_key, namespace
+from router.placement.chunks import ENDS, chunk_hashes, derive_chunk_key, namespace
 from router.placement.kv_messages import Beat, Chunks, Hello, Message, TextProfile, unpack_hashes
 from router.placement.prefix import CachedPrefix, PrefixIndex
 from router.placement.targets import Endpoint, Kind, Report, Target
@@ -23,6 +23,7 @@ _JUDGED_BYTES_PER_TOKEN = 12
 """A prompt with fewer bytes than this for each token of a cache block may fill none, so nothing would confirm it."""
 _SMOOTHING = 0.15
 _ENOUGH = 8
+_MOST_HOLDERS = 1024
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -90,11 +91,16 @@ class Prefixes:
         self._keys: dict[str, bytes] = {}
         self._adapters: dict[str, str] = {}
         """LoRA adapters, each with the model whose template and hash key its prompts have."""
+        self._places: Mapping[str, int] = {}
+        self._places_version = 0
+        self._holders: dict[tuple[str, int], tuple[int, ...]] = {}
+        """Replicas that serve a model, by their mask in the index: their places, while neither these nor that change."""
 
     def update(self, reports: Iterable[Report]) -> None:
         """Take the cluster's word for who is there; clouds keep no cache for us."""
         targets = {report.target.incarnation: report.target for report in reports if report.target.kind is not Kind.CLOUD}
         self._adapters = {name: base for target in targets.values() for name, base in target.adapters.items()}
+        self._holders.clear()
         for incarnation in self._replicas.keys() - targets.keys():
             del self._replicas[incarnation]
             self.index.leave(incarnation)
@@ -147,12 +153,11 @@ class Prefixes:
         found: dict[str, int] = {}
         size = 0
         for model, chain in chains.by_model.items():
-            here = self.index.find(chain.hashes, chain.size)
             model = self._adapters.get(model, model)
             size = size or chain.size
-            for incarnation, held in here.found.items():
-                if self._replicas[incarnation].model in (model, ""):
-                    found[incarnation] = held if chain.size == size else held * size // chain.size
+            for count, mask in self.index.runs(chain.hashes):
+                held = ENDS[count - 1] if chain.size == size else ENDS[count - 1] * size // chain.size
+                found.update((name, held) for name in self.index.names(mask) if self._replicas[name].model in (model, ""))
         return CachedPrefix(size, found)
 
     def held_tokens(self, chains: PromptChains, prompt_tokens: int, places: Mapping[str, int]) -> dict[int, int]:
@@ -163,16 +168,30 @@ class Prefixes:
             prompt_tokens: its estimated length.
             places: incarnation to place.
         """
-        if not chains.by_model:
-            return {}
-        cached = self.cached(chains)
-        size, most = cached.prompt_bytes, max(prompt_tokens - 1, 0)
-        # `CachedPrefix.tokens`, written out: this is done for every holder of every request.
-        return {
-            places[name]: held if (held := prompt_tokens * found // size) < most else most
-            for name, found in cached.found.items()
-            if name in places
-        }
+        if places is not self._places or self.index.version != self._places_version:
+            self._places, self._places_version = places, self.index.version
+            self._holders.clear()
+        most = max(prompt_tokens - 1, 0)
+        found: dict[int, int] = {}
+        size = 0
+        for model, chain in chains.by_model.items():
+            size = size or chain.size
+            for count, mask in self.index.runs(chain.hashes):
+                held = ENDS[count - 1] if chain.size == size else ENDS[count - 1] * size // chain.size
+                held = prompt_tokens * held // size
+                found.update(dict.fromkeys(self._places_of(model, mask), held if held < most else most))
+        return found
+
+    def _places_of(self, model: str, mask: int) -> tuple[int, ...]:
+        """The places of those of a mask that serve a model (remembered: it is mostly the same few masks)."""
+        found = self._holders.get((model, mask))
+        if found is None:
+            base = self._adapters.get(model, model)
+            names = [name for name in self.index.names(mask) if self._replicas[name].model in (base, "")]
+            if len(self._holders) >= _MOST_HOLDERS:
+                self._holders.clear()
+            found = self._holders[model, mask] = tuple([self._places[name] for name in names if name in self._places])
+        return found
 
     def routed(self, chains: PromptChains, model: str, incarnation: str) -> None:
         """The request is on its way there. Tell `computed` or `failed` of it later, once."""

@@ -34,10 +34,12 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
 
 
 class Group(msgspec.Struct, frozen=True, gc=False):
-    """Local targets that are ranked together. `places`: membership index -> place in `entries`."""
+    """Local targets that are ranked together. `places`: membership index -> place in `entries`; `context_tokens`: what all of
+    them can take, infinite where none says how much."""
 
     entries: tuple[Admitted, ...] = ()
     places: dict[int, int] = {}
+    context_tokens: float = math.inf
 
 
 class Shortlist(msgspec.Struct, frozen=True):
@@ -113,7 +115,8 @@ def _screen_all(facts: Facts, policy: Policy, membership: Membership, now: float
 
 
 def _group(entries: tuple[Admitted, ...]) -> Group:
-    return Group(entries, {entry.index: place for place, entry in enumerate(entries)})
+    context = min((entry.target.context_tokens or math.inf for entry in entries), default=math.inf)
+    return Group(entries, {entry.index: place for place, entry in enumerate(entries)}, context)
 
 
 def screen(facts: Facts, policy: Policy, target: Target, model: str | None, now: float) -> str | None:

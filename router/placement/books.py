@@ -16,7 +16,7 @@ _FIRST_OBSERVATIONS = 8
 _STEADY = 0.05
 _ALIKE = 1.4
 """Replicas whose learned slowdowns differ by less than this factor count as alike."""
-_MOST_CHANGE = 3.0
+_MOST_CHANGE, _LEAST_CHANGE = 3.0, 1 / 3.0
 """Observations further from the present belief than this factor count as this far: a prefix that was not there, a stall."""
 
 
@@ -68,10 +68,12 @@ class Belief:
         weight = self._weight
         if self.seen < _FIRST_OBSERVATIONS:
             weight = max(weight, 1.0 / (self.seen + 1))
-        else:
-            ratio = min(_MOST_CHANGE, max(1 / _MOST_CHANGE, ratio))
+            ratio = max(1e-6, ratio)
+        elif not _LEAST_CHANGE <= ratio <= _MOST_CHANGE:
+            ratio = _MOST_CHANGE if ratio > _MOST_CHANGE else _LEAST_CHANGE
         self.seen += 1
-        self.value = min(1e3, max(1e-3, self.value * max(1e-6, ratio) ** weight))
+        value = self.value * ratio**weight
+        self.value = value if 1e-3 <= value <= 1e3 else min(1e3, max(1e-3, value))
 
 
 class Shared:
@@ -191,7 +193,8 @@ class TargetBook:
     def _onto(self, load: Load, slowdown: float, pace_slowdown: float) -> Load:
         behind = 0.0
         for front in self._queue.values():
-            behind = max(0.0, self._queued_s - front)
+            if self._queued_s > front:
+                behind = self._queued_s - front
             break
         # Each field by its name: from a dictionary with `**` the same takes six times as long.
         return replace(

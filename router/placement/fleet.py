@@ -260,13 +260,15 @@ class Fleet:
         if index is None:
             return
         load = self._loads[index]
-        unstarted = 0 if booking.started else 1
+        unstarted, tokens = load.unstarted, load.unstarted_tokens
+        if not booking.started:
+            unstarted, tokens = max(0, unstarted - 1), max(0, tokens - booking.tokens)
         breaker = breakers.release(load.breaker) if booking.probe else load.breaker
         self._loads[index] = replace(
             load,
             inflight=max(0, load.inflight - 1),
-            unstarted=max(0, load.unstarted - unstarted),
-            unstarted_tokens=max(0, load.unstarted_tokens - unstarted * booking.tokens),
+            unstarted=unstarted,
+            unstarted_tokens=tokens,
             service_s=_smooth(load.service_s, now - booking.started_at) if completed else load.service_s,
             failures=0 if completed else load.failures,
             down_until=0.0 if completed else load.down_until,

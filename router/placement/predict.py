@@ -139,7 +139,7 @@ def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cache
     # A request ahead costs the price of a decode, and one that waits the difference more: two products less per target.
     more = _QUEUE_DELAY - _DECODE_DELAY
     own = 1.0 + _OWN_WORK
-    for load in map(loads.__getitem__, places):
+    for load, held in zip(map(loads.__getitem__, places), map(cached.get, places), strict=True):
         if load.profile is not known:
             known = load.profile
             profile = known or GENERIC
@@ -148,15 +148,11 @@ def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cache
         wait = load.clear_at - now
         queue = load.queue_s
         price = own + _DECODE_DELAY * (load.inflight + load.foreign) + more * (load.unstarted + load.foreign_waiting)
-        cost = (load.slowdown or 1.0) * (alone * price + slow_s * load.work_s)
-        costs.append(cost + (wait if wait > queue else queue))
-    for index, held in cached.items():
-        place = places.get(index)
-        if place is not None:
-            load = loads[index]
-            whole = alone if load.profile is known else (load.profile or GENERIC).prefill_s(prompt)
-            price = own + _DECODE_DELAY * (load.inflight + load.foreign) + more * (load.unstarted + load.foreign_waiting)
-            costs[place] -= (load.slowdown or 1.0) * whole * price * (held / prompt if held < prompt else 1.0)
+        slowdown = load.slowdown or 1.0
+        cost = slowdown * (alone * price + slow_s * load.work_s) + (wait if wait > queue else queue)
+        if held:
+            cost -= slowdown * alone * price * (held / prompt if held < prompt else 1.0)
+        costs.append(cost)
     return costs
 
 

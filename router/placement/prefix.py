@@ -7,10 +7,10 @@ when the events had time to confirm it. Replicas without events keep their histo
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, repeat
+from operator import or_
 
 import msgspec
 
@@ -25,7 +25,7 @@ HISTORY_CHUNKS = 4096
 CONFIRM_AFTER_S = 3.0
 """Events are late by a scheduler step, a flush and a network hop; after this they are not late, they are missing."""
 _SWEEP_STEP = 20_000
-_COUNTS = range(1, sys.maxsize)
+_NOBODY = repeat(0)
 
 
 class CachedPrefix(msgspec.Struct, frozen=True, gc=False):
@@ -82,6 +82,8 @@ class PrefixIndex:
         self._pending: deque[_Pending] = deque()
         self._slot_of: dict[str, int] = {}
         self._names: list[str] = []
+        self.version = 0
+        """Grows whenever a replica joins or leaves."""
         self._free: list[int] = []
         self._exact = 0
         self._known = 0
@@ -115,6 +117,7 @@ class PrefixIndex:
             slot = len(self._names)
             self._names.append(incarnation)
         self._slot_of[incarnation] = slot
+        self.version += 1
         self._recent[slot] = {}
         self._known |= 1 << slot
 
@@ -127,6 +130,7 @@ class PrefixIndex:
         for chunk in self._recent.pop(slot):
             self._unroute(chunk, bit)
         self._names[slot] = ""
+        self.version += 1
         self._known &= ~bit
         self._exact &= ~bit
         self._retired |= bit
@@ -190,38 +194,42 @@ class PrefixIndex:
             hashes: `chunk_hashes` of the prompt.
             prompt_bytes: length of the whole prompt's text in bytes.
         """
-        return CachedPrefix(prompt_bytes, self._runs(hashes, ENDS))
+        runs = self.runs(hashes)
+        return CachedPrefix(prompt_bytes, {name: ENDS[count - 1] for count, mask in runs for name in self.names(mask)})
 
     def depths(self, hashes: Sequence[int]) -> Mapping[str, int]:
         """The same in chunks, for hashes that are cut otherwise: leading ones held, by incarnation; who has none is missing."""
-        return self._runs(hashes, _COUNTS)
+        return {name: count for count, mask in self.runs(hashes) for name in self.names(mask)}
 
-    def _runs(self, hashes: Sequence[int], ends: Sequence[int]) -> dict[str, int]:
-        """The longest run from the beginning on each replica, as the entry of `ends` for its last chunk."""
-        stored, routed, names = self._stored.get, self._routed.get, self._names
+    def runs(self, hashes: Sequence[int]) -> list[tuple[int, int]]:
+        """How many leading chunks are held, the fewest first, and by whom, as a mask for `names`. Nobody is in two of them.
+
+        All replicas are followed at once, so this takes as long for many of them as for one.
+        """
+        masks = map(self._routed.get, hashes, _NOBODY)
+        if self._stored:
+            masks = map(or_, masks, map(self._stored.get, hashes, _NOBODY))
+        found = []
         alive = self._known
-        found: dict[str, int] = {}
         depth = 0
-        for chunk in hashes:
-            mask = alive & (stored(chunk, 0) | routed(chunk, 0))
-            if mask != alive:
+        for holders in masks:
+            if alive & holders != alive:
                 if depth:
-                    gone, held = alive ^ mask, ends[depth - 1]
-                    while gone:
-                        lowest = gone & -gone
-                        found[names[lowest.bit_length() - 1]] = held
-                        gone ^= lowest
-                alive = mask
-                if not mask:
-                    break
+                    found.append((depth, alive & ~holders))
+                alive &= holders
+                if not alive:
+                    return found
             depth += 1
         if depth:
-            held = ends[depth - 1]
-            while alive:
-                lowest = alive & -alive
-                found[names[lowest.bit_length() - 1]] = held
-                alive ^= lowest
+            found.append((depth, alive))
         return found
+
+    def names(self, mask: int) -> Iterator[str]:
+        """The replicas of a mask; it says the same of them while `version` does."""
+        while mask:
+            lowest = mask & -mask
+            yield self._names[lowest.bit_length() - 1]
+            mask ^= lowest
 
     def route(self, incarnation: str, hashes: tuple[int, ...]) -> None:
         """A request with this prompt is on its way to a replica: until its events say so, assume that it will have it.
@@ -234,8 +242,10 @@ class PrefixIndex:
         bit, recent, routed, stored = 1 << slot, self._recent[slot], self._routed, self._stored
         # From its end: a beginning without its end is worth something, so it is the last to be forgotten, as in the engine.
         for chunk in reversed(hashes):
-            recent[chunk] = recent.pop(chunk, 0) + 1
-            routed[chunk] = routed.get(chunk, 0) | bit
+            count = recent.pop(chunk, 0)
+            recent[chunk] = count + 1
+            if not count:  # else its bit is there
+                routed[chunk] = routed.get(chunk, 0) | bit
         if stored:
             for chunk in reversed(hashes):
                 if chunk in stored:

@@ -68,6 +68,28 @@ def test_a_decision_gets_tokens_by_place():
     assert prefixes.held_tokens(chains, 825, {"b": 0}) == {}
 
 
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 8), st.booleans()), max_size=12))
+def test_what_a_decision_gets_follows_every_change(steps):
+    """Places are remembered by who holds what: replicas that come, go and change places must not be taken for others."""
+    prefixes = prefixes_with(a_target("a", "m"), a_target("b", "m"), a_target("c", "n"))
+    whole = prefixes.chains(Endpoint.CHAT, LONG, ("m", "n"))
+    hashes = whole.by_model["m"].hashes
+    places = {"a": 0, "b": 1, "c": 2}
+    for name, chunks, moves in steps:
+        if chunks:
+            prefixes.hear(name, Chunks(pack_hashes(hashes[:chunks]), reset=moves), 0.0)
+        elif moves:
+            places = {other: (place + 1) % 3 for other, place in places.items()}
+        else:
+            others = [a_target(other, "n" if other == "c" else "m") for other in "abc" if other != name]
+            prefixes.update([Report(target) for target in others])
+            prefixes.update([Report(target) for target in (*others, a_target(name, "m"))])
+        cached = prefixes.cached(whole)
+        expected = {places[held]: cached.tokens(held, 825) for held in cached.found if held in places}
+        assert prefixes.held_tokens(whole, 825, places) == expected
+
+
 def test_models_do_not_mix():
     prefixes = prefixes_with(a_target("a", "m"), a_target("b", "n"))
     prefixes.hear("a", stored(prefixes, model="m"), 0.0)
