@@ -23,6 +23,7 @@ from router.residency.label import Label
 from router.wire.errors import ApiError, invalid_request
 
 LONGEST_MODEL = 256
+_ENGINES_OWN = frozenset({"kv_transfer_params", "ec_transfer_params"})
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NOT_ASKED = Complexity(tier="", score=0.0, reasons=("the client named a model or tier",))
 
@@ -54,8 +55,9 @@ def gather_facts(
         priority: its class; 0 goes first.
 
     Raises:
-        ApiError: 400 when `model` is missing, `model` or `stream` is of the wrong type, or a stored response is asked for; 404
-            for a `model` that is no name of the configuration: receipts and the audit log would keep a client's own words.
+        ApiError: 400 when `model` is missing, `model` or `stream` is of the wrong type, a stored response is asked for, or the
+            body says what engines hand to each other; 404 for a `model` that is no name of the configuration: receipts and the
+            audit log would keep a client's own words.
     """
     model = body.get("model")
     if not isinstance(model, str) or not model:
@@ -67,6 +69,8 @@ def gather_facts(
         raise invalid_request("`stream` must be true or false.", param="stream")
     if endpoint == Endpoint.RESPONSES:
         _refuse_stored(body)
+    if not _ENGINES_OWN.isdisjoint(body):
+        _refuse_transfer(body)
     size = prompt_bytes(endpoint, body)
     prompt_tokens = size // BYTES_PER_TOKEN + 1
     complexity = judge_complexity(body, prompt_tokens, policy, grant, books, headers, request_id) if model == AUTO else _NOT_ASKED
@@ -129,6 +133,13 @@ def _refuse_stored(body: dict[str, Any]) -> None:
     for name in ("previous_response_id", "conversation", "background"):
         if body.get(name):
             raise invalid_request(f"`{name}` needs a stored response, and none is kept: send the whole `input`.", param=name)
+
+
+def _refuse_transfer(body: dict[str, Any]) -> None:
+    """Whoever says where keys and values come from reads another request's cache, or has the engine call where they like."""
+    for name in _ENGINES_OWN:
+        if body.get(name) is not None:
+            raise invalid_request(f"`{name}` is between engines: a client cannot set it.", param=name)
 
 
 def _max_tokens(body: dict[str, Any]) -> int:

@@ -15,7 +15,7 @@ from router.config import (
     ExternalTarget,
     Tls,
 )
-from router.placement.targets import OFFERED, Address, Endpoint, Kind, Price, Target, TlsFiles
+from router.placement.targets import OFFERED, Address, Endpoint, Kind, Prefill, Price, Target, TlsFiles
 from router.policy import Policy, vocabulary_of
 from router.residency.label import Evidence, Vocabulary, translate_evidence
 
@@ -62,7 +62,7 @@ def fixed_targets(config: Config, egress: Address | None, egress_incarnation: st
         targets.append(
             Target(
                 id=item.id,
-                incarnation=f"{item.id}@{egress_incarnation}" if item.kind == "cloud" else f"{item.id}@{item.url}",
+                incarnation=f"{item.id}@{egress_incarnation}" if item.kind == "cloud" else _incarnation_of(item),
                 kind=Kind(item.kind),
                 zone=item.zone,
                 evidence=declared_evidence(item, words),
@@ -75,9 +75,21 @@ def fixed_targets(config: Config, egress: Address | None, egress_incarnation: st
                 secret=item.id if item.kind == "server" and item.credential else "",
                 token_ids=item.token_ids,
                 adapters=dict(item.adapters),
+                prefill=_prefill_of(item),
             )
         )
     return tuple(targets)
+
+
+def _incarnation_of(server: ExternalTarget) -> str:
+    """A server at another address is another one, and so is a pair with another half."""
+    half = "" if server.prefill is None else f"+{server.prefill.url}"
+    return f"{server.id}@{server.url}{half}"
+
+
+def _prefill_of(server: ExternalTarget) -> Prefill | None:
+    half = server.prefill
+    return None if half is None else Prefill(address_of(half.url, half.tls), half.min_tokens)
 
 
 def retargeter(config: Config, before: Policy, after: Policy) -> Callable[[Target], Target | None]:

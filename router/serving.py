@@ -23,6 +23,7 @@ from router.ledger.receipts import Attempt, Receipt, note_wait, read_usage
 from router.ledger.writer import AuditUnavailable
 from router.placement.fleet import Booking
 from router.placement.targets import Endpoint, Kind, View
+from router.prefilling import Prefilling, wants_prefill
 from router.prefixes import FILLS_CACHE
 from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
 from router.residency.inflight import POLICY_REVOKED
@@ -369,7 +370,10 @@ class Serving:
         if target.adapters and choice.model in target.adapters:
             signals = state.fleet.load_of(target.incarnation).signals
             state.adapters.used(target.incarnation, choice.model, 0 if signals is None else signals.adapter_slots)
-        if target.kind is not Kind.CLOUD:
+        half = target.prefill
+        if half is not None and self._join is None and wants_prefill(state, half, admitted, choice):
+            Prefilling(state, admitted, choice, request, self._when_prefilled).start(half, self._client)
+        elif target.kind is not Kind.CLOUD:
             self._dispatch(request)
         elif state.audit is None:
             self._when_announced(request, AuditUnavailable("the audit log is switched off"))
@@ -382,28 +386,46 @@ class Serving:
         """The intent to send something outside is on the medium, or it is not, and then nothing is sent."""
         state = self._state
         try:
-            # While the intent was written: decide again.
-            changed = self._policy is not state.policy or not self._admitted.ticket.is_as_in(self._facts)
-            if self._client.gone or error is not None or changed:
-                now = time.time()
-                self._attempt.ended, self._attempt.ending = now, "not_sent"
-                state.fleet.end(self._booking, now, completed=False)
-            if self._client.gone:
-                self._admitted.receipt.code = "client_gone"
-                self._close()
-            elif error is not None:
-                self._attempt.failure = str(error)
-                self._prepare_retry()
-                self._try_next()
-            elif changed:
-                self._try_next()
-            else:
+            if self._still_stands(error, cut=False):
                 state.metrics.spilled(self._choice.target.id)
                 self._dispatch(request)
         except ApiError as refused:
             self._refuse(refused)
         except Exception as unexpected:
             self._fail(unexpected)
+
+    def _when_prefilled(self, turn: Prefilling, exchange: Exchange, ending: Ending) -> None:
+        """The half of a pair that computes prompts has done its part, or has not: the other half is next."""
+        try:
+            late = TimeoutError(DEADLINE) if exchange.failure == DEADLINE else None
+            if self._still_stands(late, cut=exchange.failure == POLICY_REVOKED):
+                self._choice, request = turn.outcome(exchange, ending)
+                self._attempt.reason = self._choice.reason
+                self._dispatch(request)
+        except ApiError as refused:
+            self._refuse(refused)
+        except Exception as unexpected:
+            self._fail(unexpected)
+
+    def _still_stands(self, error: BaseException | None, *, cut: bool) -> bool:
+        """Whether what was decided still holds after something was waited for; where it does not, what follows is done."""
+        state = self._state
+        changed = cut or self._policy is not state.policy or not self._admitted.ticket.is_as_in(self._facts)
+        if not (self._client.gone or error is not None or changed):
+            return True
+        now = time.time()
+        self._attempt.ended, self._attempt.ending = now, "not_sent"
+        state.fleet.end(self._booking, now, completed=False)
+        if self._client.gone:
+            self._admitted.receipt.code = "client_gone"
+            self._close()
+        elif error is not None:
+            self._attempt.failure = str(error)
+            self._prepare_retry()
+            self._try_next()
+        else:
+            self._try_next()
+        return False
 
     def _dispatch(self, request: bytes) -> None:
         state, admitted, target = self._state, self._admitted, self._choice.target

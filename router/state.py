@@ -135,6 +135,8 @@ class RouterState:
         self.stages: Stages | None = None
         """Cascade, vote, experiments, feedback; None where none is configured."""
         self._plan_stages()
+        self.resting_halves: dict[str, float] = {}
+        """Pairs whose half for prompts failed, by incarnation, and until when (loop time) it is left alone."""
         self.shadows_running = 0
         self.labels_running = 0
         self.draining = False

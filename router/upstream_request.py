@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from router.admitted import AdmittedRequest
 from router.decision import Choice
 from router.joining import Join
-from router.placement.targets import Endpoint, Kind
+from router.placement.targets import Address, Endpoint, Kind
 from router.residency.admission import permission_for
 from router.residency.cache_salt import SALTED, with_cache_salt
 from router.residency.guard import issue_pass
@@ -15,7 +16,7 @@ from router.state import RouterState
 from router.wire.continuation import ask_for_token_ids
 from router.wire.heads import JSON, own_request_headers, request_head
 from router.wire.joined_events import Trail
-from router.wire.json_body import ask_for_usage, replace_model
+from router.wire.json_body import ask_for_usage, encode_object, replace_model
 
 
 def upstream_request(
@@ -45,6 +46,28 @@ def upstream_request(
     credential = state.credential(target.secret) if target.secret else None
     own = own_request_headers(admitted.request_id, choice, token, credential)
     return request_head("POST", target.address, path, admitted.headers, own, content_type, len(body)) + body
+
+
+def body_of(request: bytes) -> dict[str, Any]:
+    """The JSON that `upstream_request` made."""
+    found: dict[str, Any] = json.loads(request[request.index(b"\r\n\r\n") :])
+    return found
+
+
+def half_request(state: RouterState, admitted: AdmittedRequest, choice: Choice, address: Address, body: dict[str, Any]) -> bytes:
+    """The bytes of the request to one half of a pair.
+
+    Args:
+        state: the router.
+        admitted: the client's request.
+        choice: the pair, a `SERVER`, and the model that is to answer.
+        address: where the half is.
+        body: what it is asked.
+    """
+    credential = state.credential(choice.target.secret) if choice.target.secret else None
+    own = own_request_headers(admitted.request_id, choice, None, credential)
+    data = encode_object(body)
+    return request_head("POST", address, admitted.path, admitted.headers, own, JSON, len(data)) + data
 
 
 def _body(admitted: AdmittedRequest, choice: Choice, trail: Trail | None, join: Join | None) -> tuple[str, bytes, bytes]:

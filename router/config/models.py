@@ -106,6 +106,29 @@ class Tls(Strict):
         return self
 
 
+def check_url(value: str) -> str:
+    """A base URL without its last slash.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.match(r"https?://[^/\s?#@]+(/[^\s?#]*)?\Z|unix:///[^\s?#]*[^\s?#/]\Z", value):
+        raise ValueError(
+            "a base URL looks like https://host[:port][/path] or unix:///path/to/socket, without user, query or fragment"
+        )
+    return value.rstrip("/")
+
+
+def check_tls(url: str, tls: Tls | None) -> None:
+    """Files for TLS mean something for an https URL only.
+
+    Raises:
+        ValueError: they are given for another one.
+    """
+    if tls is not None and not url.startswith("https:"):
+        raise ValueError("tls: the url must begin with https://")
+
+
 class Provider(Strict):
     """What a provider's dialect needs to know, and what the target's place rests on; `router.config.providers` checks it."""
 
@@ -123,6 +146,23 @@ class Provider(Strict):
     """The operator states that the target's zone stands for everywhere the provider works."""
     drop: list[str] = []
     """Fields of a request this model does not take, e.g. `temperature`: they are left out."""
+
+
+class Prefill(Strict):
+    """A second vLLM that computes the prompts of a `server` and hands their keys and values over to it, through one of vLLM's
+    connectors that go by `kv_transfer_params`, such as NIXL. It stands in the same zone, under the same promises."""
+
+    url: str
+    tls: Tls | None = None
+    min_tokens: int = Field(default=1024, ge=1)
+    """A request with less of its prompt left to compute goes to the server at once."""
+
+    _plain_url = field_validator("url")(check_url)
+
+    @model_validator(mode="after")
+    def _check(self) -> Prefill:
+        check_tls(self.url, self.tls)
+        return self
 
 
 class ExternalTarget(Strict):
@@ -157,16 +197,10 @@ class ExternalTarget(Strict):
     """`server` only: it is a vLLM of 0.10.2 or newer, which can be asked for token ids, so that a broken stream can be carried
     on at another server with the same model under the same name."""
     price: Prices = Prices()
+    prefill: Prefill | None = None
+    """`server` only: it is half of a pair, and this is the other half."""
 
-    @field_validator("url")
-    @classmethod
-    def _plain_url(cls, value: str) -> str:
-        if not re.match(r"https?://[^/\s?#@]+(/[^\s?#]*)?\Z|unix:///[^\s?#]*[^\s?#/]\Z", value):
-            raise ValueError(
-                "a base URL looks like https://host[:port][/path] or unix:///path/to/socket, without user, query or fragment"
-            )
-        return value.rstrip("/")
-
+    _plain_url = field_validator("url")(check_url)
     _id = field_validator("id")(check_name)
 
     @model_validator(mode="after")
@@ -180,8 +214,9 @@ class ExternalTarget(Strict):
             raise ValueError("name at least one model")
         if self.kind == "cloud" and self.url.startswith("unix:"):
             raise ValueError("url: a unix socket is on this machine, and a cloud target is outside")
-        if self.tls is not None and not self.url.startswith("https:"):
-            raise ValueError("tls: the url must begin with https://")
+        check_tls(self.url, self.tls)
+        if self.prefill is not None and (self.kind != "server" or self.task != "generate"):
+            raise ValueError("prefill: only a `server` that generates can be half of a pair")
         if self.token_ids and self.kind != "server":
             raise ValueError("token_ids: only a `server` can be asked for them")
         if self.kind == "cloud" and self.task == "transcription":

@@ -130,6 +130,9 @@ class Metrics:
         self._breaks = prometheus_client.Counter(
             "tidegate_stream_breaks", "streams that broke, by what became of them", ["target", "outcome"], registry=self._registry
         )
+        self._prefills = prometheus_client.Counter(
+            "tidegate_prefills", "prompts given to the other half of a pair", ["target", "outcome"], registry=self._registry
+        )
         self._lookups = prometheus_client.Counter(
             "tidegate_cache_lookups", "requests that the response cache was asked for", ["result"], registry=self._registry
         )
@@ -184,6 +187,10 @@ class Metrics:
     def retried(self, target: str) -> None:
         """A request is tried again after `target` failed it."""
         self._retries.labels(target).inc()
+
+    def prefilled(self, target: str, *, taken_over: bool) -> None:
+        """The other half of a pair was asked for a prompt: the answering half takes it over, or has to compute it itself."""
+        self._prefills.labels(target, "taken_over" if taken_over else "failed").inc()
 
     def stream_broke(self, target: str, outcome: str) -> None:
         """A stream of `target` broke: it is `continued` elsewhere, was `finished` but for its end, or ends in an `error`."""

@@ -94,6 +94,13 @@ class Price(msgspec.Struct, frozen=True):
     completion: float = 0.0
 
 
+class Prefill(msgspec.Struct, frozen=True):
+    """The other half of a pair: an engine that computes prompts of at least `min_tokens` tokens (of what is not cached)."""
+
+    address: Address
+    min_tokens: int
+
+
 class Target(msgspec.Struct, frozen=True):
     """An address with evidence: a place that can serve some models.
 
@@ -119,6 +126,8 @@ class Target(msgspec.Struct, frozen=True):
     """It returns the token ids of a stream on request and takes ids as a prompt, as vLLM does: its streams can be carried on."""
     adapters: dict[str, str] = {}
     """Which of `models` are LoRA adapters, each with its base model."""
+    prefill: Prefill | None = None
+    """Set where long prompts are computed by another engine first, which hands over their keys and values."""
 
 
 class Signals(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -80,6 +80,8 @@ def _mentioned(config: Config) -> Iterable[tuple[str, TlsFiles | None]]:
     for i, target in enumerate(config.targets):
         if target.kind == "server" and target.tls is not None:
             yield f"targets[{i}].tls", tls_files_of(target.tls)
+        if target.prefill is not None and target.prefill.tls is not None:
+            yield f"targets[{i}].prefill.tls", tls_files_of(target.prefill.tls)
     if config.egress.tls is not None:
         yield "egress.tls", tls_files_of(config.egress.tls)
 

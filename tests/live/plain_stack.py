@@ -58,13 +58,16 @@ def begin_engine(model_dir: Path, logs: Path, args: tuple[str, ...] = (*ARGS, *T
 
 
 @contextlib.contextmanager
-def open_router(server: Parented, folder: Path, adapters: dict[str, str] | None = None) -> Iterator[Stack]:
-    """A `tidegate router` process with `server`, and its adapters, as its only target, one that somebody vouches for."""
+def open_router(
+    server: Parented, folder: Path, adapters: dict[str, str] | None = None, prefill: dict[str, object] | None = None
+) -> Iterator[Stack]:
+    """A `tidegate router` process with `server`, its adapters and its other half as the only target, one that is vouched for."""
     engine = f"http://127.0.0.1:{server.wait()}"
     config, log = folder / "router.yaml", folder / "router.log"
     target = {"id": "plain", "kind": "server", "vouched": True, "url": engine, "zone": "local", "tier": "small"}
     named = {name: name for name in adapters or {}}
     target |= {"models": {ENGINE_MODEL: ENGINE_MODEL, "house-model": ENGINE_MODEL, **named}, "adapters": adapters or {}}
+    target |= {"prefill": prefill} if prefill else {}
     keys = [{"id": "conformance", "sha256": digest(KEY)}]
     config.write_text(json.dumps({"zones": {"local": {}}, "targets": [target], "keys": keys}), encoding="utf-8")
     port = free_port()

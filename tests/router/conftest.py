@@ -51,17 +51,24 @@ class FrontDoor:
         return found
 
 
+def half_at(engine: SimulatedEngine, tokens: int) -> dict[str, Any]:
+    return {"url": f"http://127.0.0.1:{engine.port}", "min_tokens": tokens}
+
+
 @contextlib.asynccontextmanager
 async def open_front_door(zones: dict[str, str], /, **changes: Any) -> AsyncIterator[FrontDoor]:
     """A router over one simulated engine per entry of `zones` (engine name -> zone).
 
     Among `changes`: `engines` instead of plain ones, `tiers` by engine (each then serves a model `m-NAME` of its own), `prices`,
-    `slots`: how many sequences each engine has, and `store`: a directory with a store that other routers may share.
+    `slots`: how many sequences each engine has, `halves`: engines that compute the prompts of others, by the name of those, with
+    `half_tokens`: from how many tokens on, and `store`: a directory with a store that other routers may share.
     """
     engines: dict[str, Any] = changes.pop("engines", None) or {name: SimulatedEngine() for name in zones}
     tiers, prices, slots = changes.pop("tiers", {}), changes.pop("prices", {}), changes.pop("slots", 0)
     store: Path | None = changes.pop("store", None)
-    for engine in engines.values():
+    halves: dict[str, SimulatedEngine] = changes.pop("halves", {})
+    half_tokens = changes.pop("half_tokens", 1)
+    for engine in [*engines.values(), *halves.values()]:
         await engine.start()
     port, admin = free_port(), free_port()
     listen = {"host": "127.0.0.1", "port": port, **changes.pop("listen", {})}
@@ -80,6 +87,9 @@ async def open_front_door(zones: dict[str, str], /, **changes: Any) -> AsyncIter
                 "models": {f"m-{name}": name} if name in tiers else {"m": "m"},
                 "price": prices.get(name, {}),
                 "slots": slots,
+                "prefill": {"url": f"http://127.0.0.1:{halves[name].port}", "min_tokens": half_tokens}
+                if name in halves
+                else None,
             }
             for name, engine in engines.items()
         ],
@@ -103,7 +113,7 @@ async def open_front_door(zones: dict[str, str], /, **changes: Any) -> AsyncIter
             yield FrontDoor(router, engines, client, port)
     finally:
         await router.drain()
-        for engine in engines.values():
+        for engine in [*engines.values(), *halves.values()]:
             await engine.stop()
 
 
