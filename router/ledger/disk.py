@@ -81,8 +81,8 @@ class Disk:
                 for path in files[at : at + _AT_ONCE]:
                     descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
                     opened.callback(os.close, descriptors[-1])
-                    # Advice that nobody needs it in memory begins to write it, and does not wait.
-                    os.posix_fadvise(descriptors[-1], 0, 0, os.POSIX_FADV_DONTNEED)
+                    with contextlib.suppress(OSError):  # advice that nobody needs it in memory begins to write it
+                        os.posix_fadvise(descriptors[-1], 0, 0, os.POSIX_FADV_DONTNEED)
                 for descriptor in descriptors:
                     self.sync(descriptor)
         for directory in dict.fromkeys(path.parent for path in files):
