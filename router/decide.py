@@ -26,7 +26,7 @@ from router.placement.predict import (
     forecast,
 )
 from router.placement.profile import EngineProfile
-from router.placement.targets import Kind, Load, Membership, Target, View, Work
+from router.placement.targets import CLOUD, Load, Membership, Target, View, Work
 from router.policy import Policy
 from router.screen import Admitted, Group, Shortlist, shortlist
 
@@ -88,7 +88,7 @@ def decide(facts: Facts, policy: Policy, view: View, now: float) -> Decision:
     best, cloud = _scan(facts, policy, view, now, found, question)
     if best is None and cloud is None and (last := _last_resort(basis, found, question)) is not None:
         scored, remark = last
-        outside = scored.entry.target.kind is Kind.CLOUD
+        outside = scored.entry.target.kind is CLOUD
         decision = _pick(basis, found, question, None if outside else scored, scored if outside else None)
         if decision.chosen is None:
             return decision
@@ -101,13 +101,13 @@ def _pose(facts: Facts, policy: Policy, view: View, found: Shortlist) -> _Questi
     expected = view.output_tokens.get(found.models[0], DEFAULT_OUTPUT_TOKENS) if found.models else DEFAULT_OUTPUT_TOKENS
     if 0 < facts.max_tokens < expected:
         expected = facts.max_tokens
-    resume = slo.resume_ratio if view.spilling and (facts.label, found.models) in view.spilling else 1.0
+    patience, timeout, margin = slo.max_wait_s, facts.timeout_s, view.margin_s
     return _Question(
         ask=ask_of(facts.prompt_tokens, expected, slo.tpot_s),
-        patience=min(slo.max_wait_s, facts.timeout_s or slo.max_wait_s),
-        margin=max(0.0, view.margin_s) + facts.waited_s,
+        patience=timeout if 0 < timeout < patience else patience,
+        margin=margin + facts.waited_s if margin > 0.0 else facts.waited_s,
         pace=slo.tpot_s * view.pace_share,
-        resume=resume,
+        resume=slo.resume_ratio if view.spilling and (facts.label, found.models) in view.spilling else 1.0,
     )
 
 
@@ -204,11 +204,11 @@ def _last_resort(basis: _Basis, found: Shortlist, question: _Question) -> tuple[
             held.append((entry, load, verdict))
     if not held:
         return None
-    entry, load, verdict = min(held, key=lambda h: (h[0].target.kind is Kind.CLOUD, least_bad(h[1].breaker, now), h[0].index))
+    entry, load, verdict = min(held, key=lambda h: (h[0].target.kind is CLOUD, least_bad(h[1].breaker, now), h[0].index))
     seen = forecast(entry.target, load, question.ask, view.cached.get(entry.index, 0), now)
     seen = _with_adapter(seen, view.adapter_s, entry.index)
     remark = f"; the last allowed target in spite of {verdict.reason}"
-    if entry.target.kind is Kind.CLOUD:
+    if entry.target.kind is CLOUD:
         return _Scored(entry, seen, False), remark
     limit = _limit(question, load.profile, basis.policy)
     return _Scored(entry, seen, _is_late(seen, limit, question), limit), remark
@@ -246,7 +246,7 @@ def screen_now(facts: Facts, policy: Policy, entry: Admitted, load: Load, view: 
         return "excluded: already tried for this request"
     if load.down_until > now:
         return DOWN
-    if target.kind is Kind.CLOUD:
+    if target.kind is CLOUD:
         return _screen_spill(facts, policy, target, view)
     return None
 
@@ -305,7 +305,7 @@ def _why_no_spill(basis: _Basis, found: Shortlist) -> str:
     now_screened = (
         screen_now(facts, policy, entry, view.loads[entry.index], view, basis.now)
         for entry in found.admitted
-        if entry.target.kind is Kind.CLOUD
+        if entry.target.kind is CLOUD
     )
     for reason in (*now_screened, *reasons):
         if reason is not None and reason.startswith(("spill:", "budget:")):
@@ -317,7 +317,7 @@ def _chose(best: _Scored, basis: _Basis, question: _Question, reason: str, model
     entry, seen, facts = best.entry, best.forecast, basis.facts
     work = None
     cost = 0.0
-    if entry.target.kind is Kind.CLOUD:
+    if entry.target.kind is CLOUD:
         cost = spill_cost_usd(entry.target, facts)
     else:
         work = Work(
@@ -349,9 +349,7 @@ def _refuse_capacity(basis: _Basis, best: _Scored | None) -> Refusal:
 def capacity_code(facts: Facts, policy: Policy, membership: Membership) -> str:
     """What a request is refused with that no allowed target has room for: by residency where that keeps it from others."""
     narrowed = facts.label != policy.default_label and facts.label.is_within(policy.default_label)
-    held_back = any(
-        target.kind is not Kind.CLOUD and target.evidence.process & ~facts.label.process for target in membership.targets
-    )
+    held_back = any(target.kind is not CLOUD and target.evidence.process & ~facts.label.process for target in membership.targets)
     return "residency_capacity" if narrowed or held_back else "overloaded"
 
 
@@ -393,7 +391,7 @@ class _Basis(msgspec.Struct, frozen=True, gc=False):
 def _why_not(decision: Decision, target: Target) -> str:
     if decision.chosen is None:
         return "wait too long"
-    if target.kind is Kind.CLOUD and decision.chosen.target.kind is not Kind.CLOUD:
+    if target.kind is CLOUD and decision.chosen.target.kind is not CLOUD:
         return "spill: local capacity is within the SLO"
     return "slower, dearer for others, or a less fitting model"
 

@@ -9,6 +9,7 @@ from router.placement.targets import Endpoint
 
 BYTES_PER_TOKEN = 4
 """A usual ratio for English text; only an estimate, the engine counts."""
+_ANTHROPIC = frozenset({Endpoint.MESSAGES, Endpoint.COUNT_TOKENS})
 _PAIRS = ("query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2")
 """Where rerank and score requests have their texts; each is a string, an object with text, or a list of these."""
 
@@ -23,7 +24,7 @@ def prompt_bytes(endpoint: str, body: dict[str, Any]) -> int:
     messages = body.get("messages")
     if isinstance(messages, list):
         # `system` stands beside the messages in Anthropic's dialect only.
-        system = body.get("system") if endpoint in (Endpoint.MESSAGES, Endpoint.COUNT_TOKENS) else None
+        system = body.get("system") if endpoint in _ANTHROPIC else None
         return _turns(messages) + (0 if system is None else _text(system))
     if endpoint == Endpoint.RESPONSES:
         given = body.get("input")

@@ -22,7 +22,7 @@ from router.joining import Join, count_usage, next_join, trail_for
 from router.ledger.receipts import Attempt, Receipt, note_wait, read_usage
 from router.ledger.writer import AuditUnavailable
 from router.placement.fleet import Booking
-from router.placement.targets import Endpoint, Kind, View
+from router.placement.targets import CLOUD, Endpoint, View
 from router.prefilling import Prefilling, wants_prefill
 from router.prefixes import FILLS_CACHE
 from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
@@ -171,7 +171,7 @@ class Serving:
             self._close_attempt(exchange, ending)
             if self._cache_turn is not None:
                 self._cache_turn.end_copy(exchange, ending, self._choice)
-            broken = ending in (Ending.HELD, Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER)
+            broken = ending.target_failed
             if broken and exchange.client is not self._client:
                 self._conclude(exchange, Ending.CLIENT_GONE)
             elif broken and (self._join is not None or ending is Ending.BROKEN_AFTER):
@@ -373,7 +373,7 @@ class Serving:
         half = target.prefill
         if half is not None and self._join is None and wants_prefill(state, half, admitted, choice):
             Prefilling(state, admitted, choice, request, self._when_prefilled).start(half, self._client)
-        elif target.kind is not Kind.CLOUD:
+        elif target.kind is not CLOUD:
             self._dispatch(request)
         elif state.audit is None:
             self._when_announced(request, AuditUnavailable("the audit log is switched off"))
@@ -448,13 +448,15 @@ class Serving:
         if self._trail is not None and self._trail.prompt:
             attempt.prompt_tokens = len(self._trail.prompt) + len(self._trail.answer) - self._trail.delivered
             attempt.completion_tokens = self._trail.delivered
-        answered, receipt = ending is Ending.COMPLETE and exchange.status < 400, self._admitted.receipt
-        if ending is Ending.COMPLETE:
+        answered, receipt = ending.complete and exchange.status < 400, self._admitted.receipt
+        if ending.complete:
             read_usage(receipt, exchange.events.usage if exchange.events is not None else exchange.tail)
-        output_tokens = max(0, receipt.completion_tokens) if answered and self._join is None else 0
+        output_tokens = receipt.completion_tokens if answered and self._join is None and receipt.completion_tokens > 0 else 0
         self._state.fleet.end(self._booking, now, completed=answered, output_tokens=output_tokens)
+        if not ending.target_failed:
+            return
         # A client's short deadline says nothing about the target: it must not take it away from everybody else.
-        broken = ending in (Ending.BROKEN_BEFORE, Ending.BROKEN_AFTER) and exchange.failure not in (DEADLINE, POLICY_REVOKED)
+        broken = ending is not Ending.HELD and exchange.failure not in (DEADLINE, POLICY_REVOKED)
         if broken or (ending is Ending.HELD and exchange.status >= 500 and exchange.status != 503):
             reached = bool(exchange.status) or exchange.connection is not None
             self._state.fleet.failed(attempt.incarnation, now, reached, self._booking.started_at)
@@ -463,18 +465,18 @@ class Serving:
         """The client has its answer, or as much of one as it will get."""
         receipt = self._admitted.receipt
         receipt.status = exchange.status if self._join is None else 200
-        if self._trail is not None and (ending is not Ending.COMPLETE or self._join is not None or receipt.prompt_tokens < 0):
+        if self._trail is not None and (not ending.complete or self._join is not None or receipt.prompt_tokens < 0):
             count_usage(receipt, self._trail)
         gone = exchange.client is not self._client
         if gone:
             receipt.code = "client_gone"
-        elif ending is Ending.COMPLETE:
+        elif ending.complete:
             self._count_answer(receipt)
         else:
             broken = POLICY_REVOKED if exchange.failure == POLICY_REVOKED else "upstream_error"
             receipt.code = broken if ending is Ending.BROKEN_AFTER else "client_gone"
         self._close()
-        if ending is Ending.COMPLETE and not gone:
+        if ending.complete and not gone:
             self._client.finish()
         elif ending is Ending.BROKEN_AFTER:
             self._state.metrics.refused(receipt.code)
@@ -488,7 +490,7 @@ class Serving:
             choice.target.zone,
             receipt.status,
             first - receipt.received if first else -1.0,
-            time.time() - receipt.received,
+            self._attempt.ended - receipt.received,
         )
 
     def _refuse(self, error: ApiError) -> None:

@@ -239,4 +239,4 @@ class Calibration:
     def answered(self, met: bool) -> None:
         """An answer ended within its limits, or not."""
         share = self.pace_share + 0.01 * ((1.0 if met else 0.0) - self._goal)
-        self.pace_share = min(_LAXEST, max(_STRICTEST, share))
+        self.pace_share = share if _STRICTEST <= share <= _LAXEST else min(_LAXEST, max(_STRICTEST, share))

@@ -16,7 +16,7 @@ from router.placement.breaker import Breaker, Cause
 from router.placement.peers import News, Notice, Peers
 from router.placement.profile import EngineProfile
 from router.placement.spending import Spending
-from router.placement.targets import Kind, Load, Membership, Report, Signals, Target, View, Work
+from router.placement.targets import CLOUD, Kind, Load, Membership, Report, Signals, Target, View, Work
 from router.residency.label import Label
 
 _SMOOTHING = 0.2
@@ -25,6 +25,7 @@ _BASE_DOWN_S = 1.0
 _MAX_DOWN_S = 5.0
 """Short, because a refused connection costs next to nothing and whoever comes back should be found soon."""
 _NOTHING_CACHED: Mapping[int, int] = {}
+_NO_PEAKS = (0, 0)
 _ANY_SLOTS = 256
 """Sequence slots of a target that does not say how many it has."""
 
@@ -205,8 +206,9 @@ class Fleet:
             )
             if work is not None:
                 self._enter(index, booking, Entry(work, now, peers=False), now)
-            before, since = self._peaks.get(target.incarnation, (0, 0))
-            self._peaks[target.incarnation] = (before, max(since, load.inflight + 1))
+            before, since = self._peaks.get(target.incarnation, _NO_PEAKS)
+            if load.inflight >= since:
+                self._peaks[target.incarnation] = (before, load.inflight + 1)
         if cost_usd:
             self.spending.spend(now, cost_usd, payer)
         if self.news is not None and work is not None:
@@ -333,7 +335,7 @@ class Fleet:
 
     def _account_end(self, index: int, booking: Booking, before: Load, now: float, completed: bool, tokens: int) -> None:
         """What the end of a request changes beyond the counts; `before` is the target's load until then."""
-        if completed and self._membership.targets[index].kind is Kind.CLOUD:
+        if completed and self._membership.targets[index].kind is CLOUD:
             self.calibration.answered(True)
         entry, book = booking.entry, self._books.get(booking.incarnation)
         if entry is None or book is None:
@@ -344,7 +346,7 @@ class Fleet:
                 pace_slowdown = book.learned_pace(entry, before, tokens, now)
                 self._learn_output(booking.model, tokens)
             if entry.first_at:
-                kept = now - entry.first_at <= self._tpot_s * max(1, tokens - 1) or tokens < 2
+                kept = tokens < 2 or now - entry.first_at <= self._tpot_s * (tokens - 1)
                 limit = entry.work.limit_s
                 self.calibration.answered(kept and (not limit or entry.first_at - entry.started_at <= limit))
         self._loads[index] = book.ended(self._loads[index], entry, now, pace_slowdown)

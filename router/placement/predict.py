@@ -12,7 +12,7 @@ from math import exp
 import msgspec
 
 from router.placement.profile import EngineProfile
-from router.placement.targets import Kind, Load, Target
+from router.placement.targets import CLOUD, Load, Target
 
 GENERIC = EngineProfile("generic", 10e-3, 20e-6, 40e-6, 300, 50e-9, 1e-9, 0)
 """Assumed of an engine nobody has calibrated; the learned slowdowns correct it. No statement about its KV cache."""
@@ -65,7 +65,9 @@ class Forecast(msgspec.Struct, frozen=True, gc=False):
 def ask_of(prompt_tokens: int, output_tokens: int, tpot_s: float) -> Ask:
     """The ask of a request with this prompt and so many answer tokens expected."""
     span = _SHORT_ANSWER * (tpot_s if tpot_s < 10.0 else _USUAL_PACE_S)
-    return Ask(max(1, prompt_tokens), output_tokens, tpot_s, min(_MOST_SPAN_S, max(_LEAST_SPAN_S, span)))
+    if not _LEAST_SPAN_S <= span <= _MOST_SPAN_S:
+        span = _LEAST_SPAN_S if span < _LEAST_SPAN_S else _MOST_SPAN_S
+    return Ask(prompt_tokens or 1, output_tokens, tpot_s, span)
 
 
 def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> Forecast:
@@ -78,7 +80,7 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
         cached: leading prompt tokens this target holds.
         now: UNIX time in seconds.
     """
-    if target.kind is Kind.CLOUD:
+    if target.kind is CLOUD:
         ttft = load.ttft_s or DEFAULT_CLOUD_TTFT_S
         return Forecast(ttft, 0.0, 0.0, ttft)
     profile = load.profile or GENERIC

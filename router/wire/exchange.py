@@ -20,10 +20,13 @@ BROKE = "the connection to the target broke"
 
 
 class Ending(Enum):
-    """How an exchange ended. `word` is its name in receipts."""
+    """How an exchange ended. `word` is its name in receipts; `target_failed`: held back or broken."""
 
     def __init__(self, _: int) -> None:
-        self.word: str = self._name_.lower()  # here once: `name` is a look-up in Python code
+        # Here once, and not asked of each exchange: `name` and every member by its name are look-ups in Python code.
+        self.word: str = self._name_.lower()
+        self.complete = self._name_ == "COMPLETE"
+        self.target_failed = self._name_ in ("HELD", "BROKEN_BEFORE", "BROKEN_AFTER")
 
     COMPLETE = auto()
     HELD = auto()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from enum import Enum, auto
+from enum import Enum
 
 from router.decision import Choice
-from router.placement.targets import Address, Kind
+from router.placement.targets import CLOUD, Address
 from router.residency.guard import PASS_HEADER
 
 TARGET_HEADER = "x-tidegate-target"
 JSON = b"application/json"
 _UPWARD = frozenset({b"accept", b"traceparent", b"tracestate"})
-_DOWNWARD = frozenset({b"content-type", b"content-length", b"transfer-encoding", b"cache-control", b"retry-after"})
+_DOWNWARD = frozenset({b"content-type", b"cache-control", b"retry-after"})
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
@@ -22,7 +22,7 @@ def request_head(
     address: Address,
     path: str,
     client_headers: Iterable[tuple[bytes, bytes]],
-    own: Iterable[tuple[str, str]],
+    own: str,
     content_type: bytes,
     body_length: int,
 ) -> bytes:
@@ -30,10 +30,7 @@ def request_head(
 
     The content type says how the body was parsed here, whatever the client called it.
     """
-    text = _start(method, address, path)
-    for header, content in own:
-        text += f"{header}: {content}\r\n"
-    lines = [text.encode("latin-1")]
+    lines = [(_start(method, address, path) + own).encode("latin-1")]
     for name, value in client_headers:
         if name in _UPWARD:
             lines += (name, b": ", value, b"\r\n")
@@ -49,18 +46,16 @@ def _start(method: str, address: Address, path: str) -> str:
     return f"{method} {address.base_path}{path} HTTP/1.1\r\nhost: {host}\r\n"
 
 
-def own_request_headers(
-    request_id: str, choice: Choice, pass_token: str | None, credential: bytes | None
-) -> list[tuple[str, str]]:
-    """Our headers for a target: the request id always; the pass for guarded ones; a server's own credential."""
-    headers = [("x-request-id", request_id)]
+def own_request_headers(request_id: str, choice: Choice, pass_token: str | None, credential: bytes | None) -> str:
+    """Our headers for a target, as lines: the request id always; the pass for guarded ones; a server's own credential."""
+    lines = f"x-request-id: {request_id}\r\n"
     if pass_token is not None:
-        headers.append((PASS_HEADER, pass_token))
-    if choice.target.kind is Kind.CLOUD:
-        headers.append((TARGET_HEADER, choice.target.id))
+        lines += f"{PASS_HEADER}: {pass_token}\r\n"
+    if choice.target.kind is CLOUD:
+        lines += f"{TARGET_HEADER}: {choice.target.id}\r\n"
     if credential is not None:
-        headers.append(("authorization", f"Bearer {credential.decode('latin-1')}"))
-    return headers
+        lines += f"authorization: Bearer {credential.decode('latin-1')}\r\n"
+    return lines
 
 
 def decision_headers(request_id: str, model: str, target: str, zone: str, reason: str) -> bytes:
@@ -74,11 +69,18 @@ def decision_headers(request_id: str, model: str, target: str, zone: str, reason
 
 
 class Framing(Enum):
-    """How the body reaches the client: as the target framed it, in chunks of ours, or ended by closing the connection."""
+    """How the body reaches the client: as the target framed it, in chunks of ours, or ended by closing the connection.
 
-    AS_IS = auto()
-    CHUNKED = auto()
-    CLOSE = auto()
+    `names` are the target's headers that go with it, `line` the one of ours.
+    """
+
+    def __init__(self, names: frozenset[bytes], line: bytes) -> None:
+        self.names = names
+        self.line = line
+
+    AS_IS = (_DOWNWARD | _FRAMING, b"")
+    CHUNKED = (_DOWNWARD, b"transfer-encoding: chunked\r\n")
+    CLOSE = (_DOWNWARD, b"")
 
 
 def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -91,11 +93,5 @@ def is_event_stream(headers: Iterable[tuple[bytes, bytes]]) -> bool:
 
 def response_headers(upstream: Iterable[tuple[bytes, bytes]], framing: Framing) -> bytes:
     """The target's headers a client may see, as lines, with the framing the client gets."""
-    own_framing = framing is not Framing.AS_IS
-    lines: list[bytes] = []
-    for name, value in upstream:
-        if name in _DOWNWARD and not (own_framing and name in _FRAMING):
-            lines += (name, b": ", value, b"\r\n")
-    if framing is Framing.CHUNKED:
-        lines.append(b"transfer-encoding: chunked\r\n")
-    return b"".join(lines)
+    names = framing.names
+    return b"".join([b"%b: %b\r\n" % line for line in upstream if line[0] in names]) + framing.line

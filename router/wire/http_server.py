@@ -82,7 +82,7 @@ class RelayProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser with whole header blocks, and with bodies that make progress."""
-        if self._refused:
+        if self._refusal is not None or self.transport.is_closing():
             return
         if self._preface is not None:
             data = self._take_preface(data)
@@ -109,6 +109,8 @@ class RelayProtocol(HttpToolsProtocol):
             self.send_400_response("Invalid HTTP request received.")
         except httptools.HttpParserUpgrade:
             pass  # `on_headers_complete` has refused it
+        if self._parser_in_head:
+            self._patience.expect_head(self.loop.time())
 
     def _take_preface(self, data: bytes) -> bytes:
         """Read the PROXY header, and return what follows it."""
@@ -132,7 +134,6 @@ class RelayProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
         self._parser_in_head = True
         self._unproductive = 0
-        self._patience.expect_head(self.loop.time())
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; trailers after a chunked body are dropped, or they would pass for headers that nobody checked."""
@@ -147,7 +148,7 @@ class RelayProtocol(HttpToolsProtocol):
         self._parser_in_head = False
         self._in_body = True
         self._patience.expect_body(self.loop.time())
-        if self._refused:
+        if self._refusal is not None or self.transport.is_closing():
             return
         version = self.parser.get_http_version()
         headers = cast(HeaderBlock, self.headers)
@@ -207,7 +208,7 @@ class RelayProtocol(HttpToolsProtocol):
         self._unproductive = 0
         self._patience.got_body(len(body))
         cycle: Any = self.cycle
-        if cycle is None or self._refused:
+        if cycle is None or self._refusal is not None or self.transport.is_closing():
             return
         if type(cycle) is DirectRequest:
             cycle.feed(body)
@@ -219,7 +220,7 @@ class RelayProtocol(HttpToolsProtocol):
         self._in_body = False
         self._patience.settle()
         cycle: Any = self.cycle
-        if cycle is None or self._refused:
+        if cycle is None or self._refusal is not None or self.transport.is_closing():
             return
         if type(cycle) is DirectRequest:
             cycle.complete()
@@ -261,7 +262,7 @@ class RelayProtocol(HttpToolsProtocol):
 
     @property
     def _refused(self) -> bool:
-        """True once nothing more on this connection counts."""
+        """True once nothing more on this connection counts. What every request passes has this written out."""
         return self._refusal is not None or self.transport.is_closing()
 
     def _refuse(self, status: int, message: str) -> None:

@@ -64,11 +64,14 @@ class Pool:
             self._busy.add(connection)
             connection.start(exchange)
 
-    def release(self, connection: Connection) -> None:
-        """Keep a connection for the next exchange with the same incarnation."""
+    def release(self, connection: Connection, now: float) -> None:
+        """Keep a connection for the next exchange with the same incarnation; `now` is the loop's time, in seconds."""
         self._busy.discard(connection)
-        connection.idle_since = self.now()
-        self._idle.setdefault(connection.incarnation, []).append(connection)
+        connection.idle_since = now
+        idle = self._idle.get(connection.incarnation)
+        if idle is None:
+            idle = self._idle[connection.incarnation] = []
+        idle.append(connection)
 
     def forget(self, connection: Connection) -> None:
         """A connection is gone."""

@@ -18,7 +18,8 @@ class RetryBudget:
 
     def deposit(self) -> None:
         """A request was taken on."""
-        self._left = min(_CAP, self._left + SHARE)
+        if self._left < _CAP:
+            self._left += SHARE
 
     def withdraw(self, now: float) -> bool:
         """True when one more retry may be made."""

@@ -109,8 +109,12 @@ class Connection(asyncio.Protocol):
         body = self._parse(exchange, data)
         if body is None or exchange.ended or self.exchange is not exchange:
             return
-        self._after_head += len(body)
-        tail = body if exchange.chunked and _SMALL <= len(body) <= MAX_TAIL else (exchange.tail + body[-MAX_TAIL:])[-MAX_TAIL:]
+        size = len(body)
+        self._after_head += size
+        if size <= MAX_TAIL and (not exchange.tail or (exchange.chunked and size >= _SMALL)):
+            tail = body
+        else:
+            tail = (exchange.tail + body[-MAX_TAIL:])[-MAX_TAIL:]
         if self._complete and not self._ends_here(exchange, tail):
             self._refuse(exchange, "the target sent more than one response")
             return
@@ -260,8 +264,9 @@ class Connection(asyncio.Protocol):
         self.exchange = None
         exchange.connection = None
         if self._keep and self.usable:
-            self.resume_reading()
-            self._pool.release(self)
+            if self._paused:
+                self.resume_reading()
+            self._pool.release(self, exchange.last_activity)
         else:
             self.discard()
         if exchange.forwarding and exchange.head:
