@@ -17,6 +17,7 @@ from cluster.labels import zone_of
 from deployments.credentials import read_credentials
 from deployments.demand import demand_on, encode_demand
 from deployments.membership import GuardPolicies, Membership
+from deployments.news import tell_peers
 from deployments.secret import cluster_secret
 from router.config import Config, home
 from router.identity.stored import open_shared
@@ -31,8 +32,6 @@ DEPLOYMENT = "router"
 GRACE_S = 30.0
 POLICY_PERIOD_S = 0.2
 DEMAND_PERIOD_S = 1.0
-NEWS_PERIOD_S = 0.1
-ALIVE_PERIOD_S = 1.0
 LINEAGE_PERIOD_S = 0.1
 _ANSWER_S = 2.0
 
@@ -83,7 +82,8 @@ class RouterReplica:
 
     async def _run(self) -> None:
         """Watch the cluster and the policy's files for ever."""
-        watches = (self._membership.run(), self._watch_policy(), self._tell_lineage(), self._tell_demand(), self._tell_peers())
+        news = tell_peers(self._process.state.fleet, self._broadcast_news)
+        watches = (self._membership.run(), self._watch_policy(), self._tell_lineage(), self._tell_demand(), news)
         await asyncio.gather(*watches)
 
     async def _watch_policy(self) -> None:
@@ -110,18 +110,10 @@ class RouterReplica:
         """Take what another router knows of conversations: keyed hashes and labels, nothing that was said."""
         self._process.state.lineage.learn(news)
 
-    async def _tell_peers(self) -> None:
-        """Tell the other routers of requests sent, begun and ended, for ever; without news, that this one lives."""
-        fleet, told_at = self._process.state.fleet, 0.0
-        while fleet.news is not None:
-            await asyncio.sleep(NEWS_PERIOD_S)
-            now = time.time()
-            fleet.forget_silent_peers(now)
-            if fleet.news.waiting or now - told_at >= ALIVE_PERIOD_S:
-                told_at = now
-                with contextlib.suppress(TimeoutError, DeploymentUnavailableError):  # the gauges will show them
-                    told = self._peers().broadcast("take_news", fleet.news.router, fleet.news.take())
-                    await told.results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+    async def _broadcast_news(self, router: str, news: bytes) -> None:
+        with contextlib.suppress(TimeoutError, DeploymentUnavailableError):  # the gauges will show them
+            told = self._peers().broadcast("take_news", router, news)
+            await told.results_async(timeout_s=_ANSWER_S, return_exceptions=True)
 
     async def take_news(self, router: str, news: bytes) -> None:
         """What another router (or this one) tells of its requests."""

@@ -13,7 +13,9 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 from cluster.simulation.engine import Gauges, SimulatedEngine, SimulatedRequest
+from router.placement.peers import HURRY_S
 from router.placement.profile import EngineProfile
+from router.placement.targets import Work
 
 CLOUD, HOLD, REFUSE = -1, -2, -3
 """What a router may answer instead of an engine's number: send it outside, keep it for now, refuse it."""
@@ -54,6 +56,7 @@ class Scenario:
 
     `slowdowns` are factors on an engine's step times by number; `liars` are engines whose gauges always say zero.
     `speed` makes arrivals that much denser than in the trace. `profiles`, one an engine, is for engines that differ.
+    Notices between routers take `notice_s`; where routers tell in rounds, as ours do, those that need no hurry take `round_s`.
     """
 
     profile: EngineProfile
@@ -61,7 +64,8 @@ class Scenario:
     routers: int = 1
     speed: float = 1.0
     staleness_s: float = 0.25
-    notice_s: float = 0.05
+    notice_s: float = 0.02
+    round_s: float = 0.0
     notices: bool = True
     cloud_first_s: float = 0.6
     cloud_per_token_s: float = 0.02
@@ -201,7 +205,10 @@ class Simulation:
 
     def _tell_peers(self, kind: str, request: SimulatedRequest) -> None:
         if len(self.placers) > 1 and self.scenario.notices:
-            self._at(self.now + self.scenario.notice_s, self._notice, kind, request, request.engine)
+            delay_s = self.scenario.notice_s
+            if self.scenario.round_s and not (kind == "placed" and _is_urgent(request.work)):
+                delay_s = self.scenario.round_s
+            self._at(self.now + delay_s, self._notice, kind, request, request.engine)
 
     def _notice(self, kind: str, request: SimulatedRequest, engine: int) -> None:
         mine = request.index % len(self.placers)
@@ -230,3 +237,7 @@ class Simulation:
         self._open -= 1
         for child in request.children:
             self._at(max(self.now + _THINK_S, request.arrival + child.gap, child.arrival), self._arrive, child)
+
+
+def _is_urgent(work: object) -> bool:
+    return isinstance(work, Work) and work.prefill_s >= HURRY_S

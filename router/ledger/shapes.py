@@ -91,6 +91,9 @@ LOAD: Shape = (
     "down_until",
     "signals",
     "breaker",
+    "long_work_s",
+    "fresh",
+    "fresh_at",
 )
 SIGNALS: Shape = (
     "sampled_at",

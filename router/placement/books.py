@@ -9,7 +9,7 @@ from math import exp
 
 from msgspec.structs import replace
 
-from router.placement.targets import Load, Work
+from router.placement.targets import FRESH_S, LONG_S, Load, Work
 
 _FIRST_OBSERVATIONS = 8
 """The first observations of a slowdown count more: an engine nobody has calibrated can be off by tens."""
@@ -101,8 +101,11 @@ class TargetBook:
 
     __slots__ = (
         "_context",
+        "_fresh",
+        "_fresh_at",
         "_front_since",
         "_kv",
+        "_long_work_s",
         "_pace",
         "_prefill",
         "_queue",
@@ -123,6 +126,9 @@ class TargetBook:
         self._kv = 0
         self._work_s = 0.0
         self._work_at = 0.0
+        self._long_work_s = 0.0
+        self._fresh = 0.0
+        self._fresh_at = 0.0
 
     def booked(self, load: Load, entry: Entry, now: float) -> Load:
         """A request is about to be sent."""
@@ -136,13 +142,17 @@ class TargetBook:
         since = now - self._work_at
         if since > 0.0:
             self._work_s *= exp(-since / work.tau_s)
+            self._long_work_s *= exp(-since / LONG_S)
             self._work_at = now
         self._work_s += work.prefill_s
+        self._long_work_s += work.prefill_s
         return self._onto(load, load.slowdown, load.pace_slowdown)
 
     def started(self, load: Load, entry: Entry, now: float) -> Load:
         """Its first byte came back: its prefill, and with FCFS all before it, are done. Our own teach how slow the target is."""
         entry.first_at = now
+        self._age(now)
+        self._fresh += 1.0
         self._drop(entry, now)
         slowdown = load.slowdown if entry.peers else self._learned_first(entry, load, now)
         return self._onto(load, slowdown, load.pace_slowdown)
@@ -150,9 +160,18 @@ class TargetBook:
     def ended(self, load: Load, entry: Entry, now: float, pace_slowdown: float) -> Load:
         """It left the target; `pace_slowdown` is what was learned from it (`learned_pace`)."""
         self._drop(entry, now)
+        if entry.first_at:
+            self._age(now)
+            self._fresh = max(0.0, self._fresh - exp((entry.first_at - now) / FRESH_S))
         self._context -= entry.context
         self._kv -= entry.kv_tokens
         return self._onto(load, load.slowdown, pace_slowdown)
+
+    def _age(self, now: float) -> None:
+        """Bring the count of fresh answers to the present."""
+        if now > self._fresh_at:
+            self._fresh *= exp((self._fresh_at - now) / FRESH_S)
+            self._fresh_at = now
 
     def _learned_first(self, entry: Entry, load: Load, now: float) -> float:
         """The slowdown after a first byte of our own, by the wait it was given and the wait it had."""
@@ -205,6 +224,9 @@ class TargetBook:
             kv_tokens=self._kv,
             work_s=self._work_s,
             work_at=self._work_at,
+            long_work_s=self._long_work_s,
+            fresh=self._fresh,
+            fresh_at=self._fresh_at,
             slowdown=slowdown,
             pace_slowdown=pace_slowdown,
         )

@@ -284,7 +284,7 @@ class Fleet:
             index = self._index.get(notice.incarnation)
             if index is None or notice.id in self._peer_bookings:
                 return
-            work, load = notice.work, self._loads[index]
+            work, load = notice.work, _explained(self._loads[index])
             booking = self._peer_bookings[notice.id] = Booking(notice.incarnation, work.prompt_tokens, now)
             self._loads[index] = replace(
                 load,
@@ -443,6 +443,13 @@ def _with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
     foreign = max(0, signals.running + signals.waiting - max(own_share, load.inflight))
     waiting = min(foreign, max(0, signals.waiting - load.unstarted))
     return replace(load, signals=signals, foreign=foreign, foreign_waiting=waiting)
+
+
+def _explained(load: Load) -> Load:
+    """A peer's notice names what the last gauges showed as nobody's: it is not counted twice until the next ones."""
+    if not load.foreign:
+        return load
+    return replace(load, foreign=load.foreign - 1, foreign_waiting=max(0, load.foreign_waiting - 1))
 
 
 def _smooth(old: float, new: float) -> float:

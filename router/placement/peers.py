@@ -5,7 +5,7 @@ Gauges of engines show the work of other routers late and without its size; a pe
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 
 import msgspec
@@ -14,6 +14,8 @@ from router.placement.targets import Work
 
 SILENT_S = 5.0
 """After so long without a word a router is taken to be gone, and its requests with it: gauges show what is left of them."""
+HURRY_S = 0.05
+"""So many seconds of prefill are not kept for the next round of news: until its peers know, they find that target free."""
 _MOST_NEWS = 50_000
 """Kept while nobody takes them; whoever falls behind so far is better off with the gauges."""
 
@@ -40,11 +42,17 @@ class News:
         self.router = router
         self._numbers = count()
         self._notices: list[Notice] = []
+        self._untold_s = 0.0
+        self.hurry: Callable[[], None] = _nothing
+        """Called when what is untold should not wait for the next round."""
 
     def sent(self, incarnation: str, work: Work) -> str:
         """A request is on its way: the name that the later news of it go by."""
         id = f"{self.router}/{next(self._numbers)}"
         self._add(Notice(id, incarnation, "sent", work))
+        self._untold_s += work.prefill_s
+        if self._untold_s >= HURRY_S:
+            self.hurry()
         return id
 
     def later(self, id: str, incarnation: str, event: str) -> None:
@@ -59,12 +67,17 @@ class News:
     def take(self) -> bytes:
         """All news since the last time, as `read_news` reads them."""
         notices, self._notices = self._notices, []
+        self._untold_s = 0.0
         return msgspec.msgpack.encode(notices)
 
     def _add(self, notice: Notice) -> None:
         self._notices.append(notice)
         if len(self._notices) > _MOST_NEWS:
             del self._notices[: _MOST_NEWS // 2]
+
+
+def _nothing() -> None:
+    return
 
 
 def read_news(data: bytes) -> list[Notice]:

@@ -12,7 +12,7 @@ from math import exp
 import msgspec
 
 from router.placement.profile import EngineProfile
-from router.placement.targets import CLOUD, Load, Target
+from router.placement.targets import CLOUD, FRESH_S, LONG_S, Load, Target
 
 GENERIC = EngineProfile("generic", 10e-3, 20e-6, 40e-6, 300, 50e-9, 1e-9, 0)
 """Assumed of an engine nobody has calibrated; the learned slowdowns correct it. No statement about its KV cache."""
@@ -27,12 +27,16 @@ _OWN_WORK = 1.75
 """Price of a second of prefill: computing a prompt again burns time that somebody else will miss."""
 _DECODE_DELAY = 0.1
 """Price of a second of prefill for each sequence that decodes meanwhile."""
+_FRESH_DELAY = 0.5
+"""The same for each answer that has just begun: if it is short, a slow stretch now is all of it."""
 _QUEUE_DELAY = 2.0
 """Price of a second of prefill for each request that waits."""
 _PACE = 0.03
 """Price of a second of decoding."""
 _PACE_LIMIT = 1.0
 """Price of a second of decoding past `_PACE_FROM` of the pace limit."""
+_LONG_PACE_LIMIT = 2.0
+"""The same by the pace that the prefills of the last `LONG_S` make: bursts that fell on one target go elsewhere for a while."""
 _PACE_FROM = 0.85
 _MOST_BUSY = 0.98
 _SHORT_ANSWER = 40
@@ -113,10 +117,21 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
     if busy > _MOST_BUSY:
         busy = _MOST_BUSY
     pace = decode if chunk <= decode else 1.0 / (busy / chunk + (1.0 - busy) / decode)
-    cost = wait + prefill * (1.0 + _OWN_WORK + _DECODE_DELAY * decoding + _QUEUE_DELAY * queued)
-    cost += _PACE * output * (pace + per_context * prompt * decoding)
-    if pace > _PACE_FROM * ask.tpot_s:
-        cost += _PACE_LIMIT * output * (pace - _PACE_FROM * ask.tpot_s)
+    price = 1.0 + _OWN_WORK + _DECODE_DELAY * decoding + _QUEUE_DELAY * queued
+    if load.fresh:
+        age = now - load.fresh_at
+        price += _FRESH_DELAY * load.fresh * (exp(-age / FRESH_S) if age > 0 else 1.0)
+    cost = wait + prefill * price + _PACE * output * (pace + per_context * prompt * decoding)
+    bearable = _PACE_FROM * ask.tpot_s
+    if pace > bearable:
+        cost += _PACE_LIMIT * output * (pace - bearable)
+    # No pace is slower than that of steps full of prefill.
+    if chunk > decode and chunk > bearable:
+        lately = load.long_work_s * exp(-since / LONG_S) if since > 0 else load.long_work_s
+        busy = min(_MOST_BUSY, (lately + prefill) / LONG_S)
+        pace_long = 1.0 / (busy / chunk + (1.0 - busy) / decode)
+        if pace_long > bearable:
+            cost += _LONG_PACE_LIMIT * output * (pace_long - bearable)
     return Forecast(wait + prefill, prefill, pace, cost)
 
 

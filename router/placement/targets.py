@@ -161,6 +161,12 @@ class Report(msgspec.Struct, frozen=True):
     kv_port: int = 0
 
 
+LONG_S = 10.0
+"""Seconds that a long answer takes: prefills next to it count over that time."""
+FRESH_S = 1.0
+"""After so many seconds of an answer, the tokens it got at full pace make up for a slow stretch."""
+
+
 class Load(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A router's books on one target, and the signals that correct them.
 
@@ -199,6 +205,11 @@ class Load(msgspec.Struct, frozen=True, gc=False, array_like=True):
     down_until: float = 0.0
     signals: Signals | None = None
     breaker: Breaker = CLOSED
+    long_work_s: float = 0.0
+    """As `work_s`, over `LONG_S`: what the pace of long answers comes to."""
+    fresh: float = 0.0
+    """Answers that have just begun, each counting less with its age (`FRESH_S`); as it was at `fresh_at` (UNIX time)."""
+    fresh_at: float = 0.0
 
     def wait_s(self, now: float) -> float:
         """Seconds until the prefills booked here are expected to be done."""

@@ -6,9 +6,10 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from router.placement.fleet import Fleet
-from router.placement.peers import SILENT_S, News, read_news
+from router.placement.peers import HURRY_S, SILENT_S, News, read_news
 from router.placement.profile import LLAMA_8B_H100
 from router.placement.targets import Report, Signals, Work
 from tests.router.builders import NOW, make_policy, make_target
@@ -106,3 +107,17 @@ def test_when_everything_has_ended_and_been_told_both_books_are_empty(events):
             pair[who].end(booking, NOW + 10, completed=True)
         tell(pair[who], pair[1 - who], NOW + 10)
     assert counts(pair[0]) == counts(pair[1]) == [(0, 0, 0, 0.0)] * 2
+
+
+def test_a_long_prefill_is_told_in_a_hurry_and_short_ones_when_they_add_up():
+    ours, _ = two()
+    hurried = []
+    ours.news.hurry = lambda: hurried.append(len(read_news(ours.news.take())))
+    ours.book(TARGETS[0], 2000, NOW, work=replace(WORK, prefill_s=HURRY_S))
+    assert hurried == [1]
+    for _ in range(5):
+        ours.book(TARGETS[0], 200, NOW, work=replace(WORK, prefill_s=HURRY_S / 4))
+    assert hurried == [1, 4] and len(read_news(ours.news.take())) == 1
+    for _ in range(3):
+        ours.book(TARGETS[0], 200, NOW, work=replace(WORK, prefill_s=HURRY_S / 4))
+    assert hurried == [1, 4], "what was told counts no more"

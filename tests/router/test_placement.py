@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from router.placement.fleet import Fleet
 from router.placement.peers import Notice
 from router.placement.predict import ask_of, forecast, rank_costs
 from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100
-from router.placement.targets import Kind, Load, Price, Report, Signals, Work
+from router.placement.targets import FRESH_S, Kind, Load, Price, Report, Signals, Work
 from router.screen import GROUP
 from tests.router.builders import NOW, SPILL_KEY, make_facts, make_policy, make_target, make_view
 
@@ -33,6 +35,9 @@ loads = st.builds(
     kv_tokens=st.integers(0, 500_000),
     work_s=st.floats(0, 10),
     work_at=st.just(NOW - 1),
+    long_work_s=st.floats(0, 20),
+    fresh=st.floats(0, 10),
+    fresh_at=st.just(NOW - 0.3),
     service_s=st.floats(0, 20),
     slowdown=st.floats(0, 4),
     profile=st.sampled_from([None, LLAMA_8B_H100, QWEN_72B_4XH100]),
@@ -46,6 +51,8 @@ heavier = st.sampled_from(
         {"queue_s": 2.0},
         {"kv_tokens": 100_000},
         {"work_s": 3.0},
+        {"long_work_s": 8.0},
+        {"fresh": 2.0},
     ]
 )
 prompts = st.integers(1, 60_000)
@@ -197,6 +204,47 @@ def test_whatever_the_order_the_books_empty_out(steps):
     for load in fleet.view(NOW + 3).loads:
         assert (load.inflight, load.unstarted, load.context_tokens, load.kv_tokens) == (0, 0, 0, 0)
         assert load.queue_s == pytest.approx(0.0, abs=1e-9)
+
+
+def test_an_answer_counts_as_fresh_from_its_first_token_to_its_end_and_less_with_age():
+    fleet = make_fleet(TARGETS[0])
+    first, second = (fleet.book(TARGETS[0], 8000, NOW, work=WORK) for _ in range(2))
+    assert fleet.view(NOW).loads[0].fresh == 0.0
+    fleet.first_byte(first, NOW + 1.0)
+    fleet.first_byte(second, NOW + 2.0)
+    assert fleet.view(NOW).loads[0].fresh == pytest.approx(1.0 + math.exp(-1.0 / FRESH_S))
+    fleet.end(second, NOW + 2.5, completed=True, output_tokens=20)
+    assert fleet.view(NOW).loads[0].fresh == pytest.approx(math.exp(-1.5 / FRESH_S))
+    fleet.end(first, NOW + 3.0, completed=False)
+    assert fleet.view(NOW).loads[0].fresh == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_long_prompt_goes_where_no_answer_has_just_begun():
+    old, young = Load(profile=LLAMA_8B_H100, inflight=2), Load(profile=LLAMA_8B_H100, inflight=2, fresh=2.0, fresh_at=NOW)
+    facts = make_facts(POLICY, prompt_tokens=30_000, prompt_bytes=120_000)
+    for loads, chosen in (((young, old), 1), ((old, young), 0)):
+        assert decide(facts, POLICY, make_view(*zip(TARGETS[:2], loads, strict=True)), NOW).chosen.index == chosen
+
+
+def test_prefills_of_the_last_seconds_send_a_request_elsewhere_even_when_they_are_over():
+    usual = Load(profile=LLAMA_8B_H100, inflight=6, context_tokens=200_000, work_at=NOW - 4)
+    rested, hot = (replace(usual, long_work_s=seconds) for seconds in (1.0, 14.0))
+    facts = make_facts(POLICY, prompt_tokens=500, prompt_bytes=2000)
+    for loads, chosen in (((hot, rested), 1), ((rested, hot), 0)):
+        assert decide(facts, POLICY, make_view(*zip(TARGETS[:2], loads, strict=True)), NOW).chosen.index == chosen
+
+
+def test_a_peers_request_that_a_gauge_showed_before_its_notice_came_counts_once():
+    fleet = make_fleet(TARGETS[0])
+    fleet.update([Report(TARGETS[0], Signals(NOW, 0, 2, 0.0))])
+    assert (fleet.load_of(TARGETS[0].incarnation).foreign, fleet.load_of(TARGETS[0].incarnation).foreign_waiting) == (2, 2)
+    fleet.noticed(Notice("a/1", TARGETS[0].incarnation, "sent", WORK), NOW + 0.05)
+    load = fleet.load_of(TARGETS[0].incarnation)
+    assert (load.inflight, load.foreign, load.foreign_waiting) == (1, 1, 1)
+    for number in (2, 3):
+        fleet.noticed(Notice(f"a/{number}", TARGETS[0].incarnation, "sent", WORK), NOW + 0.05)
+    load = fleet.load_of(TARGETS[0].incarnation)
+    assert (load.inflight, load.foreign, load.foreign_waiting) == (3, 0, 0)
 
 
 def test_a_slow_replica_is_found_out_and_likes_stay_alike():

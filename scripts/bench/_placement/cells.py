@@ -50,6 +50,8 @@ TUNED_ROWS = 5000
 """The first rows of the conversation trace are those that the policy's constants were chosen on: no figure comes from them."""
 MAX_WAIT_S = 30.0
 """The live default of `slo.max_wait_ms`."""
+ROUND_S = 0.1
+"""Our routers tell each other in rounds, and between them only of long prefills; peers tell of everything at once."""
 OWN_TRACES = Path(__file__).with_name("traces")
 
 
@@ -171,6 +173,7 @@ def simulate(cell: Cell, traces: Traces) -> Outcome:
         speed=cell.load * traces.speed(cell.trace, cell.model, cell.engines),
         staleness_s=cell.staleness_s,
         notices=cell.notices,
+        round_s=ROUND_S if cell.policy == TIDEGATE else 0.0,
         slowdowns=dict.fromkeys(cell.slow, 2.0),
         liars=frozenset(cell.liars),
     )
