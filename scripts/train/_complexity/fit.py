@@ -21,7 +21,10 @@ from router.complexity.features import NAMES
 from router.complexity.weights import Trees
 
 FEW_ROWS = 3000
-"""Below this many labels the linear model over the hand features is a third part."""
+"""Below this many labels the linear model over the hand features is a third part, and length alone a fourth."""
+
+
+_CHARS = NAMES.index("chars")
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,9 @@ def fit_gain(
     inner = inner_folds(keys)
     few = len(target) < FEW_ROWS
     asked = hand if readings is None else np.hstack([hand, readings.rows])
-    guesses = np.zeros((len(target), 3))
+    guesses = np.zeros((len(target), 4))
+    if few:
+        guesses[:, 3] = standard[:, _CHARS]
     for fold in range(INNER):
         a, b = inner != fold, inner == fold
         if not a.any() or not b.any():
@@ -119,6 +124,10 @@ def fit_gain(
             guesses[b, 2] = standard[b] @ fit_linear(standard[a], target[a] - middle, recipe.hand_penalty)
     shares, _ = nnls(guesses, target - middle)
     shares = _keep_balance(shares, few)
+    linear = np.zeros(hand.shape[1])
+    if few:
+        linear += shares[2] * fit_linear(standard, target - middle, recipe.hand_penalty)
+        linear[_CHARS] += shares[3]
     whole, scale = quantise(shares[0] * fit_words(words, target - middle, recipe.word_penalty))
     return Parts(
         middle,
@@ -126,7 +135,7 @@ def fit_gain(
         scale,
         means,
         deviations,
-        shares[2] * fit_linear(standard, target - middle, recipe.hand_penalty) if few else np.zeros(hand.shape[1]),
+        linear,
         fit_trees(asked, target, recipe),
         float(shares[1]),
         middle,
@@ -135,11 +144,10 @@ def fit_gain(
 
 
 def _keep_balance(shares: np.ndarray, few: bool) -> np.ndarray:
-    """No part is left out altogether: which one helps on the inner folds is itself a noisy finding."""
-    floor = 0.25 * max(shares.sum(), 0.2) / (3 if few else 2)
-    shares = np.maximum(shares, floor)
-    if not few:
-        shares[2] = 0.0
+    """No fitted part is left out altogether: which one helps on the inner folds is itself a noisy finding."""
+    fitted = 3 if few else 2
+    shares = shares.copy()
+    shares[:fitted] = np.maximum(shares[:fitted], 0.25 * max(shares[:fitted].sum(), 0.2) / fitted)
     return shares
 
 
