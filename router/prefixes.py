@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -142,7 +142,7 @@ class Prefixes:
             except NoText:
                 pass
         try:
-            raw = _ENCODER.encode([body[name] for name in _RAW if body.get(name)])[:LONGEST_RAW]
+            raw = b"\0".join([part for name in _RAW if (given := body.get(name)) for part in _words(given)])[:LONGEST_RAW]
         except (UnicodeEncodeError, OverflowError, RecursionError):  # what the engine will refuse, or what no text is
             return NO_CHAIN
         space = b"raw\0" + namespace(lora, salt)
@@ -321,6 +321,19 @@ class Prefixes:
     def _choose_renderers(self) -> None:
         """One renderer per model: replicas of a model share its template. In an upgrade the newest that spoke wins."""
         self._renderers = {replica.model: replica.renderer for replica in self._replicas.values() if replica.renderer is not None}
+
+
+def _words(given: Any) -> Iterator[bytes]:
+    """A field of a request, piece by piece, so that a conversation begins as it did when it was shorter. A usual turn goes as it
+    is: writing a long text as JSON takes ten times as long as copying it."""
+    for turn in given if type(given) is list and type(given[0]) is dict else (given,):
+        if type(turn) is str:
+            yield turn.encode()
+        elif type(turn) is dict and len(turn) == 2 and type(turn.get("content")) is str and type(turn.get("role")) is str:
+            yield turn["role"].encode()
+            yield turn["content"].encode()
+        else:
+            yield _ENCODER.encode(turn)
 
 
 def _model_of(target: Target) -> str:

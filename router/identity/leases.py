@@ -25,6 +25,8 @@ _log = logging.getLogger("tidegate.limits")
 
 _SYNC_S = 0.05
 _HEARTBEAT_S = 0.5
+_QUIET_AFTER_S = 0.5
+"""Without any use for so long, the thread sleeps from heartbeat to heartbeat, and the first use wakes it."""
 _ALONE_AFTER_S = 3.0
 _FORGET_S = 600.0
 
@@ -68,6 +70,8 @@ class LeasedBooks:
         self._reached = time.monotonic()
         self._failing = False
         self._wake = threading.Event()
+        self._asleep = False
+        """The thread waits for the next heartbeat unless it is woken: nothing was used for a while."""
         self._closing = False
         self._syncing = threading.Lock()
         """Held by whoever talks to the store: the thread, or who asks for leases that must be there first."""
@@ -134,6 +138,8 @@ class LeasedBooks:
             lease.used = max(0, lease.used + amount)
             if lease.place is not None and self._file is not None:
                 self._file.put(lease.place, lease.used)
+            if self._asleep:
+                self._wake.set()
 
     def _open(self, limit: Limit, window: Window) -> _Lease:
         lease = _Lease(limit, window.index, window.end)
@@ -161,15 +167,26 @@ class LeasedBooks:
             dead.close(entered=entered)
 
     def _run(self) -> None:
-        beat = 0.0
+        beat = used_at = -math.inf
         while not self._closing:
-            if self._wake.wait(_SYNC_S):
+            if self._wake.wait(_HEARTBEAT_S if self._asleep else _SYNC_S):
                 self._wake.clear()
+            self._asleep = False
             moment = time.monotonic()
-            if moment - beat >= _HEARTBEAT_S or any(lease.used != lease.reported for lease in list(self._leases.values())):
+            if self._has_news():
+                used_at = moment
+            if used_at == moment or moment - beat >= _HEARTBEAT_S:
                 beat = moment
                 self._renew()
                 time.sleep(0.005)
+            # First asleep, then a last look: what is used from here on wakes it, and what was used before is seen.
+            self._asleep = moment - used_at >= _QUIET_AFTER_S
+            if self._asleep and self._has_news():
+                self._asleep = False
+
+    def _has_news(self) -> bool:
+        """Whether the store has not been told of some use."""
+        return any(lease.used != lease.reported for lease in list(self._leases.values()))
 
     def _prepare(self, more: Iterable[Limit]) -> None:
         """Leases for the limits that are known, in this window and in the one that is about to begin."""

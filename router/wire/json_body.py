@@ -38,7 +38,24 @@ def _no_constant(name: str) -> Any:
     raise ValueError(name)
 
 
-_decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+_scan = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).scan_once  # type: ignore[attr-defined]
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _decode(text: str) -> Any:
+    """As `json.JSONDecoder.decode`, without a search for the space around the value where there is none."""
+    try:
+        found, end = _scan(text, 0 if text.startswith("{") else _after_space(text, 0))
+    except StopIteration as stop:
+        raise json.JSONDecodeError("Expecting value", text, stop.value) from None
+    if end != len(text) and (end := _after_space(text, end)) != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+    return found
+
+
+def _after_space(text: str, start: int) -> int:
+    found = _SPACE.match(text, start)
+    return start if found is None else found.end()
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -50,7 +67,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not body:
         raise invalid_request("The request has no body; send a JSON object.")
     try:
-        parsed = _decoder.decode(body.decode("utf-8"))
+        parsed = _decode(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise invalid_request(f"The body is not valid UTF-8 (byte {error.start}).") from None
     except _DuplicateKey as error:

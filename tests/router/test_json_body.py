@@ -89,3 +89,24 @@ def test_look_alikes_do_not_mislead_it(raw):
     parsed = parse_object(raw)
     changed = json.loads(replace_model(raw, parsed, "served"))
     assert changed == {**json.loads(raw), "model": "served"}
+
+
+@given(
+    st.dictionaries(st.sampled_from("ab"), values, max_size=3),
+    st.lists(st.tuples(st.integers(0, 60), st.text('{}[]",: \n\t1-xN', max_size=2))),
+)
+def test_a_fault_is_found_where_the_standard_library_finds_it(value, edits):
+    text = json.dumps(value)
+    for place, piece in edits:
+        text = text[:place] + piece + text[place + 1 :]
+    try:
+        expected = json.loads(text)
+    except json.JSONDecodeError as error:
+        with pytest.raises(ApiError) as refused:
+            parse_object(text.encode())
+        assert not text or f": {error.msg} at position {error.pos}." in refused.value.message or "twice" in refused.value.message
+        return
+    try:
+        assert parse_object(text.encode()) == expected
+    except ApiError as refused:
+        assert not isinstance(expected, dict) or "NaN" in text or any(word in refused.message for word in ("twice", "numbers"))

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -231,6 +231,32 @@ def test_a_usage_file_that_is_damaged_or_full_costs_nothing_but_itself(tmp_path)
     file.free(places[7])
     assert file.open("again") == places[7] and file.open("x" * 300) is None
     file.close()
+
+
+def test_the_first_use_after_a_quiet_time_wakes_who_reports_it(tmp_path, monkeypatch):
+    """Between two heartbeats nothing else would: here they are an hour apart."""
+    monkeypatch.setattr("router.identity.leases._HEARTBEAT_S", 3600.0)
+    monkeypatch.setattr("router.identity.leases._QUIET_AFTER_S", 0.01)
+    limit = Limit("key:k", Kind.REQUESTS, Period.DAY, 100)
+    database = Database(f"sqlite:///{tmp_path / 'store.db'}")
+    book = LeasedBooks(Counters(database, "mine"), lambda: (limit,))
+    book.start()
+    window = window_of(Period.DAY, time.time())
+    lease = book._leases[limit, window.index]
+    for used in (3, 5):
+        assert until(lambda: book._asleep and not book._wake.is_set())
+        book.take(limit, window.index, used - lease.used)
+        assert until(lambda used=used: lease.reported == used)
+    book.close()
+    database.close()
+
+
+def until(true: Callable[[], bool]) -> bool:
+    """Whether it becomes true within seconds."""
+    deadline = time.monotonic() + 10
+    while not true() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return true()
 
 
 def test_without_the_store_each_replica_keeps_to_its_share_and_nobody_waits(tmp_path, monkeypatch):
