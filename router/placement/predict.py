@@ -125,8 +125,8 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
     bearable = _PACE_FROM * ask.tpot_s
     if pace > bearable:
         cost += _PACE_LIMIT * output * (pace - bearable)
-    # No pace is slower than that of steps full of prefill.
-    if chunk > decode and chunk > bearable:
+    # The mean pace is below that of steps weighed by their number, which is cheaper to tell.
+    if (load.long_work_s + prefill) * (chunk - decode) > (bearable - decode) * LONG_S and chunk > decode:
         lately = load.long_work_s * exp(-since / LONG_S) if since > 0 else load.long_work_s
         busy = min(_MOST_BUSY, (lately + prefill) / LONG_S)
         pace_long = 1.0 / (busy / chunk + (1.0 - busy) / decode)
