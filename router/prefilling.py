@@ -74,13 +74,14 @@ class Prefilling:
         self._admitted = admitted
         self._choice = choice
         self._request = request
+        self._body = body_of(request)
         self._over = over
         self._began = state.pool.now()
 
     def start(self, half: Prefill, client: DirectRequest) -> None:
         """Ask for the prompt. Whatever becomes of it, `over` is told."""
         state, admitted, choice = self._state, self._admitted, self._choice
-        asked = {name: value for name, value in body_of(self._request).items() if name not in _NOT_FOR_A_TOKEN}
+        asked = {name: value for name, value in self._body.items() if name not in _NOT_FOR_A_TOKEN}
         asked |= {"stream": False, "max_tokens": 1, "kv_transfer_params": _KEEP}
         request = half_request(state, admitted, choice, half.address, asked)
         timeouts = state.config.timeouts
@@ -112,7 +113,7 @@ class Prefilling:
         took = f"{(state.pool.now() - self._began) * 1e3:.0f} ms"
         if kept is not None:
             remark = f"prompt computed by the other half in {took}"
-            body = {**body_of(request), "kv_transfer_params": kept}
+            body = {**self._body, "kv_transfer_params": kept}
             request = half_request(state, self._admitted, choice, choice.target.address, body)
         else:
             remark = f"the half for prompts failed after {took}"

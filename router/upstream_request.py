@@ -43,8 +43,7 @@ def upstream_request(
         label_text, epoch = state.label_text(state.policy.label_for(ticket.label, choice.model)), state.policy.epoch
         permission = permission_for(admitted.request_id, ticket, choice.model, target.incarnation, epoch, label_text, now)
         token = issue_pass(state.target_key(target.incarnation), permission, "POST", target.address.base_path + path)
-    credential = state.credential(target.secret) if target.secret else None
-    own = own_request_headers(admitted.request_id, choice, token, credential)
+    own = _own_headers(state, admitted, choice, token)
     return request_head("POST", target.address, path, admitted.headers, own, content_type, len(body)) + body
 
 
@@ -64,10 +63,14 @@ def half_request(state: RouterState, admitted: AdmittedRequest, choice: Choice, 
         address: where the half is.
         body: what it is asked.
     """
-    credential = state.credential(choice.target.secret) if choice.target.secret else None
-    own = own_request_headers(admitted.request_id, choice, None, credential)
-    data = encode_object(body)
+    own, data = _own_headers(state, admitted, choice, None), encode_object(body)
     return request_head("POST", address, admitted.path, admitted.headers, own, JSON, len(data)) + data
+
+
+def _own_headers(state: RouterState, admitted: AdmittedRequest, choice: Choice, token: str | None) -> str:
+    """Our headers for a target, with the pass where it has a guard and the credential where it has one."""
+    secret = choice.target.secret
+    return own_request_headers(admitted.request_id, choice, token, state.credential(secret) if secret else None)
 
 
 def _body(admitted: AdmittedRequest, choice: Choice, trail: Trail | None, join: Join | None) -> tuple[str, bytes, bytes]:
