@@ -113,6 +113,7 @@ class Exchange:
         "sent",
         "status",
         "tail",
+        "whole",
     )
 
     def __init__(
@@ -134,6 +135,8 @@ class Exchange:
         self.ended = False
         self.sent = False
         """The request has gone to the target's connection."""
+        self.whole = False
+        """All of the response has been written; the handler hears of it on the loop's next turn."""
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.chunked = False
@@ -154,11 +157,11 @@ class Exchange:
         self.deadline = deadline
 
     def end(self, ending: Ending) -> None:
-        """Settle the exchange; later endings change nothing."""
+        """Settle the exchange; later endings change nothing, and what was written whole is complete."""
         if not self.ended:
             self.ended = True
             self.client.listen(None)
-            self.handler.on_end(self, ending)
+            self.handler.on_end(self, Ending.COMPLETE if self.whole else ending)
 
     def broken(self, why: str, *, now: float = math.inf) -> None:
         """The target failed; `why` is for the receipt and holds no content. A head that still waits was never sent.
@@ -166,6 +169,9 @@ class Exchange:
         `now` is given where the connection itself broke: then the request may go out again, if it was a kept-alive one.
         """
         if self.ended:
+            return
+        if self.whole:
+            self.end(Ending.COMPLETE)
             return
         resend, self.resend = self.resend, None
         if resend is not None and not self.status and now < min(self.first_byte_deadline, self.deadline):

@@ -25,6 +25,7 @@ from router.identity.networks import Networks, packed
 from router.wire.client_head import MAX_HEADER_BYTES, BadHead, HeadCollector, HeaderBlock, framing_problem
 from router.wire.direct import ClientListener, DirectHandler, DirectRequest
 from router.wire.errors import ApiError
+from router.wire.known_head import KnownHead
 from router.wire.patience import Patience, Verdict
 from router.wire.proxy_header import BadProxyHeader, read_proxy_header
 
@@ -44,6 +45,9 @@ class RelayProtocol(HttpToolsProtocol):
         """What has come of the PROXY header that must come first; None where none is expected any more."""
         self.listener: ClientListener | None = None
         self._collector = HeadCollector()
+        self._known = KnownHead()
+        self._block: bytes | None = None
+        """What begins with the header block that the parser is at."""
         self._in_body = False
         self._parser_in_head = False
         self._unproductive = 0
@@ -93,6 +97,8 @@ class RelayProtocol(HttpToolsProtocol):
                 self.send_400_response("The header block, or the framing of the body, is too large.")
                 return
             self._unproductive += len(data)
+        elif self._known.handler is not None and self._repeats(data):
+            return
         else:
             try:
                 whole = self._collector.collect(data)
@@ -102,15 +108,35 @@ class RelayProtocol(HttpToolsProtocol):
             if whole is None:
                 self._patience.expect_head(self.loop.time())
                 return
-            data = whole
+            data = self._block = whole
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
             self.send_400_response("Invalid HTTP request received.")
         except httptools.HttpParserUpgrade:
             pass  # `on_headers_complete` has refused it
+        self._block = None
         if self._parser_in_head:
             self._patience.expect_head(self.loop.time())
+
+    def _repeats(self, data: bytes) -> bool:
+        """Serve a request that is, but for its body, the one before it again; false where it has to be read."""
+        known, before = self._known, self.cycle
+        if (before is not None and not before.response_complete) or self._collector.waiting:
+            return False
+        found = known.match(data)
+        if found is None or known.handler is None:
+            return False
+        headers, body = found
+        self._patience.settle()
+        request = DirectRequest(
+            self, known.handler, known.method, known.path, headers, keep_alive=True, speaks_chunked=True, expects_100=False
+        )
+        self.cycle = request  # type: ignore[assignment]
+        request.feed(body)
+        request.complete()
+        request.open()
+        return True
 
     def _take_preface(self, data: bytes) -> bytes:
         """Read the PROXY header, and return what follows it."""
@@ -167,7 +193,7 @@ class RelayProtocol(HttpToolsProtocol):
         if handler is None:
             self._start_asgi()
         else:
-            self._start_direct(handler, path.decode("ascii"), version != "1.0")
+            self._start_direct(handler, path.decode("ascii"), headers, version != "1.0")
 
     def _start_asgi(self) -> None:
         url, headers, expects = self.url, self.headers, self.expect_100_continue
@@ -177,17 +203,20 @@ class RelayProtocol(HttpToolsProtocol):
         if expects:  # whether the body follows a final answer is the client's choice: do not guess
             self.cycle.keep_alive = False
 
-    def _start_direct(self, handler: DirectHandler, path: str, modern: bool) -> None:
+    def _start_direct(self, handler: DirectHandler, path: str, headers: HeaderBlock, modern: bool) -> None:
         request = DirectRequest(
             self,
             handler,
             self.parser.get_method().decode("ascii"),
             path,
-            self.headers,
+            headers,
             keep_alive=modern and not self.expect_100_continue and self.parser.should_keep_alive(),
             speaks_chunked=modern,
             expects_100=self.expect_100_continue,
         )
+        if self._block is not None and modern and request.keep_alive:
+            self._known.learn(self._block, headers, handler, request.method, path)
+        self._block = None
         before: Any = self.cycle
         self.cycle = request  # type: ignore[assignment]
         if before is None or before.response_complete:

@@ -33,6 +33,7 @@ class Pool:
         self._sweeper: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self.now: Callable[[], float] = self._loop.time
+        self.soon = self._loop.call_soon
         self._sweep()
 
     def send(self, incarnation: str, address: Address, exchange: Exchange) -> None:

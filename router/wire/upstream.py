@@ -271,7 +271,12 @@ class Connection(asyncio.Protocol):
             self.discard()
         if exchange.forwarding and exchange.head:
             exchange.write(b"")
-        exchange.end(Ending.COMPLETE if exchange.forwarding else Ending.HELD)
+        if exchange.forwarding:
+            # The loop sends what was written before its next turn begins: the accounts of a request delay no answer.
+            exchange.whole = True
+            self._pool.soon(exchange.end, Ending.COMPLETE)
+        else:
+            exchange.end(Ending.HELD)
 
     def eof_received(self) -> bool:
         """The target closed its side: close ours."""

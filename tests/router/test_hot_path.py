@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from router.ledger.receipts import Receipt, read_usage
 from router.residency.sha256 import sha256
 from router.wire.client_head import BadHead, HeadCollector, HeaderBlock, framing_problem
+from router.wire.exchange import Ending, Exchange
 from router.wire.request import header
 
 NAMES = ("host", "accept", "content-length", "x-request-id", "transfer-encoding", "upgrade", "X-Upgraded")
@@ -111,3 +112,30 @@ def test_usage_is_read_wherever_the_tail_begins(prompt, completion, cached, text
 )
 def test_usage_in_unusual_shapes_is_read_or_left_unknown(tail, prompt):
     assert counts_of(tail)["prompt_tokens"] == prompt
+
+
+@pytest.mark.parametrize("late", ["ended", "broken", "left"])
+def test_what_was_written_whole_is_complete_whatever_happens_before_the_handler_hears_of_it(late):
+    class Client:
+        gone = False
+
+        def listen(self, _listener):
+            """Nobody there."""
+
+    class Handler:
+        def __init__(self):
+            self.endings = []
+
+        def finishes(self):
+            return True
+
+        def on_end(self, exchange, ending):
+            self.endings.append((ending, exchange.failure))
+
+    handler = Handler()
+    exchange = Exchange(Client(), handler, b"", 0.0, 1.0, 1.0)
+    exchange.sent = exchange.forwarding = exchange.whole = True
+    exchange.resend = lambda _: handler.endings.append("sent again")
+    {"ended": lambda: None, "broken": lambda: exchange.broken("policy_revoked", now=0.5), "left": exchange.client_gone}[late]()
+    exchange.end(Ending.COMPLETE)
+    assert handler.endings == [(Ending.COMPLETE, "")]
