@@ -33,7 +33,7 @@ class Verdict(Enum):
 class Patience:
     """What one client owes, and since when."""
 
-    __slots__ = ("_body_bytes", "_busy_at", "_owing_since", "_unread", "_unread_since")
+    __slots__ = ("_asked", "_body_bytes", "_busy_at", "_owing_since", "_unread", "_unread_since")
 
     def __init__(self, now: float) -> None:
         self._owing_since: float | None = now
@@ -41,6 +41,8 @@ class Patience:
         self._unread = 0
         self._unread_since = now
         self._busy_at = now
+        self._asked = False
+        """A request came since `judge` last looked, however soon it was answered."""
 
     def expect_head(self, now: float) -> None:
         """A request has begun to come; without effect when it had."""
@@ -60,6 +62,7 @@ class Patience:
     def settle(self) -> None:
         """The request is whole: the client owes nothing."""
         self._owing_since = None
+        self._asked = True
 
     def judge(self, now: float, unsent: int, *, held_back: bool, answering: bool) -> Verdict:
         """Called about once a second.
@@ -75,8 +78,8 @@ class Patience:
         self._unread = unsent
         if unsent and now - self._unread_since > UNREAD_S:
             return Verdict.UNREAD
-        if answering or self._owing_since is not None:
-            self._busy_at = now
+        if answering or self._asked or self._owing_since is not None:
+            self._busy_at, self._asked = now, False
         if self._owing_since is None:
             return Verdict.IDLE if now - self._busy_at > KEEP_ALIVE_S else Verdict.KEEP
         in_head = self._body_bytes < 0

@@ -201,6 +201,7 @@ def test_patience_has_its_limits():
     assert patience.judge(20 + BODY_S + 11, 0, **idle) is Verdict.TOO_SLOW
     assert patience.judge(20 + BODY_S + 11, 0, held_back=True, answering=True) is Verdict.KEEP
     patience.settle()
+    assert patience.judge(20 + BODY_S + 11, 0, **idle) is Verdict.KEEP
     assert patience.judge(20 + BODY_S + 11 + KEEP_ALIVE_S - 1, 0, **idle) is Verdict.KEEP
     assert patience.judge(20 + BODY_S + 11 + KEEP_ALIVE_S + 1, 0, **idle) is Verdict.IDLE
     busy = {"held_back": False, "answering": True}
@@ -208,3 +209,12 @@ def test_patience_has_its_limits():
     assert patience.judge(1001.0, 500, **busy) is Verdict.KEEP
     assert patience.judge(1050.0, 400, **busy) is Verdict.KEEP, "it reads, if slowly"
     assert patience.judge(1051.0 + UNREAD_S, 400, **busy) is Verdict.UNREAD
+
+
+def test_a_client_that_asks_again_and_again_is_not_idle_though_every_answer_was_quick():
+    patience = Patience(0.0)
+    for second in range(1, 3 * round(KEEP_ALIVE_S)):
+        patience.expect_body(second - 0.5)
+        patience.settle()  # answered before anybody looks
+        assert patience.judge(float(second), 0, held_back=False, answering=False) is Verdict.KEEP
+    assert patience.judge(second + KEEP_ALIVE_S + 1, 0, held_back=False, answering=False) is Verdict.IDLE
