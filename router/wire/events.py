@@ -7,6 +7,7 @@ looked at: an event is parsed only if it has a `"usage"` key, and a quote inside
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -17,26 +18,26 @@ _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _ENDINGS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\][ \t]*(?:[\r\n]|\Z)")
 _CHUNK_OF_EVENTS_END = b"\n\n\r\n"
-_CHUNK_SIZES = {b"%x" % size: size for size in range(1, 4096)}
+CHUNK_SIZES = {b"%x" % size: size for size in range(1, 4096)}
 """Sizes as servers write them; any other spelling, and a larger chunk, goes to the parser."""
 
 
-def is_plain_events(data: bytes) -> bool:
-    """True when `data` is nothing but whole HTTP chunks (RFC 9112, section 7.1), each of whole events, and neither usage nor
-    `[DONE]` stands in any of them. Then it may pass as it is; False only means that it must be looked at.
+def plain_events(data: bytes) -> bytes | None:
+    """`data`, where it is nothing but whole HTTP chunks (RFC 9112, section 7.1), each of whole events, and neither usage nor
+    `[DONE]` stands in any of them. Then it may pass as it is; None only means that it must be looked at.
     """
     if data[-4:] != _CHUNK_OF_EVENTS_END or b'"usage"' in data or b"[DONE]" in data:
-        return False
+        return None
     start, end = 0, len(data)
     while start < end:
         line = data.find(b"\r\n", start, start + 6)
-        size = _CHUNK_SIZES.get(data[start:line])
+        size = CHUNK_SIZES.get(data[start:line])
         if size is None:
-            return False
+            return None
         start = line + 4 + size
         if data[start - 4 : start] != _CHUNK_OF_EVENTS_END:
-            return False
-    return start == end
+            return None
+    return data if start == end else None
 
 
 class EventTooLarge(Exception):
@@ -66,6 +67,15 @@ class EventStream:
     def empty(self) -> bool:
         """True while no part of an event waits for its rest."""
         return not self._pending
+
+    @property
+    def shortcut(self) -> Callable[[bytes], bytes | None] | None:
+        """What reads of whole chunks may go through from here on, in place of a parser and `feed`, if anything.
+
+        It takes a read that begins between two chunks and answers what goes to the client for it, framing and all; None where
+        it has to go the long way after all. Then, and after the long way, ask for it anew.
+        """
+        return plain_events if self.empty else None
 
     @property
     def cut_short(self) -> bool:

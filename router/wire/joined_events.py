@@ -10,15 +10,17 @@ from __future__ import annotations
 import re
 from array import array
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from router.wire.events import EventStream
+from router.wire.events import CHUNK_SIZES, EventStream
 
 _TOKEN_IDS = re.compile(rb'"((?:prompt_)?token_ids)"\s*:\s*\[[0-9,\s]*\]')
 _NEVER = b"\0"
 _AFTER_TOKEN = b"]}]}\n\n"
+_NO_TOKEN = b"null}]}\n\n"
 _ONE_TOKEN = re.compile(
     rb'(data: \{"id":"[^"\\]*","object":"[^"\\]*","created":\d+,"model":"[^"\\]*","choices":\[\{"index":0,'
     rb'(?:"delta":\{"content"|"text"):")[^"\\]+'
@@ -218,12 +220,33 @@ class TrackedEvents(EventStream):
         """Never: every event has to be looked at."""
         return False
 
+    @property
+    def shortcut(self) -> Callable[[bytes], bytes | None] | None:
+        """See `EventStream`: once the usual event is known, chunks of one such event each."""
+        return None if self._pending or self._prefix is _NEVER else self._pass_chunks
+
+    def _pass_chunks(self, data: bytes) -> bytes | None:
+        found = []
+        start, end = 0, len(data)
+        while start < end:
+            line = data.find(b"\r\n", start, start + 6)
+            size = CHUNK_SIZES.get(data[start:line])
+            if size is None:
+                return None
+            start = line + 4 + size
+            token = self._read_token(data, line + 2, start - 2)
+            if token is None or data[start - 2 : start] != b"\r\n":
+                return None
+            found.append(token)
+        say = self.trail.say
+        for text, token_id, _ in found:  # only now: what goes the long way is recorded there
+            say(text, token_id)
+        return b"".join([b"%x\r\n%b%b\r\n" % (len(head) + len(_NO_TOKEN), head, _NO_TOKEN) for _, _, head in found])
+
     def feed(self, piece: bytes) -> bytes:
         """As the base class, without token ids."""
-        if piece.startswith(self._prefix) and not self._pending:
-            short = self._pass_token(piece)
-            if short is not None:
-                return short
+        if not self._pending and (short := self._pass_token(piece)) is not None:
+            return short
         whole = super().feed(piece)
         if not whole:
             return whole
@@ -233,21 +256,29 @@ class TrackedEvents(EventStream):
         return b"".join([self._pass(event) for event in whole.split(b"\n\n") if event])
 
     def _pass_token(self, event: bytes) -> bytes | None:
-        """An event with one token, text without quotes and nothing else, as nearly all of a stream are; None for any other.
+        """An event with one token, text without quotes and nothing else, as nearly all of a stream are; None for any other."""
+        found = self._read_token(event, 0, len(event))
+        if found is None:
+            return None
+        text, token_id, head = found
+        self.trail.say(text, token_id)
+        return head + _NO_TOKEN
+
+    def _read_token(self, data: bytes, start: int, stop: int) -> tuple[bytes, int, bytes] | None:
+        """The text and the token id of such an event, `data[start:stop]`, and what of it stands before the id.
 
         Without quotes in it the text is all of the string, so nothing but the two learnt parts surrounds text and token.
         """
-        start = len(self._prefix)
-        end = event.find(self._between, start)
+        begin = start + len(self._prefix)
+        end = data.find(self._between, begin, stop)
         after = end + len(self._between)
-        token = event[after:-6]
-        if end <= start or not token.isdigit() or len(token) > 9 or not event.endswith(_AFTER_TOKEN):
+        token = data[after : stop - 6]
+        if end <= begin or not token.isdigit() or len(token) > 9 or data[stop - 6 : stop] != _AFTER_TOKEN:
             return None
-        text = event[start:end]
-        if b'"' in text:
+        text = data[begin:end]
+        if b'"' in text or not data.startswith(self._prefix, start):
             return None
-        self.trail.say(text, int(token))
-        return event[: after - 1] + b"null" + event[-5:]
+        return text, int(token), data[start : after - 1]
 
     def _learn(self, event: bytes) -> None:
         """Remember what surrounds the text of an event that was parsed and found to hold one token of plain text."""
@@ -256,7 +287,7 @@ class TrackedEvents(EventStream):
             self._prefix, self._between = found[1], found[2]
 
     def _pass(self, event: bytes) -> bytes:
-        if event.startswith(self._prefix) and (short := self._pass_token(event + b"\n\n")) is not None:
+        if (short := self._pass_token(event + b"\n\n")) is not None:
             return short
         data = _data_of(event)
         if data is None or data == b"[DONE]" or (b'"usage"' in data and _NO_CHOICES.search(data)):

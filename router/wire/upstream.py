@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
-from router.wire.events import EventTooLarge, is_plain_events
+from router.wire.events import EventTooLarge
 from router.wire.exchange import BROKE, CLOSED, Ending, Exchange
 
 if TYPE_CHECKING:
@@ -51,8 +51,10 @@ class Connection(asyncio.Protocol):
         self._after_head = 0
         self._between_chunks = False
         """The parser stands between two chunks."""
-        self._pass_on: Callable[[bytes], None] | None = None
-        """Writes to the client, while whole chunks of events may pass as they are: nothing of the stream waits here."""
+        self._shortcut: Callable[[bytes], bytes | None] | None = None
+        """Set while whole chunks of events need no parser (`EventStream.shortcut`): nothing of the stream waits here."""
+        self._write: Callable[[bytes], None]
+        """Writes to the client then."""
         self._active = False
         """Something passed since the sweep last looked."""
 
@@ -87,7 +89,7 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._after_head = 0
         self._between_chunks = False
-        self._pass_on = None
+        self._shortcut = None
         exchange.client.listen(exchange)
         if not exchange.ended:
             exchange.sent = True
@@ -95,12 +97,13 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass the body's bytes on."""
-        if self._pass_on is not None:
-            if is_plain_events(data):
+        if self._shortcut is not None:
+            passed = self._shortcut(data)
+            if passed is not None:
                 self._active = True
-                self._pass_on(data)
+                self._write(passed)
                 return
-            self._pass_on = None
+            self._shortcut = None
         exchange = self.exchange
         if exchange is None or exchange.ended:
             self.discard()
@@ -127,9 +130,8 @@ class Connection(asyncio.Protocol):
                 return
             exchange.write_events(self._complete)
             aligned = self._between_chunks and data.endswith(b"\r\n") and not self._complete
-            unseen = exchange.events.empty and exchange.copy is None
-            if aligned and unseen and exchange.client.speaks_chunked and not exchange.head:
-                self._pass_on = exchange.client.transport.write
+            if aligned and exchange.copy is None and exchange.client.speaks_chunked and not exchange.head:
+                self._shortcut, self._write = exchange.events.shortcut, exchange.client.transport.write
         elif exchange.forwarding and (body or exchange.head) and (exchange.client.speaks_chunked or not exchange.chunked):
             exchange.write(body)
         if self._complete:
@@ -285,14 +287,14 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone; an exchange under way is broken."""
         self._pool.forget(self)
-        self._pass_on = None
+        self._shortcut = None
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.broken(CLOSED if exc is None else BROKE, now=self._pool.now())
 
     def keep_to_itself(self) -> None:
         """The client is gone, and the response is read for its usage only."""
-        self._pass_on = None
+        self._shortcut = None
         self.resume_reading()
 
     def pause_reading(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import re
 import sys
 import time
@@ -329,6 +330,68 @@ def test_the_short_way_for_one_token_passes_and_records_what_the_long_way_does()
         fast.trail = short = Trail()
         slow.trail = long = Trail()
         fast._prefix = b"\0"
+
+
+def framed(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whole_chunks_may_take_the_shortcut_and_come_to_the_same(seed):
+    dice = random.Random(seed)
+    events = [event for _ in range(3) for event in stream(CHAT, body_of(CHAT, "bb", return_token_ids=True), "x" * 28)][:-2]
+    events = [event for event in events if b"[DONE]" not in event and b'"finish_reason":"' not in event]
+    odd = (
+        b": a comment\n\n",
+        events[3].replace(b"x", b'\\"'),
+        events[3].replace(b"[", b"[7,", 2),
+        b"data: {}\r\n\r\n",
+        b"data: 5",
+    )
+    fast, slow = TrackedEvents(True, Trail()), TrackedEvents(True, Trail())
+    taken = 0
+    for number, event in enumerate(events):
+        group = [event] + [dice.choice(odd)] * (number > 5 and dice.random() < 0.05)
+        chunks = group if dice.random() < 0.8 else [b"".join(group)]
+        data = b"".join(map(framed, chunks))
+        way = fast.shortcut
+        passed = way(data) if way is not None else None
+        expected = b"".join(map(slow.feed, chunks))
+        if passed is None:
+            assert b"".join(map(fast.feed, chunks)) == expected
+        else:
+            taken += 1
+            size, _, body = passed.partition(b"\r\n")
+            assert body == expected + b"\r\n" and int(size, 16) == len(expected) and len(chunks) == 1
+        for name in ("answer", "kept", "delivered", "spoke", "finished", "opaque", "tail"):
+            assert getattr(fast.trail, name) == getattr(slow.trail, name), name
+    assert taken > 3
+
+
+def test_a_shortcut_takes_all_of_a_read_or_nothing():
+    events = list(stream(CHAT, body_of(CHAT, "bb", return_token_ids=True), "x" * 28))
+    tracked = TrackedEvents(True, Trail())
+    assert tracked.shortcut is None, "nothing is known yet"
+    for event in events[:4]:
+        tracked.feed(event)
+    way, before = tracked.shortcut, len(tracked.trail.answer)
+    assert way is not None
+    usual = framed(events[5])
+    for bad in (
+        usual[:-1],
+        usual[:-2] + b"xx",
+        usual + b"5",
+        b"0\r\n\r\n",
+        usual[1:],
+        framed(events[5] + events[3]),
+        b"g" + usual,
+    ):
+        assert way(usual + bad) is None and way(bad) is None, bad
+    assert len(tracked.trail.answer) == before
+    both = way(usual + framed(events[3]))
+    assert both is not None and both.count(b'"token_ids":null') == 2 and len(tracked.trail.answer) == before + 2
+    tracked.feed(b"data: half")
+    assert tracked.shortcut is None
 
 
 async def test_no_continuation_leaves_the_zones_of_the_label_and_each_attempt_has_a_pass_of_its_own():

@@ -30,6 +30,8 @@ CONTENT = "".join(TOKENS)
 _ID = "chatcmpl-6f0c1e2d3b4a59687786a5b4c3d2e1f0"
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 _USAGE = re.compile(rb'"include_usage"\s*:\s*true')
+_IDS = re.compile(rb'"return_token_ids"\s*:\s*true')
+_PROMPT_IDS = [(i * 7919) % 128_000 for i in range(500)]
 
 
 def _usage(completion: int = CHUNKS - 2) -> dict[str, Any]:
@@ -77,16 +79,21 @@ def completion_json(model: str) -> bytes:
     return json.dumps(answer, separators=(",", ":")).encode()
 
 
-def stream_events(model: str) -> list[bytes]:
-    """The events of one stream as vLLM writes them: the role, the tokens, the finish; without usage and `[DONE]`."""
+def stream_events(model: str, ids: bool = False) -> list[bytes]:
+    """The events of one stream as vLLM writes them: the role, the tokens, the finish; without usage and `[DONE]`.
+
+    Args:
+        model: the name it answers to.
+        ids: whether token ids were asked for.
+    """
 
     def event(delta: dict[str, Any], **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None, **more}
         head = {"id": _ID, "object": "chat.completion.chunk", "created": CREATED, "model": model, "choices": [choice]}
-        return _sse(head)
+        return _sse(head | ({"prompt_token_ids": _PROMPT_IDS} if ids and "role" in delta else {}))
 
     events = [event({"role": "assistant", "content": ""})]
-    events += [event({"content": token}, token_ids=None) for token in TOKENS]
+    events += [event({"content": token}, token_ids=[1000 + i] if ids else None) for i, token in enumerate(TOKENS)]
     events.append(event({"content": ""}, finish_reason="stop", stop_reason=None, token_ids=None))
     return events
 
@@ -119,6 +126,7 @@ class Answers:
             b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
         )
         self.events = [_framed(event) for event in stream_events(model)]
+        self.events_with_ids = [_framed(event) for event in stream_events(model, ids=True)]
         usage = {"id": _ID, "object": "chat.completion.chunk", "created": CREATED, "model": model, "choices": []}
         self.usage = _framed(_sse({**usage, "usage": _usage()}))
         self.done = _framed(b"data: [DONE]\n\n") + b"0\r\n\r\n"
@@ -219,21 +227,23 @@ class Connection(asyncio.Protocol):
             page = self.answers.metrics(self.engine.running) if path == b"/metrics" else self.answers.fixed.get(path)
             self.transport.write(page or self.answers.not_found)
         elif b'"stream"' in body and _STREAM.search(body):  # the plain search first: it is much the faster one
-            self._begin_stream(_USAGE.search(body) is not None)
+            answers = self.answers
+            events = answers.events_with_ids if b"return_token_ids" in body and _IDS.search(body) else answers.events
+            self._begin_stream(events, _USAGE.search(body) is not None)
         else:
             self.transport.write(self.answers.chat)
 
-    def _begin_stream(self, usage: bool) -> None:
+    def _begin_stream(self, events: list[bytes], usage: bool) -> None:
         self.engine.running += 1
         self.transport.write(self.answers.stream_head)
-        self._send(0, self.engine.loop.time(), usage)
+        self._send(events, 0, self.engine.loop.time(), usage)
 
-    def _send(self, index: int, due: float, usage: bool) -> None:
+    def _send(self, events: list[bytes], index: int, due: float, usage: bool) -> None:
         answers = self.answers
-        self.transport.write(answers.events[index])
+        self.transport.write(events[index])
         if index + 1 < CHUNKS:
             due += GAP_S
-            self.timer = self.engine.loop.call_at(due, self._send, index + 1, due, usage)
+            self.timer = self.engine.loop.call_at(due, self._send, events, index + 1, due, usage)
             return
         if usage:
             self.transport.write(answers.usage)

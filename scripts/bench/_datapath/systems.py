@@ -93,6 +93,15 @@ def haproxy(bench: Bench, port: int) -> Launch:
 
 def tidegate(bench: Bench, port: int) -> Launch:
     """The router of this checkout as a plain process: key, label, complexity, decision, pass and receipt all on."""
+    return _tidegate(bench, port, {})
+
+
+def tidegate_continuing(bench: Bench, port: int) -> Launch:
+    """The same, and able to carry broken streams on: it asks the engines for token ids, records them and takes them out again."""
+    return _tidegate(bench, port, {"token_ids": True})
+
+
+def _tidegate(bench: Bench, port: int, more: dict[str, bool]) -> Launch:
     targets = [
         {
             "id": f"engine-{i}",
@@ -102,6 +111,7 @@ def tidegate(bench: Bench, port: int) -> Launch:
             "zone": "onprem",
             "models": {bodies.MODEL: bodies.MODEL},
             "tier": "small",
+            **more,
         }
         for i, url in enumerate(bench.engines)
     ]
@@ -176,6 +186,7 @@ DIRECT = "direct"
 SYSTEMS: dict[str, Callable[[Bench, int], Launch]] = {
     "haproxy": haproxy,
     "tidegate": tidegate,
+    "tidegate/continuation": tidegate_continuing,
     "vllm-router/round_robin": _rust_peer("vllm-router==0.1.17", ["vllm_router.launch_router"], "round_robin"),
     "vllm-router/cache_aware": _rust_peer("vllm-router==0.1.17", ["vllm_router.launch_router"], "cache_aware"),
     "sglang-router/cache_aware": _rust_peer("sglang-router==0.3.2", ["sglang_router.launch_router"], "cache_aware"),
@@ -195,6 +206,8 @@ def measured(name: str, case: bodies.Case) -> bool:
     """Whether a system takes part in a case."""
     if name in SLOW:
         return case.name in ("json", "sse64")
+    if name == "tidegate/continuation":
+        return case.name in ("json", "sse64")  # a JSON answer is the same, and what a chunk is told from
     return case.targets is None or name in (*MANY_TARGETS, DIRECT)
 
 
