@@ -1,4 +1,9 @@
-"""When a router tells the others of its requests: in rounds, and between them when it has given somebody a long prefill."""
+"""How routers under Ray Serve find each other, and how news goes where no datagram gets through: by Serve's broadcast, in rounds.
+
+A broadcast takes milliseconds of CPU and ten or twenty to arrive, so it carries addresses once a second, and the news itself
+only while a router says that it does not hear this one directly: every 100 ms, and between rounds when somebody was given a long
+prefill.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +12,82 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
+from router.peer_link import ALIVE_PERIOD_S, Backlog, PeerLink
+from router.peer_seal import Letter, read_letter, write_letter
 from router.placement.fleet import Fleet
 
 NEWS_PERIOD_S = 0.1
-ALIVE_PERIOD_S = 1.0
 _REST = 4.0
 """Times as long as a round took, nothing is told after it: under a flood of long prompts telling is no more than a fifth."""
 
 
-async def tell_peers(fleet: Fleet, broadcast: Callable[[str, bytes], Awaitable[None]]) -> None:
-    """Tell the other routers of requests sent, begun and ended, for ever; without news, that this one lives.
+class Announcement(msgspec.Struct, frozen=True, array_like=True):
+    """Where a router listens for datagrams (`port` 0: nowhere), and a letter for those who hear none of its own."""
+
+    host: str
+    port: int
+    letter: bytes
+
+
+async def tell_in_rounds(link: PeerLink, broadcast: Callable[[bytes], Awaitable[bool]]) -> None:
+    """Announce this router to the others, and tell those who hear no datagrams what it does, for ever.
 
     Rounds follow each other, they never overlap: an end must not overtake what it ends.
 
     Args:
-        fleet: whose news to tell; without any it ends.
-        broadcast: brings a router's name and news to all others.
+        link: whose news to tell.
+        broadcast: brings an encoded `Announcement` to all others; True when all of them hear this router directly.
     """
-    news, told_at, rest_s = fleet.news, 0.0, 0.0
-    if news is None:
-        return
-    hurried = asyncio.Event()
-    news.hurry = hurried.set
+    told_at, rest_s = 0.0, 0.0
+    link.later = Backlog()
     while True:
         await asyncio.sleep(rest_s)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(NEWS_PERIOD_S - rest_s):
-                await hurried.wait()
-        hurried.clear()
+        later = link.later
+        if later is None:
+            await asyncio.sleep(ALIVE_PERIOD_S - rest_s)
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(NEWS_PERIOD_S - rest_s):
+                    await later.hurried.wait()
         now, rest_s = time.time(), 0.0
-        fleet.forget_silent_peers(now)
-        if news.waiting or now - told_at >= ALIVE_PERIOD_S:
-            told_at = now
-            await broadcast(news.router, news.take())
-            rest_s = min(NEWS_PERIOD_S, max(0.0, _REST * (time.time() - now)))
+        alive = now - told_at >= ALIVE_PERIOD_S
+        if not alive and not later:
+            continue
+        told_at = now if alive else told_at
+        reached = await broadcast(_announcement(link, later, alive))
+        rest_s = min(NEWS_PERIOD_S, max(0.0, _REST * (time.time() - now)))
+        if reached != (link.later is None):
+            link.later = None if reached else Backlog()
+
+
+def _announcement(link: PeerLink, later: Backlog | None, alive: bool) -> bytes:
+    host, port = link.place or ("", 0)
+    notices = later.take() if later is not None else []
+    rolls = link.news.roll() if alive and later is not None else []
+    return msgspec.msgpack.encode(Announcement(host, port, write_letter(Letter(link.news.router, notices, (), rolls))))
+
+
+def hear_announcement(link: PeerLink, fleet: Fleet, data: bytes, now: float) -> bool:
+    """Take what another router (or this one) announces.
+
+    Args:
+        link: this router's.
+        fleet: where to book what cannot be heard directly.
+        data: an encoded `Announcement`.
+        now: UNIX time.
+
+    Returns:
+        Whether this router hears that one directly.
+
+    Raises:
+        msgspec.MsgspecError: it is none.
+    """
+    announced = msgspec.msgpack.decode(data, type=Announcement)
+    letter = read_letter(announced.letter)
+    link.announce(letter.router, (announced.host, announced.port) if announced.port else None, now)
+    if link.hears(letter.router, now):
+        return True
+    fleet.hear(letter.router, letter.notices, now, letter.rolls)
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,16 +18,18 @@ from cluster.labels import zone_of
 from deployments.credentials import read_credentials
 from deployments.demand import demand_on, encode_demand
 from deployments.membership import GuardPolicies, Membership
-from deployments.news import tell_peers
+from deployments.news import hear_announcement, tell_in_rounds
 from deployments.secret import cluster_secret
 from router.config import Config, home
 from router.identity.stored import open_shared
 from router.ledger.capturing import open_capture
 from router.ledger.opening import open_audit
-from router.placement.peers import News, read_news
+from router.peer_link import PeerLink
+from router.placement.peers import News
 from router.placement.targets import Report
 from router.policy_source import Loaded, PolicySource
 from router.process import RouterProcess
+from router.state import RouterState
 
 DEPLOYMENT = "router"
 GRACE_S = 30.0
@@ -34,6 +37,7 @@ POLICY_PERIOD_S = 0.2
 DEMAND_PERIOD_S = 1.0
 LINEAGE_PERIOD_S = 0.1
 _ANSWER_S = 2.0
+_log = logging.getLogger("ray.serve")
 
 
 class RouterReplica:
@@ -58,7 +62,8 @@ class RouterReplica:
         state.stand_in(zone_of(labels, config.residency.zone_label, config.zones))
         self._membership = Membership(config, policy, engines, egress, self._update, self._guards)
         if config.router.replicas > 1:
-            state.fleet.news = News(f"router-{actor}")
+            state.fleet.news = News(actor[:16] or state.router_id)
+            self._process.link = _open_link(state, secret)
         self._watch: asyncio.Task[None] | None = None
 
     async def reconfigure(self, part: Any) -> None:
@@ -82,8 +87,9 @@ class RouterReplica:
 
     async def _run(self) -> None:
         """Watch the cluster and the policy's files for ever."""
-        news = tell_peers(self._process.state.fleet, self._broadcast_news)
-        watches = (self._membership.run(), self._watch_policy(), self._tell_lineage(), self._tell_demand(), news)
+        watches = [self._membership.run(), self._watch_policy(), self._tell_lineage(), self._tell_demand()]
+        if self._process.link is not None:
+            watches.append(tell_in_rounds(self._process.link, self._broadcast_news))
         await asyncio.gather(*watches)
 
     async def _watch_policy(self) -> None:
@@ -110,16 +116,18 @@ class RouterReplica:
         """Take what another router knows of conversations: keyed hashes and labels, nothing that was said."""
         self._process.state.lineage.learn(news)
 
-    async def _broadcast_news(self, router: str, news: bytes) -> None:
-        with contextlib.suppress(TimeoutError, DeploymentUnavailableError):  # the gauges will show them
-            told = self._peers().broadcast("take_news", router, news)
-            await told.results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+    async def _broadcast_news(self, announcement: bytes) -> bool:
+        try:
+            told = self._peers().broadcast("take_news", announcement)
+            answers = await told.results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+        except (TimeoutError, DeploymentUnavailableError):  # the gauges will show them
+            return False
+        return all(answer is True for answer in answers)
 
-    async def take_news(self, router: str, news: bytes) -> None:
-        """What another router (or this one) tells of its requests."""
-        fleet = self._process.state.fleet
-        if fleet.news is not None and fleet.news.router != router:
-            fleet.hear(router, read_news(news), time.time())
+    async def take_news(self, announcement: bytes) -> bool:
+        """Where another router (or this one) listens, and what it does; True when that is heard without this."""
+        link = self._process.link
+        return link is not None and hear_announcement(link, self._process.state.fleet, announcement, time.time())
 
     async def _tell_demand(self) -> None:
         """Tell the engines of deployments that scale what waits for them here, for ever."""
@@ -191,6 +199,17 @@ class RouterReplica:
         with contextlib.suppress(asyncio.CancelledError):
             await self._watch
         await self._process.drain()
+
+
+def _open_link(state: RouterState, secret: bytes) -> PeerLink:
+    """A link at this node's own address; one that listens nowhere where the node lets nobody listen."""
+    link = PeerLink(state.fleet, secret)
+    host = ray.util.get_node_ip_address()
+    try:
+        link.listen((host, 0))
+    except OSError as error:
+        _log.warning("tidegate: no datagram socket on %s (%s): routers tell each other by Serve, later", host, error.strerror)
+    return link
 
 
 def router_application(

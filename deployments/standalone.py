@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -14,10 +16,14 @@ import uvloop
 
 from deployments.credentials import read_credentials, read_secret
 from router.config import ConfigError, home, parse_config, read_args
+from router.config.access import place_of
 from router.fixed_targets import address_of, fixed_targets
 from router.identity.stored import open_shared
 from router.ledger.capturing import open_capture
 from router.ledger.opening import open_audit
+from router.peer_link import PeerLink
+from router.placement.fleet import Fleet
+from router.placement.peers import News
 from router.placement.targets import Report
 from router.policy_source import PolicySource
 from router.process import RouterProcess
@@ -62,9 +68,15 @@ async def _serve(source: PolicySource) -> None:
         )
     credentials, audit = read_credentials(config, home()), open_audit(config, policy, home())
     name = f"router-{os.getpid()}"
-    shared = open_shared(config, policy, home(), f"{name}-{secrets.token_hex(4)}")
+    unique = f"{name}-{secrets.token_hex(4)}"
+    shared = open_shared(config, policy, home(), unique)
     capture = open_capture(config, home(), audit)
     router = RouterProcess(config, policy, secret or new_secret(), credentials, name, audit=audit, shared=shared, capture=capture)
+    if config.router.peers:
+        if secret is None:
+            raise ConfigError("`router.peers` needs the same `secret` for all of them: by it routers know each other's word")
+        router.state.fleet.news = News(unique)
+        router.link = _open_link(router.state.fleet, secret, config.router.peers)
     egress = address_of(config.egress.url, config.egress.tls) if config.egress.url else None
     router.take_reports([Report(t) for t in fixed_targets(config, egress, "egress")])
     stop = asyncio.Event()
@@ -80,6 +92,21 @@ async def _serve(source: PolicySource) -> None:
     await stop.wait()
     watch.cancel()
     await router.drain()
+
+
+def _open_link(fleet: Fleet, secret: bytes, peers: Sequence[str]) -> PeerLink:
+    """A link to the routers at these addresses, listening at the first of them that can be had.
+
+    Raises:
+        ConfigError: none of them can.
+    """
+    link, places = PeerLink(fleet, secret), [place_of(text) for text in peers]
+    for place in places:
+        with contextlib.suppress(OSError):
+            link.listen(place)
+            link.always_tell(set(places) - {place})
+            return link
+    raise ConfigError(f"router.peers: none of {', '.join(peers)} can be listened at here: not this machine's, or all taken")
 
 
 async def _watch_policy(router: RouterProcess, source: PolicySource) -> None:

@@ -19,6 +19,8 @@ from router.kv_feeds import KvFeeds
 from router.ledger.capturing import Capture
 from router.ledger.log import AuditLog
 from router.ledger.records import RELAX, WEIGHTS
+from router.peer_link import PeerLink
+from router.peer_metrics import PeerCollector
 from router.placement.kv_messages import KV_PATH
 from router.placement.targets import Report, Target
 from router.placement.trust import SelfTest
@@ -78,6 +80,9 @@ class RouterProcess:
         self._servers: list[uvicorn.Server] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._watch: asyncio.Task[None] | None = None
+        self.link: PeerLink | None = None
+        """Tells other routers of requests, and hears of theirs; None where this is the only one. To be set before `start`."""
+        self._telling: asyncio.Task[None] | None = None
         self._grace_s = grace_s
         self._feeds = KvFeeds(self.state.prefixes, lambda target: self.state.own_pass(target, "GET", KV_PATH), self._test)
 
@@ -111,6 +116,9 @@ class RouterProcess:
             self._servers.append(server)
             self._tasks.append(asyncio.get_running_loop().create_task(server.serve(sockets=[listener])))
         self._watch = asyncio.get_running_loop().create_task(self._feeds.run())
+        if self.link is not None:
+            self._telling = asyncio.get_running_loop().create_task(self.link.run())
+            self.state.metrics.add(PeerCollector(self.link))
         if self._teaching is not None:
             self._lessons = asyncio.get_running_loop().create_task(self._teaching.run())
 
@@ -145,7 +153,7 @@ class RouterProcess:
     @property
     def alive(self) -> bool:
         """True while every listener serves."""
-        tasks = [*self._tasks, *([self._watch] if self._watch is not None else [])]
+        tasks = [*self._tasks, *(task for task in (self._watch, self._telling) if task is not None)]
         return bool(self._tasks) and not any(task.done() for task in tasks)
 
     async def drain(self) -> None:
@@ -158,6 +166,10 @@ class RouterProcess:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
+        if self.link is not None and self._telling is not None:  # so late, because others go by what is still running here
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
+            self.link.close()
         self.state.pool.close()
         if self._lessons is not None and self._teaching is not None:
             self._lessons.cancel()

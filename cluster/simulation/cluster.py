@@ -56,7 +56,8 @@ class Scenario:
 
     `slowdowns` are factors on an engine's step times by number; `liars` are engines whose gauges always say zero.
     `speed` makes arrivals that much denser than in the trace. `profiles`, one an engine, is for engines that differ.
-    Notices between routers take `notice_s`; where routers tell in rounds, as ours do, those that need no hurry take `round_s`.
+    Notices between routers leave in batches, at most one every `batch_s` from each, and take `notice_s` from there. Where they
+    can only tell in rounds (`round_s`), those that need no hurry take that long instead.
     """
 
     profile: EngineProfile
@@ -65,6 +66,7 @@ class Scenario:
     speed: float = 1.0
     staleness_s: float = 0.25
     notice_s: float = 0.02
+    batch_s: float = 0.0
     round_s: float = 0.0
     notices: bool = True
     cloud_first_s: float = 0.6
@@ -97,6 +99,7 @@ class Simulation:
         self._planned = [-1] * len(profiles)
         self._held = [0] * scenario.routers
         self._ticking = [False] * scenario.routers
+        self._batch_at = [-math.inf] * scenario.routers
 
     def run(self) -> None:
         """Run until every request has ended."""
@@ -204,11 +207,21 @@ class Simulation:
             self._put(request, where)
 
     def _tell_peers(self, kind: str, request: SimulatedRequest) -> None:
-        if len(self.placers) > 1 and self.scenario.notices:
-            delay_s = self.scenario.notice_s
-            if self.scenario.round_s and not (kind == "placed" and _is_urgent(request.work)):
-                delay_s = self.scenario.round_s
-            self._at(self.now + delay_s, self._notice, kind, request, request.engine)
+        scenario = self.scenario
+        if len(self.placers) == 1 or not scenario.notices:
+            return
+        if scenario.round_s:
+            urgent = kind == "placed" and _is_urgent(request.work)
+            arrives = self.now + (scenario.notice_s if urgent else scenario.round_s)
+        else:
+            arrives = self._next_batch(request.index % len(self.placers)) + scenario.notice_s
+        self._at(arrives, self._notice, kind, request, request.engine)
+
+    def _next_batch(self, number: int) -> float:
+        """When what a router has to tell now leaves: with the batch that is being gathered, else as soon as one may."""
+        if self._batch_at[number] < self.now:
+            self._batch_at[number] = max(self.now, self._batch_at[number] + self.scenario.batch_s)
+        return self._batch_at[number]
 
     def _notice(self, kind: str, request: SimulatedRequest, engine: int) -> None:
         mine = request.index % len(self.placers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime
+from ipaddress import ip_address
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -91,6 +92,23 @@ class PublicListen(Listen):
         if self.proxy_protocol and not self.trusted_proxies:
             raise ValueError("`proxy_protocol` needs `trusted_proxies`: whose header is to be believed?")
         return self
+
+
+def place_of(text: str) -> tuple[str, int]:
+    """An address in numbers with its port: `10.0.0.1:7001`, `[fd00::1]:7001`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        address = ip_address(host[1:-1] if bracketed else host)
+        if bracketed == (address.version == 6) and port.isascii() and port.isdigit() and 0 < int(port) < 65536:
+            return str(address), int(port)
+    except ValueError:
+        pass
+    raise ValueError(f"`{text}` is no address with a port: give 10.0.0.1:7001 or [fd00::1]:7001, numbers and no name")
 
 
 def moment_of(text: str) -> float:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from router.config.access import Access, Listen, PublicListen
+from router.config.access import Access, Listen, PublicListen, place_of
 from router.config.cache import Cache, KeyCache, read_switch
 from router.config.capture import Capture
 from router.config.check import check_references
@@ -25,6 +25,19 @@ class RouterOptions(Strict):
     label_selector: dict[str, str] = {}
     prefix_index_mib: int = Field(default=256, ge=8)
     """Bound on the memory in which a router keeps what its replicas' prefix caches hold."""
+    peers: list[str] = []
+    """For routers without Ray: the addresses (`10.0.0.1:7001`), the same list for all of them, at which they tell each other of
+    their requests by UDP. Each takes the first that it can listen at. They need the same `secret`. Under Ray routers find each
+    other."""
+
+    @field_validator("peers")
+    @classmethod
+    def _places(cls, value: list[str]) -> list[str]:
+        for text in value:
+            place_of(text)
+        if len(set(map(place_of, value))) < len(value):
+            raise ValueError("an address stands here twice, and two routers cannot share one")
+        return value
 
 
 class Allowance(Strict):

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from router.placement import breaker as breakers
 from router.placement.books import Calibration, Entry, Shared, TargetBook
 from router.placement.breaker import Breaker, Cause
-from router.placement.peers import News, Notice, Peers
+from router.placement.peers import END, FIRST, SENT, News, Notice, Open, Peers
 from router.placement.profile import EngineProfile
 from router.placement.spending import Spending
 from router.placement.targets import CLOUD, Kind, Load, Membership, Report, Signals, Target, View, Work
@@ -43,8 +43,8 @@ class Booking:
         self.ended = False
         self.entry: Entry | None = None
         self.model = ""
-        self.notice = ""
-        """The name that peers know it by; empty where they were told nothing."""
+        self.notice = 0
+        """The number that peers know it by; 0 where they were told nothing."""
         self.probe = False
         """True for the one request that a half-open breaker let through."""
 
@@ -74,7 +74,7 @@ class Fleet:
         self._routers = Peers()
         self._books: dict[str, TargetBook] = {}
         self._shared: dict[str, Shared] = {}
-        self._peer_bookings: dict[str, Booking] = {}
+        self._peer_bookings: dict[tuple[str, int], Booking] = {}
         self._outputs: dict[str, float] = {}
         self._expected: dict[str, int] = {}
         self._membership = Membership(0, ())
@@ -222,7 +222,7 @@ class Fleet:
             return
         booking.started = True
         if booking.notice and self.news is not None:
-            self.news.later(booking.notice, booking.incarnation, "first")
+            self.news.first(booking.notice)
         load = self._loads[index]
         seconds = max(1e-4, now - booking.started_at)
         alone = load.unstarted <= 1
@@ -257,7 +257,7 @@ class Fleet:
             return
         booking.ended = True
         if booking.notice and self.news is not None:
-            self.news.later(booking.notice, booking.incarnation, "end")
+            self.news.end(booking.notice)
         index = self._index.get(booking.incarnation)
         if index is None:
             return
@@ -278,14 +278,21 @@ class Fleet:
         )
         self._account_end(index, booking, load, now, completed, output_tokens)
 
-    def noticed(self, notice: Notice, now: float) -> None:
-        """A peer's request, booked as if it were ours. Notices out of order, or of targets we do not know, change nothing."""
-        if notice.event == "sent" and notice.work is not None:
+    def noticed(self, notice: Notice, now: float, router: str = "") -> None:
+        """A peer's request, booked as if it were ours. Notices out of order, or of targets we do not know, change nothing.
+
+        Args:
+            notice: what the peer tells.
+            now: UNIX time.
+            router: which peer; its numbers are its own.
+        """
+        name = router, notice.id
+        if notice.event == SENT and notice.work is not None:
             index = self._index.get(notice.incarnation)
-            if index is None or notice.id in self._peer_bookings:
+            if index is None or name in self._peer_bookings:
                 return
             work, load = notice.work, _explained(self._loads[index])
-            booking = self._peer_bookings[notice.id] = Booking(notice.incarnation, work.prompt_tokens, now)
+            booking = self._peer_bookings[name] = Booking(notice.incarnation, work.prompt_tokens, now)
             self._loads[index] = replace(
                 load,
                 inflight=load.inflight + 1,
@@ -295,21 +302,34 @@ class Fleet:
             self._enter(index, booking, Entry(work, now, peers=True), now)
             before, since = self._peaks.get(notice.incarnation, (0, 0))
             self._peaks[notice.incarnation] = (before, max(since, load.inflight + 1))
-        elif notice.event == "first" and (known := self._peer_bookings.get(notice.id)) is not None:
+        elif notice.event == FIRST and (known := self._peer_bookings.get(name)) is not None:
             self.first_byte(known, now)
-        elif notice.event == "end" and (over := self._peer_bookings.pop(notice.id, None)) is not None:
+        elif notice.event == END and (over := self._peer_bookings.pop(name, None)) is not None:
             self.end(over, now, completed=False)
 
-    def hear(self, router: str, notices: Sequence[Notice], now: float) -> None:
-        """What another router tells; an empty word says that it lives."""
-        self._routers.hear(router, notices, now)
-        for notice in notices:
-            self.noticed(notice, now)
+    def hear(self, router: str, notices: Sequence[Notice], now: float, rolls: Sequence[Open] = ()) -> list[int]:
+        """What another router tells; an empty word says that it lives.
+
+        Args:
+            router: its name.
+            notices: its news.
+            now: UNIX time.
+            rolls: its requests in flight, or some of them.
+
+        Returns:
+            Those on the rolls that it has not told of, as far as was heard.
+        """
+        missed = self._routers.missed(router, rolls) if rolls else []
+        for told in (notices, missed):
+            self._routers.hear(router, told, now)
+            for notice in told:
+                self.noticed(notice, now, router)
+        return self._routers.unknown(router, rolls) if rolls else []
 
     def forget_silent_peers(self, now: float) -> None:
         """Peers that have fallen silent will not say how their requests ended."""
-        for notice in self._routers.silent(now):
-            self.noticed(notice, now)
+        for router, notice in self._routers.silent(now):
+            self.noticed(notice, now, router)
 
     def _enter(self, index: int, booking: Booking, entry: Entry, now: float) -> None:
         """Enter a request into the target's own books."""

@@ -216,7 +216,7 @@ class Load(msgspec.Struct, frozen=True, gc=False, array_like=True):
         return max(self.queue_s, self.clear_at - now, 0.0)
 
 
-class Work(msgspec.Struct, frozen=True, gc=False):
+class Work(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What a request is expected to ask of the target it was given to; the books are kept in these terms.
 
     Times in seconds.

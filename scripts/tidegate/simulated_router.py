@@ -19,7 +19,7 @@ from router.decide import decide
 from router.decision import Choice, Complexity, Decision, Facts
 from router.placement.admission import AdmissionQueue, Ticket
 from router.placement.fleet import Booking, Fleet
-from router.placement.peers import Notice
+from router.placement.peers import END, FIRST, SENT, Notice
 from router.placement.prefix import PrefixIndex
 from router.placement.profile import EngineProfile
 from router.placement.targets import Address, Endpoint, Kind, Price, Report, Signals, Target, View, Work
@@ -214,9 +214,9 @@ class SimulatedRouter:
 
     def on_notice(self, kind: str, request: SimulatedRequest, engine: int, now: float) -> None:
         """A peer's request. What its prompt was is not told, here as live: events say what it left in the cache."""
-        event = {"placed": "sent", "first": "first", "done": "end"}[kind]
+        event = {"placed": SENT, "first": FIRST, "done": END}[kind]
         work = request.work if isinstance(request.work, Work) and kind == "placed" else None
-        self.fleet.noticed(Notice(str(request.index), self._targets[engine].incarnation, event, work), now)
+        self.fleet.noticed(Notice(request.index, event, self._targets[engine].incarnation, work), now)
 
     def release(self, now: float) -> Iterable[tuple[SimulatedRequest, int]]:
         """Held requests that may go now, and those whose patience has ended."""

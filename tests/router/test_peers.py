@@ -1,21 +1,21 @@
-"""Routers that tell each other of their requests: books that agree, and peers that fall silent."""
+"""Routers that tell each other of their requests: books that agree, losses that are made up for, and peers that fall silent."""
 
 from __future__ import annotations
 
-import msgspec
-import pytest
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
 from router.placement.fleet import Fleet
-from router.placement.peers import HURRY_S, SILENT_S, News, read_news
+from router.placement.peers import END, SENT, SILENT_S, News, Notice
 from router.placement.profile import LLAMA_8B_H100
 from router.placement.targets import Report, Signals, Work
 from tests.router.builders import NOW, make_policy, make_target
 
 TARGETS = [make_target(make_policy(), name, "eu") for name in ("a", "b")]
 WORK = Work(0.5, 0.6, 5.0, 2000, 0, 200, 2.0)
+IDLE = [(0, 0, 0, 0.0)] * 2
 
 
 def two():
@@ -28,8 +28,9 @@ def two():
     return pair
 
 
-def tell(speaker, listener, now):
-    listener.hear(speaker.news.router, read_news(speaker.news.take()), now)
+def tell(speaker, listener, now, *, lost=False, roll=False):
+    notices = speaker.news.take()
+    listener.hear(speaker.news.router, [] if lost else notices, now, speaker.news.roll() if roll else ())
 
 
 def counts(fleet):
@@ -40,14 +41,23 @@ def test_a_peers_request_is_booked_until_it_ends_and_is_not_told_on():
     ours, theirs = two()
     booking = theirs.book(TARGETS[0], 2000, NOW, work=WORK, model="tiny")
     tell(theirs, ours, NOW + 0.1)
-    assert counts(ours)[0][:2] == (1, 1) and ours.load_of("a-1").wait_s(NOW + 0.1) > 0 and not ours.news.waiting
+    assert counts(ours)[0][:2] == (1, 1) and ours.load_of("a-1").wait_s(NOW + 0.1) > 0 and not ours.news.take()
     theirs.first_byte(booking, NOW + 0.6)
     tell(theirs, ours, NOW + 0.7)
     assert counts(ours)[0][:2] == (1, 0)
     theirs.end(booking, NOW + 1.0, completed=True, output_tokens=10)
     tell(theirs, ours, NOW + 1.1)
-    assert counts(ours) == counts(theirs) == [(0, 0, 0, 0.0)] * 2
+    assert counts(ours) == counts(theirs) == IDLE
     assert ours.load_of("a-1").service_s == 0.0, "what a peer's request took is the peer's to learn from"
+
+
+def test_the_same_number_of_two_peers_is_two_requests():
+    ours, _ = two()
+    for router in ("two", "three"):
+        ours.hear(router, [Notice(1, SENT, TARGETS[0].incarnation, WORK)], NOW)
+    assert counts(ours)[0][0] == 2
+    ours.hear("three", [Notice(1, END)], NOW + 1)
+    assert counts(ours)[0][0] == 1
 
 
 def test_gauges_that_show_a_peers_request_do_not_count_it_again():
@@ -71,31 +81,61 @@ def test_a_peer_that_falls_silent_takes_its_requests_with_it():
     ours.forget_silent_peers(NOW + SILENT_S + 1)
     assert sum(load[0] for load in counts(ours)) == 3
     ours.forget_silent_peers(NOW + 3 * SILENT_S)
-    assert counts(ours) == [(0, 0, 0, 0.0)] * 2
+    assert counts(ours) == IDLE
 
 
 def test_news_of_targets_that_are_gone_and_out_of_order_change_nothing():
     ours, theirs = two()
     booking = theirs.book(TARGETS[0], 2000, NOW, work=WORK)
     theirs.end(booking, NOW + 1, completed=False)
-    notices = read_news(theirs.news.take())
-    ours.hear("two", [*notices[::-1], notices[1]], NOW)
+    notices = theirs.news.take()
+    ours.hear("two", [*notices[::-1], notices[1], Notice(7, SENT, "gone", WORK), Notice(9, END)], NOW)
     assert counts(ours)[0][0] in (0, 1)
-    ours.forget_silent_peers(NOW + 3 * SILENT_S)
-    assert counts(ours) == [(0, 0, 0, 0.0)] * 2
-    with pytest.raises(msgspec.MsgspecError):
-        read_news(b'{"id": 1}')
+    ours.hear("two", [], NOW + 1, theirs.news.roll())
+    assert counts(ours) == IDLE
 
 
-@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from(["book", "first", "end", "tell"]), st.integers(0, 9)), max_size=60))
-def test_when_everything_has_ended_and_been_told_both_books_are_empty(events):
+def test_a_first_token_and_an_end_that_were_lost_are_made_up_for_by_the_roll_and_what_runs_is_left_alone():
+    ours, theirs = two()
+    bookings = [theirs.book(TARGETS[i % 2], 2000, NOW, work=WORK) for i in range(500)]
+    tell(theirs, ours, NOW)
+    for booking in bookings[::3]:
+        theirs.end(booking, NOW + 1, completed=False)
+    for booking in bookings[1::3]:
+        theirs.first_byte(booking, NOW + 1)
+    tell(theirs, ours, NOW + 1, lost=True)
+    assert counts(ours) != counts(theirs)
+    rolls = theirs.news.roll()
+    assert len(rolls) > 1, "it comes in parts, and each part counts alone and in any order"
+    random.Random(4).shuffle(rolls)
+    for roll in rolls:
+        ours.hear("two", [], NOW + 2, [roll])
+    assert counts(ours) == counts(theirs)
+    ours.hear("two", [], NOW + 2, rolls)
+    assert counts(ours) == counts(theirs), "the same again changes nothing"
+
+
+def test_a_roll_says_nothing_of_requests_that_came_after_it():
+    ours, theirs = two()
+    early = theirs.news.roll()
+    theirs.book(TARGETS[0], 2000, NOW, work=WORK)
+    tell(theirs, ours, NOW)
+    ours.hear("two", [], NOW, early)
+    assert counts(ours)[0][0] == 1
+
+
+MOVES = st.tuples(st.integers(0, 1), st.sampled_from(["book", "first", "end", "tell", "lose"]), st.integers(0, 9))
+
+
+@given(st.lists(MOVES, max_size=60))
+def test_when_everything_has_ended_and_been_told_or_lost_both_books_are_empty(events):
     pair, running = two(), ([], [])
     for step, (who, what, pick) in enumerate(events):
         now, fleet, mine = NOW + step / 100, pair[who], running[who]
         if what == "book":
             mine.append(fleet.book(TARGETS[pick % 2], 100 * pick + 1, now, work=WORK))
-        elif what == "tell":
-            tell(fleet, pair[1 - who], now)
+        elif what in ("tell", "lose"):
+            tell(fleet, pair[1 - who], now, lost=what == "lose", roll=pick > 5)
         elif mine:
             booking = mine[pick % len(mine)]
             if what == "first":
@@ -105,19 +145,16 @@ def test_when_everything_has_ended_and_been_told_both_books_are_empty(events):
     for who in (0, 1):
         for booking in running[who]:
             pair[who].end(booking, NOW + 10, completed=True)
-        tell(pair[who], pair[1 - who], NOW + 10)
-    assert counts(pair[0]) == counts(pair[1]) == [(0, 0, 0, 0.0)] * 2
+        tell(pair[who], pair[1 - who], NOW + 10, roll=True)
+    assert counts(pair[0]) == counts(pair[1]) == IDLE
 
 
-def test_a_long_prefill_is_told_in_a_hurry_and_short_ones_when_they_add_up():
+def test_there_is_one_call_for_all_that_is_told_together():
     ours, _ = two()
-    hurried = []
-    ours.news.hurry = lambda: hurried.append(len(read_news(ours.news.take())))
-    ours.book(TARGETS[0], 2000, NOW, work=replace(WORK, prefill_s=HURRY_S))
-    assert hurried == [1]
-    for _ in range(5):
-        ours.book(TARGETS[0], 200, NOW, work=replace(WORK, prefill_s=HURRY_S / 4))
-    assert hurried == [1, 4] and len(read_news(ours.news.take())) == 1
-    for _ in range(3):
-        ours.book(TARGETS[0], 200, NOW, work=replace(WORK, prefill_s=HURRY_S / 4))
-    assert hurried == [1, 4], "what was told counts no more"
+    woken = []
+    ours.news.wake = lambda: woken.append(1)
+    bookings = [ours.book(TARGETS[0], 2000, NOW, work=WORK) for _ in range(3)]
+    ours.first_byte(bookings[0], NOW)
+    assert len(woken) == 1 and len(ours.news.take()) == 4
+    ours.end(bookings[0], NOW, completed=True)
+    assert len(woken) == 2

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from router.decide import decide
 from router.decision import Verdict
 from router.placement.fleet import Fleet
-from router.placement.peers import Notice
+from router.placement.peers import END, FIRST, SENT, Notice
 from router.placement.predict import ask_of, forecast, rank_costs
 from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100
 from router.placement.targets import FRESH_S, Kind, Load, Price, Report, Signals, Work
@@ -190,17 +190,17 @@ def test_whatever_the_order_the_books_empty_out(steps):
         if step == "book" and number not in ours:
             ours[number] = fleet.book(target, 8000, NOW, work=WORK)
         elif step == "peer":
-            fleet.noticed(Notice(str(number), target.incarnation, "sent", WORK), NOW)
+            fleet.noticed(Notice(number, SENT, target.incarnation, WORK), NOW)
             peers.add(number)
         elif step == "first" and number in ours:
             fleet.first_byte(ours[number], NOW + 1)
-            fleet.noticed(Notice(str(number), target.incarnation, "first"), NOW + 1)
+            fleet.noticed(Notice(number, FIRST), NOW + 1)
         elif number in ours:
             fleet.end(ours[number], NOW + 2, completed=True, output_tokens=20)
     for booking in ours.values():
         fleet.end(booking, NOW + 3, completed=False)
     for number in peers:
-        fleet.noticed(Notice(str(number), TARGETS[number % 2].incarnation, "end"), NOW + 3)
+        fleet.noticed(Notice(number, END), NOW + 3)
     for load in fleet.view(NOW + 3).loads:
         assert (load.inflight, load.unstarted, load.context_tokens, load.kv_tokens) == (0, 0, 0, 0)
         assert load.queue_s == pytest.approx(0.0, abs=1e-9)
@@ -238,11 +238,11 @@ def test_a_peers_request_that_a_gauge_showed_before_its_notice_came_counts_once(
     fleet = make_fleet(TARGETS[0])
     fleet.update([Report(TARGETS[0], Signals(NOW, 0, 2, 0.0))])
     assert (fleet.load_of(TARGETS[0].incarnation).foreign, fleet.load_of(TARGETS[0].incarnation).foreign_waiting) == (2, 2)
-    fleet.noticed(Notice("a/1", TARGETS[0].incarnation, "sent", WORK), NOW + 0.05)
+    fleet.noticed(Notice(1, SENT, TARGETS[0].incarnation, WORK), NOW + 0.05)
     load = fleet.load_of(TARGETS[0].incarnation)
     assert (load.inflight, load.foreign, load.foreign_waiting) == (1, 1, 1)
     for number in (2, 3):
-        fleet.noticed(Notice(f"a/{number}", TARGETS[0].incarnation, "sent", WORK), NOW + 0.05)
+        fleet.noticed(Notice(number, SENT, TARGETS[0].incarnation, WORK), NOW + 0.05)
     load = fleet.load_of(TARGETS[0].incarnation)
     assert (load.inflight, load.foreign, load.foreign_waiting) == (3, 0, 0)
 

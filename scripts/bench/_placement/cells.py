@@ -14,6 +14,7 @@ from cluster.simulation.engine import SimulatedRequest
 from cluster.simulation.kv_cache import BLOCK_TOKENS
 from cluster.simulation.outcome import WARM_UP, Outcome, Slo, summarise
 from cluster.simulation.trace import Row, link_turns, make_tools_trace, read_trace
+from router.placement.peers import BATCH_S
 from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100, EngineProfile
 
 from .peers import PEERS, LeastOutstanding, Peer
@@ -27,7 +28,8 @@ SLOS = {"8b": Slo(2.0, 0.05), "72b": Slo(4.0, 0.075)}
 class Cell:
     """What is simulated. `rule` names a peer's spill rule and `knob` its setting.
 
-    `queue` bounds tidegate's admission queue, at the live default; peers have what queue their originals have.
+    `queue` bounds tidegate's admission queue, at the live default; peers have what queue their originals have. `notices` between
+    routers go as `NOTICES` says; `none`: there are none.
     """
 
     policy: str
@@ -37,7 +39,7 @@ class Cell:
     engines: int = 8
     routers: int = 1
     staleness_s: float = 0.25
-    notices: bool = True
+    notices: str = "direct"
     slow: tuple[int, ...] = ()
     liars: tuple[int, ...] = ()
     cloud: bool = False
@@ -50,8 +52,12 @@ TUNED_ROWS = 5000
 """The first rows of the conversation trace are those that the policy's constants were chosen on: no figure comes from them."""
 MAX_WAIT_S = 30.0
 """The live default of `slo.max_wait_ms`."""
-ROUND_S = 0.1
-"""Our routers tell each other in rounds, and between them only of long prefills; peers tell of everything at once."""
+NOTICES: dict[str, dict[str, float]] = {
+    "direct": {"batch_s": BATCH_S, "notice_s": 0.002},
+    "rounds": {"round_s": 0.1, "notice_s": 0.02},
+}
+"""How routers tell each other. `direct`: in datagrams, at the live pace; each is read 2 ms later. `rounds`, where none gets
+through: by Serve's broadcast, every 100 ms, and at once for long prefills."""
 OWN_TRACES = Path(__file__).with_name("traces")
 
 
@@ -172,8 +178,8 @@ def simulate(cell: Cell, traces: Traces) -> Outcome:
         routers=cell.routers,
         speed=cell.load * traces.speed(cell.trace, cell.model, cell.engines),
         staleness_s=cell.staleness_s,
-        notices=cell.notices,
-        round_s=ROUND_S if cell.policy == TIDEGATE else 0.0,
+        notices=cell.notices != "none",
+        **NOTICES.get(cell.notices, {}),
         slowdowns=dict.fromkeys(cell.slow, 2.0),
         liars=frozenset(cell.liars),
     )
