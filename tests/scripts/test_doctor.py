@@ -94,7 +94,13 @@ def test_what_only_makes_it_worse_is_a_warning_with_a_next_step(
 
 def test_python_versions() -> None:
     assert doctor.check_python((3, 10)).level is Level.ERROR
-    assert doctor.check_python((3, 11)).level is Level.OK
+    assert doctor.check_python((3, 11), "'--enable-optimizations' '--with-lto'").level is Level.OK
+    assert doctor.check_python((3, 11), "").level is Level.OK, "nobody says how it was built"
+
+
+def test_a_python_without_profile_guided_optimisation_is_worth_a_warning() -> None:
+    found = doctor.check_python((3, 13), "'--prefix=/home/me/.pyenv/versions/3.13.1' '--enable-shared'")
+    assert found.level is Level.WARNING and "profile-guided" in found.text and found.next_step
 
 
 def test_only_the_engines_of_this_machines_zone_count(home: Home, config_file: Path) -> None:
