@@ -88,7 +88,7 @@ class PeerLink:
         self._socket: socket.socket | None = None
         self._fixed: frozenset[Place] = frozenset()
         self._announced: dict[str, tuple[Place, float]] = {}
-        self._places: tuple[Place, ...] = ()
+        self._places: frozenset[Place] = frozenset()
         self._heard: dict[str, float] = {}
         self._sessions: dict[bytes, float] = {}
         self._told_at = 0.0
@@ -174,10 +174,9 @@ class PeerLink:
             self._gather()
         if self._places:
             self._tell()  # before the roll: what it calls ended must have been told
-            first, *more = self.news.roll()
-            self._send(write_letter(Letter(self.news.router, (), tuple(self._sessions), (first,))))
-            for roll in more:
-                self._send(write_letter(Letter(self.news.router, (), (), (roll,))))
+            self._send(write_letter(Letter(self.news.router, sessions=tuple(self._sessions))))
+            for roll in self.news.roll():
+                self._send(write_letter(Letter(self.news.router, rolls=(roll,))))
 
     def close(self) -> None:
         """Tell what is left, and no more."""
@@ -189,7 +188,7 @@ class PeerLink:
             self._socket = None
 
     def _gather(self) -> None:
-        self._places = tuple(self._fixed | {place for place, _ in self._announced.values()})
+        self._places = self._fixed | {place for place, _ in self._announced.values()}
 
     def _wake(self) -> None:
         """There is news again: it goes at once, or when `BATCH_S` have passed since the last."""
@@ -225,12 +224,15 @@ class PeerLink:
             return
         for _ in range(_AT_ONCE):
             try:
-                datagram = self._socket.recv(65536)
+                datagram, source = self._socket.recvfrom(65536)
             except BlockingIOError:
                 return
             except OSError:  # what an earlier datagram of ours met: nobody listens there any more
                 continue
-            self._take(datagram)
+            if source[:2] in self._places:
+                self._take(datagram)
+            else:  # not worth the cost of finding out that it is not sealed
+                self.refused += 1
 
     def _take(self, datagram: bytes) -> None:
         try:

@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 from cluster.simulation.engine import Gauges, SimulatedEngine, SimulatedRequest
-from router.placement.peers import HURRY_S
+from router.placement.peers import BATCH_S, HURRY_S
 from router.placement.profile import EngineProfile
 from router.placement.targets import Work
 
@@ -65,8 +65,8 @@ class Scenario:
     routers: int = 1
     speed: float = 1.0
     staleness_s: float = 0.25
-    notice_s: float = 0.02
-    batch_s: float = 0.0
+    notice_s: float = 0.002
+    batch_s: float = BATCH_S
     round_s: float = 0.0
     notices: bool = True
     cloud_first_s: float = 0.6

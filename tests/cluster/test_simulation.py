@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import random
 
 import pytest
@@ -160,6 +161,39 @@ def test_runs_repeat_and_a_turn_waits_for_its_parent():
             assert all(child.arrival >= request.done for child in request.children)
     assert ends[0] == ends[1] and min(ends[0]) > 0
     assert sum(len(request.children) for request in requests) > 50
+
+
+class Listener(Everywhere):
+    """Notes when notices come."""
+
+    def __init__(self, count):
+        super().__init__(count)
+        self.heard = []
+
+    def on_notice(self, kind, request, engine, now):
+        self.heard.append((now, request.index, kind))
+
+
+@pytest.mark.parametrize("batch_s", [0.0, 0.004, 0.5])
+def test_notices_leave_in_batches_and_the_first_after_a_pause_at_once(batch_s):
+    requests = link_turns(make_documents_trace(120))
+    listeners = []
+
+    def make(number):
+        listeners.append(Listener(4))
+        return listeners[-1]
+
+    Simulation(Scenario(PROFILE, 4, routers=2, speed=20.0, notice_s=0.01, batch_s=batch_s), requests, make).run()
+    other = listeners[1].heard
+    told = [request for request in requests if request.index % 2 == 0]
+    happened = {(request.index, "placed"): request.placed for request in told}
+    happened |= {(request.index, "first"): request.first for request in told}
+    assert len([entry for entry in other if entry[2] == "placed"]) == len(told)
+    delays = [now - happened[index, kind] - 0.01 for now, index, kind in other if kind != "done"]
+    assert min(delays) == pytest.approx(0.0, abs=1e-9) and max(delays) <= batch_s + 1e-9
+    left = sorted({now for now, _, _ in other})
+    assert all(later - earlier >= batch_s - 1e-9 for earlier, later in itertools.pairwise(left))
+    assert batch_s < 0.5 or len(left) < len(other)
 
 
 def test_an_outcome_counts_what_was_refused_as_missed():

@@ -163,7 +163,7 @@ async def test_what_cannot_be_heard_directly_is_booked_from_the_announcement_and
             one.book(LONG)
             while two.inflight() == 0:
                 await asyncio.wait_for(announcements.get(), 10)
-            assert not two.link.hears("one", time.time()) and two.link._places == (one.link.place,)
+            assert not two.link.hears("one", time.time()) and two.link._places == {one.link.place}
             one.link.announce("two", two.link.place, time.time())
             async with asyncio.timeout(10):
                 while not two.link.hears("one", time.time()):

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from router import peer_seal
+from router import peer_link, peer_seal
 from router.peer_seal import MOST_BYTES, Letter, Seals, Unbelievable, read_letter, write_letter, write_letters
-from router.placement.peers import END, SENT, Notice, Open
+from router.placement.peers import END, SENT, News, Notice
 from router.placement.targets import Work
 
 SECRET = b"s" * 32
@@ -54,9 +54,16 @@ def test_news_come_back_as_they_were_told_in_letters_that_fit_a_packet(told):
     assert all(len(letter) <= MOST_BYTES for letter in letters) and (len(letters) <= 1 or len(letters) <= len(told))
 
 
-def test_a_roll_fits_a_packet_whatever_the_numbers():
-    ids = [2**40 + i for i in range(100)]
-    assert len(write_letter(Letter("r" * 40, (), (), [Open(0, 2**41, ids, [])]))) <= MOST_BYTES
+def test_rolls_and_names_fit_a_packet_after_a_billion_requests_and_with_as_many_routers_as_there_may_be():
+    news = News("r" * 16)
+    news._last = 10**9
+    ids = [news.sent("a-1", WORK) for _ in range(500)]
+    for id in ids[::2]:
+        news.first(id)
+    for roll in news.roll():
+        assert len(write_letter(Letter(news.router, rolls=[roll]))) <= MOST_BYTES
+    assert len(write_letter(Letter(news.router, sessions=[Seals(SECRET).session for _ in range(63)]))) <= MOST_BYTES
+    assert len(write_letter(Letter(news.router, asked=news.router, wanted=ids[: peer_link._MOST_WANTED]))) <= MOST_BYTES
 
 
 @pytest.mark.parametrize(

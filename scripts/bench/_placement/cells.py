@@ -14,7 +14,6 @@ from cluster.simulation.engine import SimulatedRequest
 from cluster.simulation.kv_cache import BLOCK_TOKENS
 from cluster.simulation.outcome import WARM_UP, Outcome, Slo, summarise
 from cluster.simulation.trace import Row, link_turns, make_tools_trace, read_trace
-from router.placement.peers import BATCH_S
 from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100, EngineProfile
 
 from .peers import PEERS, LeastOutstanding, Peer
@@ -53,11 +52,11 @@ TUNED_ROWS = 5000
 MAX_WAIT_S = 30.0
 """The live default of `slo.max_wait_ms`."""
 NOTICES: dict[str, dict[str, float]] = {
-    "direct": {"batch_s": BATCH_S, "notice_s": 0.002},
+    "direct": {},
     "rounds": {"round_s": 0.1, "notice_s": 0.02},
 }
-"""How routers tell each other. `direct`: in datagrams, at the live pace; each is read 2 ms later. `rounds`, where none gets
-through: by Serve's broadcast, every 100 ms, and at once for long prefills."""
+"""How routers tell each other, where it is not the usual way. `direct`: in datagrams, gathered as long as the live ones and read
+2 ms later. `rounds`, where none gets through: by Serve's broadcast, every 100 ms, and at once for long prefills."""
 OWN_TRACES = Path(__file__).with_name("traces")
 
 
