@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
@@ -19,8 +20,12 @@ from router.peer_seal import Letter, read_letter, write_letter
 from router.placement.fleet import Fleet
 
 NEWS_PERIOD_S = 0.1
+COMPLAIN_S = 30.0
+"""So long no datagram got through to some router, until the log says so."""
 _REST = 4.0
 """Times as long as a round took, nothing is told after it: under a flood of long prompts telling is no more than a fifth."""
+
+_log = logging.getLogger("ray.serve")
 
 
 class Announcement(msgspec.Struct, frozen=True, array_like=True):
@@ -42,6 +47,7 @@ async def tell_in_rounds(link: PeerLink, broadcast: Callable[[bytes], Awaitable[
     """
     told_at, rest_s = 0.0, 0.0
     link.later = Backlog()
+    complaint = _Complaint(time.time())
     while True:
         await asyncio.sleep(rest_s)
         later = link.later
@@ -60,6 +66,26 @@ async def tell_in_rounds(link: PeerLink, broadcast: Callable[[bytes], Awaitable[
         rest_s = min(NEWS_PERIOD_S, max(0.0, _REST * (time.time() - now)))
         if reached != (link.later is None):
             link.later = None if reached else Backlog()
+        complaint.note(reached, time.time())
+
+
+class _Complaint:
+    """Says once that datagrams do not get through, when they have not for a while: at a start they cannot yet."""
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._made = False
+
+    def note(self, reached: bool, now: float) -> None:
+        """Whether they did this time; `now` is UNIX time."""
+        if reached:
+            self._since, self._made = now, False
+        elif not self._made and now - self._since >= COMPLAIN_S:
+            self._made = True
+            _log.warning(
+                "tidegate: some router hears no datagrams of this one, so they tell each other through Serve, later: "
+                "is UDP between the routers' nodes closed?"
+            )
 
 
 def _announcement(link: PeerLink, later: Backlog | None, alive: bool) -> bytes:

@@ -10,7 +10,6 @@ not exist then.
 from __future__ import annotations
 
 import hmac
-import math
 import secrets
 from collections.abc import Iterator, Sequence
 
@@ -19,6 +18,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from router.placement.peers import Notice, Open
+from router.placement.targets import Work
 
 MOST_BYTES = 1200
 """Of a letter. With seal and UDP header it fits one packet on every network that carries IPv6 (RFC 8200: 1,280 bytes)."""
@@ -28,6 +28,7 @@ _NONCE_PADDING = bytes(4)
 _WINDOW = 64
 """Datagrams that may overtake one and leave it worth reading."""
 _MOST_SESSIONS = 1024
+_ENDLESS_S = 1e9
 
 
 class Letter(msgspec.Struct, frozen=True, array_like=True):
@@ -75,15 +76,20 @@ def read_letter(data: bytes) -> Letter:
     """
     letter = _decoder.decode(data)
     for notice in letter.notices:
-        work = notice.work
-        if work is not None:
-            seconds = work.prefill_s + work.ttft_s + work.tau_s + work.limit_s
-            tokens = min(work.prompt_tokens, work.cached_tokens, work.output_tokens)
-            if not (
-                math.isfinite(seconds) and min(work.prefill_s, work.ttft_s, work.limit_s) >= 0.0 < work.tau_s and tokens >= 0
-            ):
-                raise msgspec.ValidationError("work in impossible numbers")
+        if notice.work is not None and not _can_be_booked(notice.work):
+            raise msgspec.ValidationError("work in impossible numbers")
     return letter
+
+
+def _can_be_booked(work: Work) -> bool:
+    """Whether books can be kept in these numbers; sums that hold one that is not finite never get rid of it."""
+    return (
+        0.0 <= work.prefill_s < _ENDLESS_S
+        and 0.0 < work.tau_s < _ENDLESS_S
+        and work.prompt_tokens >= 0
+        and work.cached_tokens >= 0
+        and work.output_tokens >= 0
+    )
 
 
 class Unbelievable(Exception):

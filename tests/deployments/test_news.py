@@ -207,3 +207,32 @@ async def test_an_announcement_that_is_none_is_refused():
         with pytest.raises(msgspec.MsgspecError):
             hear_announcement(router.link, router.fleet, data, time.time())
     router.link.close()
+
+
+async def test_the_log_says_once_that_datagrams_do_not_get_through(monkeypatch, caplog):
+    monkeypatch.setattr(telling, "ALIVE_PERIOD_S", 0.01)
+    monkeypatch.setattr(telling, "NEWS_PERIOD_S", 0.01)
+    monkeypatch.setattr(telling, "COMPLAIN_S", 0.05)
+    router, answers, told = Router("one"), [True], asyncio.Queue()
+
+    async def broadcast(announcement):
+        told.put_nowait(announcement)
+        return answers[0]
+
+    def complaints():
+        return [record for record in caplog.records if "UDP" in record.getMessage()]
+
+    async with telling_of(router, broadcast):
+        for _ in range(10):
+            await asyncio.wait_for(told.get(), 10)
+        assert not complaints()
+        for count in (1, 2):
+            answers[0] = False
+            while len(complaints()) < count:
+                await asyncio.wait_for(told.get(), 10)
+            for _ in range(10):
+                await asyncio.wait_for(told.get(), 10)
+            assert len(complaints()) == count
+            answers[0] = True
+            while router.link.later is not None:
+                await asyncio.wait_for(told.get(), 10)

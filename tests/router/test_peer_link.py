@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 import time
 
@@ -37,8 +38,8 @@ class Router:
         hear = self.fleet.hear
 
         def listening(router, notices, now, rolls=()):
-            hear(router, notices, now, rolls)
             self.heard.put_nowait((router, list(notices)))
+            return hear(router, notices, now, rolls)
 
         self.fleet.hear = listening
         self.link = PeerLink(self.fleet, secret)
@@ -51,6 +52,9 @@ class Router:
             for notice in notices:
                 if notice.event == event:
                     return router, notice
+
+    def waiting(self):
+        return [(load.inflight, load.unstarted) for load in self.fleet.view(time.time()).loads]
 
     def inflight(self):
         return [load.inflight for load in self.fleet.view(time.time()).loads]
@@ -119,6 +123,27 @@ async def test_thousands_at_once_all_arrive_or_are_made_up_for():
                 one.link.say_alive(time.time())
                 await asyncio.sleep(0.005)
         assert one.inflight() == [1, 1]
+
+
+async def test_where_every_third_datagram_is_lost_the_books_still_come_to_agree():
+    async with acquainted("one", "two") as (one, two):
+        dice, chance = random.Random(7), 1 / 3
+        send = one.link._send
+        one.link._send = lambda letter: None if dice.random() < chance else send(letter)
+        running = []
+        for _ in range(300):
+            running.append(one.fleet.book(TARGETS[dice.randrange(2)], 2000, time.time(), work=WORK))
+            picked = dice.choice(running)
+            one.fleet.first_byte(picked, time.time())
+            if dice.random() < 0.9:
+                running.remove(picked)
+                one.fleet.end(picked, time.time(), completed=True)
+            await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            while two.waiting() != one.waiting():
+                one.link.say_alive(time.time())
+                await asyncio.sleep(0.005)
+        assert sum(count for count, _ in one.waiting()) == len(running)
 
 
 async def test_a_router_that_starts_again_is_heard_again_and_what_its_earlier_life_left_is_forgotten():

@@ -70,11 +70,12 @@ def test_rolls_and_names_fit_a_packet_after_a_billion_requests_and_with_as_many_
     "work",
     [
         replace(WORK, prefill_s=math.nan),
-        replace(WORK, ttft_s=math.inf),
+        replace(WORK, prefill_s=math.inf),
+        replace(WORK, tau_s=math.nan),
         replace(WORK, prefill_s=-1.0),
         replace(WORK, tau_s=0.0),
         replace(WORK, prompt_tokens=-5),
-        replace(WORK, limit_s=-math.inf),
+        replace(WORK, output_tokens=-1),
     ],
 )
 def test_work_in_numbers_that_would_spoil_the_books_is_not_read(work):

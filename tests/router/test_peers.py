@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.placement.fleet import Fleet
-from router.placement.peers import END, SENT, SILENT_S, News, Notice
+from router.placement.peers import END, FIRST, SENT, SILENT_S, News, Notice, Open
 from router.placement.profile import LLAMA_8B_H100
 from router.placement.targets import Report, Signals, Work
 from tests.router.builders import NOW, make_policy, make_target
@@ -147,6 +147,35 @@ def test_when_everything_has_ended_and_been_told_or_lost_both_books_are_empty(ev
             pair[who].end(booking, NOW + 10, completed=True)
         tell(pair[who], pair[1 - who], NOW + 10, roll=True)
     assert counts(pair[0]) == counts(pair[1]) == IDLE
+
+
+ODD = st.builds(
+    Notice,
+    id=st.integers(-2, 5),
+    event=st.sampled_from([SENT, FIRST, END, "", "later"]),
+    incarnation=st.sampled_from(["", "gone", *(target.incarnation for target in TARGETS)]),
+    work=st.sampled_from([None, WORK]),
+)
+ODD_ROLL = st.builds(
+    Open,
+    since=st.integers(-2, 6),
+    until=st.integers(-2, 6),
+    unstarted=st.lists(st.integers(-2, 6)),
+    started=st.lists(st.integers(-2, 6)),
+)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["two", "three"]), st.lists(ODD, max_size=6), st.lists(ODD_ROLL, max_size=2)), max_size=12)
+)
+def test_whatever_a_router_of_another_version_tells_books_stay_sound_and_are_empty_once_it_is_silent(letters):
+    ours, _ = two()
+    for step, (router, notices, rolls) in enumerate(letters):
+        ours.hear(router, notices, NOW + step, rolls)
+        for load in ours.view(NOW).loads:
+            assert load.inflight >= load.unstarted >= 0 and load.unstarted_tokens >= 0 and load.kv_tokens >= 0
+    ours.forget_silent_peers(NOW + len(letters) + 2 * SILENT_S)
+    assert counts(ours) == IDLE
 
 
 def test_there_is_one_call_for_all_that_is_told_together():
