@@ -21,9 +21,11 @@ from router.complexity.lexicon import LISTS
 from router.complexity.words import BUCKETS
 
 MAGIC = b"TGCW"
-FORMAT = 2
+FORMAT = 3
 MAX_FILE_BYTES = 4 << 20
 MAX_UNPACKED_BYTES = 32 << 20
+MOST_LEAVES = 16
+"""Of a tree."""
 DEFAULT = Path(__file__).with_name("prior.tgcw")
 """The weights that come with the project."""
 
@@ -64,14 +66,6 @@ class StoredGain(msgspec.Struct, frozen=True):
     """Quantiles 0, 1, ... 100 % of the predicted gain over the training pool: where a share's threshold starts from."""
 
 
-class StoredLatents(msgspec.Struct, frozen=True):
-    """What trees may ask besides the features: int8 tables over the hashed words, concatenated, each with a scale."""
-
-    names: list[str]
-    scales: list[float]
-    tables: bytes
-
-
 class StoredDomains(msgspec.Struct, frozen=True):
     """The domain head: one int8 table per domain, concatenated, each with a scale, a bias and weights of the hand features."""
 
@@ -88,7 +82,6 @@ class Stored(msgspec.Struct, frozen=True):
     features: str
     means: list[float]
     deviations: list[float]
-    latents: StoredLatents
     gains: list[StoredGain]
     domains: StoredDomains
 
@@ -139,28 +132,22 @@ def _check(stored: Stored, path: Path) -> None:
     if stored.features != features_digest():
         raise WeightsError(f"{path}: these weights were fitted for another feature pass: run scripts/train/complexity again")
     width = len(NAMES)
-    domains, latents = stored.domains, stored.latents
+    domains = stored.domains
     sizes_fit = (
         len(stored.means) == len(stored.deviations) == width
         and all(len(gain.table) == BUCKETS and len(gain.hand) == width and len(gain.cuts) == 101 for gain in stored.gains)
         and len(domains.tables) == BUCKETS * len(domains.names)
-        and len(latents.tables) == BUCKETS * len(latents.names)
-        and len(latents.names) == len(latents.scales) <= 64
         and len(stored.gains) <= 64
         and len(domains.names) == len(domains.scales) == len(domains.biases) == len(domains.hand) <= 64
         and all(len(row) == width for row in domains.hand)
         and all(deviation > 0 for deviation in stored.deviations)
     )
-    if (
-        not sizes_fit
-        or not all(_trees_fit(gain.trees, width + len(latents.names)) for gain in stored.gains)
-        or not _finite(stored)
-    ):
+    if not sizes_fit or not all(_trees_fit(gain.trees, width) for gain in stored.gains) or not _finite(stored):
         raise WeightsError(f"{path}: the weights are damaged: sizes or numbers that cannot be")
 
 
 def _finite(stored: Stored) -> bool:
-    numbers = [*stored.means, *stored.deviations, *stored.latents.scales, *stored.domains.scales, *stored.domains.biases]
+    numbers = [*stored.means, *stored.deviations, *stored.domains.scales, *stored.domains.biases]
     for row in stored.domains.hand:
         numbers += row
     for gain in stored.gains:
@@ -169,16 +156,20 @@ def _finite(stored: Stored) -> bool:
 
 
 def _trees_fit(trees: Trees, width: int) -> bool:
-    """Every node leads forward to nodes that exist, so that a walk always ends."""
+    """Every node leads forward to nodes that exist, so that a walk always ends, and soon."""
     count = len(trees.feature)
     if not count == len(trees.threshold) == len(trees.left) == len(trees.right) == len(trees.value) <= 100_000:
         return False
     if not all(0 <= root < count for root in trees.roots) or len(trees.roots) > 2000:
         return False
-    for node, (feature, left, right) in enumerate(zip(trees.feature, trees.left, trees.right, strict=True)):
-        if feature >= 0 and not (feature < width and node < left < count and node < right < count):
-            return False
-    return True
+    leaves = [1] * count
+    for node in reversed(range(count)):
+        feature, left, right = trees.feature[node], trees.left[node], trees.right[node]
+        if feature >= 0:
+            if not (feature < width and node < left < count and node < right < count):
+                return False
+            leaves[node] = min(leaves[left] + leaves[right], MOST_LEAVES + 1)  # nodes that are shared would make millions
+    return all(leaves[root] <= MOST_LEAVES for root in trees.roots)
 
 
 def signed(table: bytes) -> NDArray[np.int8]:

@@ -171,11 +171,10 @@ def fit_challenger(material: Material, train: np.ndarray, stored: Stored, name: 
     Raises:
         TrainError: that machinery, or a package it needs, is not there.
     """
-    build, data, fit, readings = _machinery()
+    build, data, fit = _machinery()
     hand, words = arrays_of([material.features[row] for row in train])
     gain = material.gain[train]
-    latents = build.stored_latents(stored.latents)
-    parts = fit.fit_gain(hand, words, gain, material.groups[train], readings(latents, latents.read(words)))
+    parts = fit.fit_gain(hand, words, gain, material.groups[train])
     rows = data.Outcomes(
         name, ("",) * len(train), np.array([""] * len(train)), material.groups[train], np.zeros(len(train), int),
         material.small[train], material.large[train], hand=hand, words=words,
@@ -185,17 +184,16 @@ def fit_challenger(material: Material, train: np.ndarray, stored: Stored, name: 
     return replace(stored, gains=[head, *others])
 
 
-def _machinery() -> tuple[Any, Any, Any, Any]:
+def _machinery() -> tuple[Any, Any, Any]:
     if not (_MACHINERY / "_complexity" / "fit.py").is_file():
         raise TrainError(f"a refit needs a checkout of the project: {_MACHINERY} has nothing to fit with")
     if str(_MACHINERY) not in sys.path:
         sys.path.append(str(_MACHINERY))
     try:
         from _complexity import build, data, fit
-        from _complexity.latents import Readings
     except ModuleNotFoundError as missing:
         raise TrainError(f"{missing.name} is not installed: uv pip install --group train") from None
-    return build, data, fit, Readings
+    return build, data, fit
 
 
 def roll_back(config: Config, base: Path) -> Refit:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from router.complexity.buckets import compile_tables, sum_heads
 from router.complexity.compile import load_model
 from router.complexity.features import HEAD_CHARS, NAMES, TAIL_CHARS, read_features
+from router.complexity.forest import compile_trees
 from router.complexity.model import compile_model, explain_gain, read_gains
-from router.complexity.weights import DEFAULT, Trees, WeightsError, pack_weights, read_weights
+from router.complexity.weights import DEFAULT, MOST_LEAVES, Trees, WeightsError, pack_weights, read_weights
 from router.complexity.words import BUCKETS
 
 MODEL = load_model(DEFAULT)
@@ -80,20 +81,51 @@ def test_domains_of_plain_requests():
     assert domain("hello, how are you?") == "chat"
 
 
-def test_trees_as_an_expression_are_the_trees():
-    trees = Trees(
-        [0, 3],
-        [0, -1, -1, 1, -1, 5, -1, -1],
-        [0.5, 0, 0, 2, 0, 1, 0, 0],
-        [1, 0, 0, 4, 0, 6, 0, 0],
-        [2, 0, 0, 5, 0, 7, 0, 0],
-        [0.0, -1.0, 2.0, 0.0, 10.0, 0.0, 20.0, 40.0],
-    )
-    from router.complexity.model import compile_trees
+def walk(trees, root, values):
+    while trees.feature[root] >= 0:
+        root = trees.left[root] if values[trees.feature[root]] <= trees.threshold[root] else trees.right[root]
+    return trees.value[root]
 
-    score = compile_trees(trees)
-    assert score([0.5, 2, 0, 0, 0, 0]) == -1.0 + 10.0
-    assert score([0.6, 3, 0, 0, 0, 1.5]) == 2.0 + 40.0
+
+@st.composite
+def some_trees(draw):
+    """Up to eight trees over four features, of one leaf up to as many as a tree may have, thresholds that values can equal."""
+    trees = Trees([], [], [], [], [], [])
+
+    def grow(leaves):
+        place = len(trees.feature)
+        for column, value in (
+            (trees.feature, -1 if leaves == 1 else draw(st.integers(0, 3))),
+            (trees.threshold, float(draw(st.integers(-2, 2)))),
+            (trees.left, 0),
+            (trees.right, 0),
+            (trees.value, float(2**place)),
+        ):
+            column.append(value)
+        if leaves > 1:
+            left = draw(st.integers(1, leaves - 1))
+            trees.left[place] = grow(left)
+            trees.right[place] = grow(leaves - left)
+        return place
+
+    for _ in range(draw(st.integers(0, 3))):
+        trees.roots.append(grow(draw(st.integers(1, 8)) if trees.roots else MOST_LEAVES))
+    return trees
+
+
+@given(some_trees(), st.lists(st.sampled_from([-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 2.5]), min_size=4, max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_trees_asked_all_at_once_say_what_a_walk_says(trees, values):
+    wanted = math.fsum(walk(trees, root, values) for root in trees.roots)
+    assert compile_trees(trees).score(np.array(values)) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_the_shipped_trees_say_what_a_walk_says():
+    for text in ("", "Why?", "Prove that 2 + 2 = 4.\nA. yes\nB. no", "x" * 5000):
+        features = read_features(text)
+        for head in MODEL.gains:
+            wanted = math.fsum(walk(head.trees, root, features.values) for root in head.trees.roots)
+            assert head.forest.score(np.array(features.values)) == pytest.approx(wanted, abs=1e-12)
 
 
 def test_the_first_bytes_of_a_weights_file_say_what_it_is(tmp_path):
@@ -104,7 +136,7 @@ def test_the_first_bytes_of_a_weights_file_say_what_it_is(tmp_path):
         (b"", "no weights file"),
         (b"\x89PNG" + good[4:], "no weights file"),
         (good[:4] + b"\x09\x00" + good[6:], "format 9"),
-        (good[:4] + b"\x01\x00" + good[6:], "format 1; .* run scripts/train/complexity again"),
+        (good[:4] + b"\x02\x00" + good[6:], "format 2; .* run scripts/train/complexity again"),
         (good[:-1], "checksum"),
         (good[:500] + b"x" + good[501:], "checksum"),
         (good + b"x" * (5 << 20), "no weights file"),
@@ -123,25 +155,23 @@ def test_weights_of_another_feature_pass_or_with_impossible_numbers_are_refused(
         read_weights_of(tmp_path, pack_weights(replace(stored, features="0" * 16)))
     head = stored.gains[0]
     loop = replace(head.trees, left=[0] * len(head.trees.left))
-    for wrong in (replace(head, base=math.nan), replace(head, table=b"x"), replace(head, hand=[0.0]), replace(head, trees=loop)):
-        with pytest.raises(WeightsError, match="damaged"):
-            read_weights_of(tmp_path, pack_weights(replace(stored, gains=[wrong])))
-    for latents in (
-        replace(stored.latents, scales=[math.inf] * len(stored.latents.scales)),
-        replace(stored.latents, tables=stored.latents.tables[:-1]),
-        replace(stored.latents, names=stored.latents.names[:-1]),
-        replace(stored.latents, names=[], scales=[], tables=b""),  # the trees ask for them
+    deep = Trees([0], [0] * 60 + [-1], [0.0] * 61, [*range(1, 61), 0], [*range(1, 61), 0], [0.0] * 61)  # 2**60 ways through it
+    for wrong in (
+        replace(head, base=math.nan),
+        replace(head, table=b"x"),
+        replace(head, hand=[0.0]),
+        replace(head, trees=loop),
+        replace(head, trees=deep),
     ):
         with pytest.raises(WeightsError, match="damaged"):
-            read_weights_of(tmp_path, pack_weights(replace(stored, latents=latents)))
+            read_weights_of(tmp_path, pack_weights(replace(stored, gains=[wrong])))
 
 
 def test_the_joined_tables_are_the_tables():
     stored = read_weights(DEFAULT)
     model = compile_model(stored)
-    latents, domains = stored.latents, stored.domains
+    domains = stored.domains
     tables = [gain.table for gain in stored.gains]
-    tables += [latents.tables[at * BUCKETS : (at + 1) * BUCKETS] for at in range(len(latents.names))]
     tables += [domains.tables[at * BUCKETS : (at + 1) * BUCKETS] for at in range(len(domains.names))]
     for text in ("", "fox", "the quick brown fox jumps over the lazy dog", "one two three " * 700):
         places = read_features(text).buckets

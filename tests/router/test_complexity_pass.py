@@ -142,16 +142,11 @@ def plain_worded(table, scale, buckets):
 def plain_gain(values, buckets, gain):
     """The stored numbers as the file's format says, tree by tree and bucket by bucket."""
     wording = plain_worded(gain.table, gain.scale, buckets)
-    latents = STORED.latents
-    known = [
-        plain_worded(latents.tables[place * BUCKETS : (place + 1) * BUCKETS], scale, buckets)
-        for place, scale in enumerate(latents.scales)
-    ]
     standard = [
         (value - mean) / deviation for value, mean, deviation in zip(values, STORED.means, STORED.deviations, strict=True)
     ]
     hand = sum(weight * value for weight, value in zip(gain.hand, standard, strict=True))
-    return gain.base + hand + wording + sum(leaf_of(gain.trees, root, [*values, *known]) for root in gain.trees.roots)
+    return gain.base + hand + wording + sum(leaf_of(gain.trees, root, values) for root in gain.trees.roots)
 
 
 def leaf_of(trees: Trees, node, values):

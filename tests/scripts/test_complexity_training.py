@@ -21,14 +21,14 @@ def tools():
     added = [str(CHECKOUT / "scripts" / name) for name in ("train", "bench", "")]
     sys.path[:0] = added
     try:
-        from _complexity import build, data, fit, latents
+        from _complexity import build, data, fit
         from _complexity_goals import final
     except ModuleNotFoundError as missing:
         pytest.skip(f"{missing.name} is not installed")
     finally:
         for folder in added:
             sys.path.remove(folder)
-    return build, data, fit, latents, final
+    return build, data, fit, final
 
 
 def outcomes(data, name, count, models=0):
@@ -46,41 +46,23 @@ def outcomes(data, name, count, models=0):
 
 
 def test_the_router_scores_what_training_fitted(tools):
-    build, data, fit, latents, _ = tools
+    build, data, fit, _ = tools
     from router.complexity.features import read_features
     from router.complexity.model import compile_model, read_gains
     from router.complexity.weights import Stored, StoredDomains, features_digest
 
     one, two = outcomes(data, "one", 400), outcomes(data, "other", 300, 4)
-    sources = (latents.topics_of([one, two], 2), latents.difficulty_of(two))
-    readings = latents.learn_latents(sources, one.words, one.keys)
-    parts = fit.with_length(fit.fit_gain(one.hand, one.words, one.gain, one.keys, readings))
+    parts = fit.with_length(fit.fit_gain(one.hand, one.words, one.gain, one.keys))
     means, deviations = two.hand.mean(0), two.hand.std(0) + 1e-6
     head = build.store_gain(parts, "one", "small", "large", "made up", one, means, deviations)
     nothing = StoredDomains([], [], [], b"", [])
-    kept = build.store_latents(readings.latents)
-    model = compile_model(Stored(features_digest(), means.tolist(), deviations.tolist(), kept, [head], nothing))
+    model = compile_model(Stored(features_digest(), means.tolist(), deviations.tolist(), [head], nothing))
     live = [read_gains(model, read_features(prompt)).gains[0] for prompt in two.prompts]
     assert np.allclose(live, parts.predict(two.hand, two.words), atol=1e-9) and np.std(live) > 1e-3
-    again = build.stored_latents(kept)
-    assert np.array_equal(again.whole, readings.latents.whole) and again.names == readings.latents.names
-
-
-def test_a_latent_is_learned_without_the_question_it_is_read_for(tools):
-    _, data, _, latents, _ = tools
-    one = outcomes(data, "one", 200)
-    source = latents.topics_of([one], 1)
-    row = 7
-    inner = data.inner_folds(one.keys)
-    changed = source.targets.copy()
-    changed[inner == inner[row]] += 100.0
-    other = latents.Source(source.names, source.words, changed, source.keys)
-    before, after = (latents.learn_latents((given,), one.words, one.keys).rows[row] for given in (source, other))
-    assert np.array_equal(before, after)
 
 
 def test_what_is_kept_back_shares_no_question_with_what_is_developed_on(tools):
-    _, data, _, _, final = tools
+    _, data, _, final = tools
     halves = final.part(outcomes(data, "one", 2000))
     assert not set(halves.development.keys) & set(halves.kept_back.keys)
     assert 0.1 < len(halves.kept_back) / 2000 < 0.24
@@ -90,7 +72,7 @@ def test_what_is_kept_back_shares_no_question_with_what_is_developed_on(tools):
 
 
 def test_the_part_kept_back_is_used_once(tools, tmp_path, monkeypatch):
-    _, _, _, _, final = tools
+    _, _, _, final = tools
     monkeypatch.setattr(final, "RECORD", tmp_path / "final.json")
     for name in ("_gains", "_domains"):
         monkeypatch.setattr(final, name, lambda parts: [])

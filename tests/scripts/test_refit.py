@@ -109,7 +109,7 @@ def test_weights_that_learnt_nothing_are_not_promoted(home, seed):
 
 
 def test_a_dry_run_leaves_everything_as_it_is(home):
-    put(home, planted(700, 3, routable=True))
+    put(home, planted(900, 1, routable=True))
     before = {path: path.read_bytes() for path in labels_at(home).iterdir()}
     found, _ = train.refit(config(), home, NOW, dry=True)
     after = {path: path.read_bytes() for path in labels_at(home).iterdir() if not path.name.startswith(".")}

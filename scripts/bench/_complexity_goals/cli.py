@@ -75,9 +75,9 @@ def few(bench: Bench) -> list[Row]:
 
 def mmlu(bench: Bench) -> list[Row]:
     """MMLU by folds, and on subjects never seen."""
-    folds = protocols.curve(protocols.across_folds(bench.mmlu, known=bench.pro), bench.mmlu)
+    folds = protocols.curve(protocols.across_folds(bench.mmlu), bench.mmlu)
     groups = protocols.subject_groups(bench.mmlu, 5 if bench.quick else 10)
-    unseen = protocols.curve(protocols.across_folds(bench.mmlu, groups, known=bench.pro), bench.mmlu)
+    unseen = protocols.curve(protocols.across_folds(bench.mmlu, groups), bench.mmlu)
     return [with_interval("MMLU 5-fold APGR", folds, 0.71), with_interval("  subjects never seen", unseen, 0.66)]
 
 

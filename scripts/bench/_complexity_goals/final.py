@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from _complexity.data import Outcomes, held_out
 from _complexity.fit import fit_gain, steady_target
-from _complexity.latents import difficulty_of, learn_latents, topics_of
 
 from _complexity_goals import protocols
 
@@ -28,7 +27,6 @@ _CODE = (
     "scripts/train/_complexity/data.py",
     "scripts/train/_complexity/domains.py",
     "scripts/train/_complexity/fit.py",
-    "scripts/train/_complexity/latents.py",
 )
 
 
@@ -83,9 +81,7 @@ def measure_once(sets: dict[str, Outcomes]) -> dict[str, Any]:
 
 def _gains(parts: dict[str, Halves]) -> list[dict[str, Any]]:
     mmlu, gsm8k, pro = (parts[name] for name in ("routellm_mmlu", "routellm_gsm8k", "mmlu_pro_llama31"))
-    sources = (topics_of([mmlu.development]), difficulty_of(pro.development))
-    readings = learn_latents(sources, mmlu.development.words, mmlu.development.keys)
-    found = [("MMLU", 0.71, mmlu, fit_gain(*_rows(mmlu.development, mmlu.development.gain), readings))]
+    found = [("MMLU", 0.71, mmlu, fit_gain(*_rows(mmlu.development, mmlu.development.gain)))]
     found.append(("GSM8K", 0.64, gsm8k, fit_gain(*_rows(gsm8k.development, gsm8k.development.gain))))
     target = steady_target(pro.development.gain, protocols.others_of(pro.development))
     found.append(("Llama-3.1 8B -> 70B, MMLU-Pro", 0.57, pro, fit_gain(*_rows(pro.development, target))))

@@ -9,7 +9,6 @@ import scipy.sparse as sp
 from _complexity.data import Outcomes, without_questions
 from _complexity.domains import MEASURED, fit_domains, labels_of
 from _complexity.fit import fit_gain, steady_target, with_length
-from _complexity.latents import difficulty_of, learn_latents, topics_of
 from sklearn.linear_model import Ridge
 from tidegate.curves import Interval, apgr, apgr_interval, cpt
 
@@ -50,14 +49,10 @@ def few_labels(data: Outcomes, labels: int, seeds: int, without: str | None = No
     return float(mean[0]), float(mean[1]), float(mean[2])
 
 
-def across_folds(
-    data: Outcomes, groups: np.ndarray | None = None, steady: bool = False, known: Outcomes | None = None
-) -> np.ndarray:
+def across_folds(data: Outcomes, groups: np.ndarray | None = None, steady: bool = False) -> np.ndarray:
     """Gains for every row from a fit on the other folds (or groups) without the row's question.
 
     With `steady`, the training target is the gain as the other models' outcomes on the *training* questions explain it.
-    `known` is a benchmark that many models answered: where given, latents are learned from it (less the questions of the test)
-    and from the subjects of the training rows.
     """
     groups = data.folds if groups is None else groups
     scores = np.zeros(len(data))
@@ -65,11 +60,7 @@ def across_folds(
         test = data.take(np.where(groups == group)[0])
         train = without_questions(data.take(np.where(groups != group)[0]), test.keys)
         target = steady_target(train.gain, others_of(train)) if steady else train.gain
-        readings = None
-        if known is not None:
-            sources = (topics_of([train]), difficulty_of(known).without(test.keys))
-            readings = learn_latents(sources, train.words, train.keys)
-        fitted = fit_gain(train.hand, train.words, target, train.keys, readings)
+        fitted = fit_gain(train.hand, train.words, target, train.keys)
         scores[groups == group] = fitted.predict(test.hand, test.words)
     return scores
 

@@ -9,9 +9,8 @@ import scipy.sparse as sp
 
 from _complexity.data import Outcomes, find_data, load_csv, load_parquet
 from _complexity.domains import DOMAINS, fit_domains, labels_of, measured_words, written_examples
-from _complexity.fit import Parts, export_trees, fit_gain, steady_target, with_length
-from _complexity.latents import Latents, Readings, difficulty_of, learn_latents, quantise, topics_of
-from router.complexity.weights import Stored, StoredDomains, StoredGain, StoredLatents, features_digest, pack_weights
+from _complexity.fit import Parts, export_trees, fit_gain, quantise, steady_target, with_length
+from router.complexity.weights import Stored, StoredDomains, StoredGain, features_digest, pack_weights
 
 
 def store_gain(
@@ -48,29 +47,14 @@ def build_prior(folder: Path) -> Stored:
         hand=hand,
         words=words,
     )
-    sources = (topics_of(list(sets.values())), difficulty_of(pro))
-    readings = learn_latents(sources, words, keys)
-    general = with_length(fit_gain(hand, words, np.concatenate(list(targets.values())), keys, readings))
-    start = sum(len(data) for data in list(sets.values())[: list(sets).index(pro.name)])
-    own = Readings(readings.latents, readings.rows[start : start + len(pro)])
-    llama = fit_gain(pro.hand, pro.words, targets["mmlu_pro_llama31"], pro.keys, own)
+    general = with_length(fit_gain(hand, words, np.concatenate(list(targets.values())), keys))
+    llama = fit_gain(pro.hand, pro.words, targets["mmlu_pro_llama31"], pro.keys)
     gains = [
         store_gain(general, "general", "small", "large", "+".join(sets), everything, means, deviations),
         store_gain(llama, "llama-3.1-8b-70b", "Llama-3.1-8B", "Llama-3.1-70B", "mmlu_pro", pro, means, deviations),
     ]
     domains = build_domains(list(sets.values()), means, deviations)
-    return Stored(features_digest(), means.tolist(), deviations.tolist(), store_latents(readings.latents), gains, domains)
-
-
-def store_latents(latents: Latents) -> StoredLatents:
-    """Latents as the file has them."""
-    return StoredLatents(list(latents.names), latents.scales.tolist(), latents.whole.T.tobytes())
-
-
-def stored_latents(stored: StoredLatents) -> Latents:
-    """Latents as they came from a file."""
-    whole = np.frombuffer(stored.tables, np.int8).reshape(len(stored.names), -1).T
-    return Latents(tuple(stored.names), whole, np.array(stored.scales))
+    return Stored(features_digest(), means.tolist(), deviations.tolist(), gains, domains)
 
 
 def build_own(path: Path, name: str, prior: Stored) -> Stored:
@@ -78,11 +62,10 @@ def build_own(path: Path, name: str, prior: Stored) -> Stored:
     data = load_csv(path)
     if len(data) < 200:
         raise SystemExit(f"{path}: {len(data)} rows; 200 are the least that say anything, 1,500 what to aim for")
-    latents = stored_latents(prior.latents)
-    parts = fit_gain(data.hand, data.words, data.gain, data.keys, Readings(latents, latents.read(data.words)))
+    parts = fit_gain(data.hand, data.words, data.gain, data.keys)
     means, deviations = np.array(prior.means), np.array(prior.deviations)
     own = store_gain(parts, name, "small", "large", path.stem, data, means, deviations)
-    return Stored(prior.features, prior.means, prior.deviations, prior.latents, [own, *prior.gains], prior.domains)
+    return Stored(prior.features, prior.means, prior.deviations, [own, *prior.gains], prior.domains)
 
 
 def build_domains(sets: list[Outcomes], means: np.ndarray, deviations: np.ndarray) -> StoredDomains:

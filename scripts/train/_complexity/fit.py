@@ -1,4 +1,4 @@
-"""Fitting one gain head: trees over hand features and latents plus a linear table over hashed words, mixed by what each is worth.
+"""Fitting one gain head: trees over hand features plus a linear table over hashed words, mixed by what each is worth.
 
 Both parts regress the gain itself. How much of each goes into the sum is found by non-negative least squares on predictions for
 questions the parts had not seen (4 inner folds), which also makes the sum calibrated: a predicted +0.10 is worth +0.10.
@@ -16,7 +16,6 @@ from scipy.optimize import nnls
 from sklearn.linear_model import Ridge
 
 from _complexity.data import INNER, inner_folds
-from _complexity.latents import Latents, Readings, quantise
 from router.complexity.features import NAMES
 from router.complexity.weights import Trees
 
@@ -31,22 +30,34 @@ _CHARS = NAMES.index("chars")
 class Recipe:
     """Strength of the parts. `word_penalty` and `hand_penalty` are ridge penalties, the rest is LightGBM's."""
 
-    trees: int = 200
+    trees: int = 300
     leaves: int = 7
     rate: float = 0.05
     min_rows: int = 40
     share_of_features: float = 0.5
+    leaf_penalty: float = 100.0
     word_penalty: float = 8.0
     hand_penalty: float = 100.0
+    by_chance: bool = True
+    """One threshold per feature is tried, drawn by chance (Geurts et al. 2006): single labels say too little to search for it."""
 
 
-FEW = Recipe(trees=100, leaves=4, min_rows=20, share_of_features=0.3, word_penalty=5.0, hand_penalty=300.0)
+FEW = Recipe(
+    trees=100,
+    leaves=4,
+    min_rows=20,
+    share_of_features=0.3,
+    leaf_penalty=10.0,
+    word_penalty=5.0,
+    hand_penalty=300.0,
+    by_chance=False,
+)
 """For a few thousand labels or less."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A fitted head. `gain = base + scale * words @ whole + standardised hand @ linear + trees(hand and latents)`."""
+    """A fitted head. `gain = base + scale * words @ whole + standardised hand @ linear + trees(hand)`."""
 
     base: float
     whole: np.ndarray
@@ -57,13 +68,11 @@ class Parts:
     trees: Any
     tree_weight: float
     tree_offset: float
-    latents: Latents | None = None
 
     def predict(self, hand: np.ndarray, words: sp.csr_matrix) -> np.ndarray:
         """Gains of many rows."""
         standard = (hand - self.means) / self.deviations
-        asked = hand if self.latents is None else np.hstack([hand, self.latents.read(words)])
-        trees = self.tree_weight * (self.trees.predict(asked, num_threads=1) - self.tree_offset) if self.tree_weight else 0.0
+        trees = self.tree_weight * (self.trees.predict(hand, num_threads=1) - self.tree_offset) if self.tree_weight else 0.0
         return self.base + words @ (self.scale * self.whole) + standard @ self.linear + trees
 
 
@@ -93,7 +102,6 @@ def fit_gain(
     words: sp.csr_matrix,
     target: np.ndarray,
     keys: np.ndarray,
-    readings: Readings | None = None,
 ) -> Parts:
     """Fit a head.
 
@@ -102,7 +110,6 @@ def fit_gain(
         words: hashed words by row.
         target: gains, or a less noisy stand-in for them.
         keys: question keys: rows of one question stay in one inner fold.
-        readings: latents that trees may ask, and what they say of the rows.
     """
     recipe = recipe_for(len(target))
     means, deviations = hand.mean(0), hand.std(0) + 1e-6
@@ -110,7 +117,6 @@ def fit_gain(
     middle = float(target.mean())
     inner = inner_folds(keys)
     few = len(target) < FEW_ROWS
-    asked = hand if readings is None else np.hstack([hand, readings.rows])
     guesses = np.zeros((len(target), 4))
     if few:
         guesses[:, 3] = standard[:, _CHARS]
@@ -119,7 +125,7 @@ def fit_gain(
         if not a.any() or not b.any():
             continue
         guesses[b, 0] = words[b] @ fit_words(words[a], target[a] - middle, recipe.word_penalty)
-        guesses[b, 1] = fit_trees(asked[a], target[a], recipe).predict(asked[b], num_threads=1) - middle
+        guesses[b, 1] = fit_trees(hand[a], target[a], recipe).predict(hand[b], num_threads=1) - middle
         if few:
             guesses[b, 2] = standard[b] @ fit_linear(standard[a], target[a] - middle, recipe.hand_penalty)
     shares, _ = nnls(guesses, target - middle)
@@ -136,10 +142,9 @@ def fit_gain(
         means,
         deviations,
         linear,
-        fit_trees(asked, target, recipe),
+        fit_trees(hand, target, recipe),
         float(shares[1]),
         middle,
-        None if readings is None else readings.latents,
     )
 
 
@@ -172,7 +177,9 @@ def fit_trees(hand: np.ndarray, target: np.ndarray, recipe: Recipe) -> Any:
         "learning_rate": recipe.rate,
         "min_data_in_leaf": recipe.min_rows,
         "feature_fraction": recipe.share_of_features,
-        "lambda_l2": 10.0,
+        "lambda_l2": recipe.leaf_penalty,
+        "extra_trees": recipe.by_chance,
+        "extra_seed": 0,
         "bagging_fraction": 0.7,
         "bagging_freq": 1,
         "num_threads": 1,
@@ -182,6 +189,13 @@ def fit_trees(hand: np.ndarray, target: np.ndarray, recipe: Recipe) -> Any:
         "force_row_wise": True,
     }
     return lightgbm.train(options, lightgbm.Dataset(hand, target), num_boost_round=recipe.trees)
+
+
+def quantise(weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """int8 and the scale that brings it back; the largest 0.02 % are clipped."""
+    limit = float(np.quantile(np.abs(weights), 0.9998)) or float(np.abs(weights).max()) or 1e-9
+    scale = limit / 127
+    return np.clip(np.round(weights / scale), -127, 127).astype(np.int8), scale
 
 
 def steady_target(gain: np.ndarray, others: np.ndarray) -> np.ndarray:
