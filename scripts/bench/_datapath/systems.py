@@ -91,6 +91,12 @@ def haproxy(bench: Bench, port: int) -> Launch:
     return Launch([program, "-f", str(path), "-db"], port)
 
 
+def bare_relay(bench: Bench, port: int) -> Launch:
+    """The floor of a router in Python: see `bare_relay`."""
+    engines = [url.rpartition(":")[2] for url in bench.engines]
+    return Launch([bench.python, str(Path(__file__).with_name("bare_relay.py")), "--port", str(port), *engines], port)
+
+
 def tidegate(bench: Bench, port: int) -> Launch:
     """The router of this checkout as a plain process: key, label, complexity, decision, pass and receipt all on."""
     return _tidegate(bench, port, {})
@@ -185,6 +191,7 @@ DIRECT = "direct"
 
 SYSTEMS: dict[str, Callable[[Bench, int], Launch]] = {
     "haproxy": haproxy,
+    "bare-relay": bare_relay,
     "tidegate": tidegate,
     "tidegate/continuation": tidegate_continuing,
     "vllm-router/round_robin": _rust_peer("vllm-router==0.1.17", ["vllm_router.launch_router"], "round_robin"),
@@ -199,7 +206,7 @@ SLOW = ("litellm", "ray-serve/handle", "ray-serve/relay")
 """Tens of times dearer than the others: they take fewer turns, at the usual number of targets, and with the main cases only."""
 MANY_TARGETS = ("haproxy", "tidegate", "vllm-router/cache_aware")
 """Those started again for the larger numbers of targets."""
-QUICK = [name for name in SYSTEMS if name not in ("vllm-router/round_robin", "ray-serve/relay")]
+QUICK = [name for name in SYSTEMS if name not in ("bare-relay", "vllm-router/round_robin", "ray-serve/relay")]
 
 
 def measured(name: str, case: bodies.Case) -> bool:
