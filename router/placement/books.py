@@ -23,7 +23,7 @@ _MOST_CHANGE, _LEAST_CHANGE = 3.0, 1 / 3.0
 class Entry:
     """One request's share of a target's books."""
 
-    __slots__ = ("context", "first_at", "kv_tokens", "peers", "started_at", "work")
+    __slots__ = ("context", "first_at", "first_clock", "kv_tokens", "peers", "started_at", "work")
 
     def __init__(self, work: Work, now: float, peers: bool) -> None:
         self.work = work
@@ -32,6 +32,7 @@ class Entry:
         """KV-cache tokens it takes that were not there before."""
         self.started_at = now
         self.first_at = 0.0
+        self.first_clock = 0.0
         self.peers = peers
         """True when another router sent it and told us."""
 
@@ -100,6 +101,7 @@ class TargetBook:
     """The books of one target. Every change takes the target's `Load` and answers the one that follows."""
 
     __slots__ = (
+        "_clock",
         "_context",
         "_fresh",
         "_fresh_at",
@@ -129,11 +131,13 @@ class TargetBook:
         self._long_work_s = 0.0
         self._fresh = 0.0
         self._fresh_at = 0.0
+        self._clock = 0.0
 
     def booked(self, load: Load, entry: Entry, now: float) -> Load:
         """A request is about to be sent."""
         work = entry.work
         if not self._queue:
+            self._age(now)
             self._front_since = now
         self._queue[entry] = work.prefill_s
         self._queued_s += work.prefill_s
@@ -152,6 +156,7 @@ class TargetBook:
         """Its first byte came back: its prefill, and with FCFS all before it, are done. Our own teach how slow the target is."""
         entry.first_at = now
         self._age(now)
+        entry.first_clock = self._clock
         self._fresh += 1.0
         self._drop(entry, now)
         slowdown = load.slowdown if entry.peers else self._learned_first(entry, load, now)
@@ -159,18 +164,21 @@ class TargetBook:
 
     def ended(self, load: Load, entry: Entry, now: float, pace_slowdown: float) -> Load:
         """It left the target; `pace_slowdown` is what was learned from it (`learned_pace`)."""
+        self._age(now)
         self._drop(entry, now)
         if entry.first_at:
-            self._age(now)
-            self._fresh = max(0.0, self._fresh - exp((entry.first_at - now) / FRESH_S))
+            self._fresh = max(0.0, self._fresh - exp((entry.first_clock - self._clock) / FRESH_S))
         self._context -= entry.context
         self._kv -= entry.kv_tokens
         return self._onto(load, load.slowdown, pace_slowdown)
 
     def _age(self, now: float) -> None:
-        """Bring the count of fresh answers to the present."""
-        if now > self._fresh_at:
-            self._fresh *= exp((self._fresh_at - now) / FRESH_S)
+        """Bring the count of fresh answers to the present. While prefills run they gain nothing on their limit."""
+        since = now - self._fresh_at
+        if since > 0.0:
+            if not self._queue:
+                self._fresh *= exp(-since / FRESH_S)
+                self._clock += since
             self._fresh_at = now
 
     def _learned_first(self, entry: Entry, load: Load, now: float) -> float:

@@ -120,7 +120,8 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
     price = 1.0 + _OWN_WORK + _DECODE_DELAY * decoding + _QUEUE_DELAY * queued
     if load.fresh:
         age = now - load.fresh_at
-        price += _FRESH_DELAY * load.fresh * (exp(-age / FRESH_S) if age > 0 else 1.0)
+        # As in the books: while prefills run there, answers do not age.
+        price += _FRESH_DELAY * (load.fresh if age <= 0.0 or load.unstarted else load.fresh * exp(-age / FRESH_S))
     cost = wait + prefill * price + _PACE * output * (pace + per_context * prompt * decoding)
     bearable = _PACE_FROM * ask.tpot_s
     if pace > bearable:

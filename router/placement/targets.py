@@ -164,7 +164,7 @@ class Report(msgspec.Struct, frozen=True):
 LONG_S = 10.0
 """Seconds that a long answer takes: prefills next to it count over that time."""
 FRESH_S = 1.0
-"""After so many seconds of an answer, the tokens it got at full pace make up for a slow stretch."""
+"""After so many seconds of an answer without prefills beside it, the tokens it got at full pace make up for a slow stretch."""
 
 
 class Load(msgspec.Struct, frozen=True, gc=False, array_like=True):

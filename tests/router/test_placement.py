@@ -208,15 +208,41 @@ def test_whatever_the_order_the_books_empty_out(steps):
 
 def test_an_answer_counts_as_fresh_from_its_first_token_to_its_end_and_less_with_age():
     fleet = make_fleet(TARGETS[0])
-    first, second = (fleet.book(TARGETS[0], 8000, NOW, work=WORK) for _ in range(2))
+    first = fleet.book(TARGETS[0], 8000, NOW, work=WORK)
     assert fleet.view(NOW).loads[0].fresh == 0.0
     fleet.first_byte(first, NOW + 1.0)
+    second = fleet.book(TARGETS[0], 8000, NOW + 2.0, work=WORK)
     fleet.first_byte(second, NOW + 2.0)
     assert fleet.view(NOW).loads[0].fresh == pytest.approx(1.0 + math.exp(-1.0 / FRESH_S))
     fleet.end(second, NOW + 2.5, completed=True, output_tokens=20)
     assert fleet.view(NOW).loads[0].fresh == pytest.approx(math.exp(-1.5 / FRESH_S))
     fleet.end(first, NOW + 3.0, completed=False)
     assert fleet.view(NOW).loads[0].fresh == pytest.approx(0.0, abs=1e-9)
+
+
+def test_an_answer_stays_fresh_while_prefills_run_beside_it():
+    fleet = make_fleet(TARGETS[0])
+    first = fleet.book(TARGETS[0], 8000, NOW, work=WORK)
+    fleet.first_byte(first, NOW + 1.0)
+    second = fleet.book(TARGETS[0], 60_000, NOW + 1.5, work=WORK)
+    fleet.first_byte(second, NOW + 5.5)
+    assert fleet.load_of(TARGETS[0].incarnation).fresh == pytest.approx(1.0 + math.exp(-0.5 / FRESH_S))
+    fleet.end(first, NOW + 6.0, completed=True, output_tokens=20)
+    assert fleet.load_of(TARGETS[0].incarnation).fresh == pytest.approx(math.exp(-0.5 / FRESH_S))
+    fleet.end(second, NOW + 7.0, completed=True, output_tokens=20)
+    assert fleet.load_of(TARGETS[0].incarnation).fresh == pytest.approx(0.0, abs=1e-9)
+
+
+def test_answers_do_not_age_in_a_forecast_while_a_prefill_is_under_way():
+    idle = Load(profile=LLAMA_8B_H100, inflight=2, fresh=2.0, fresh_at=NOW - 3.0)
+    ask = ask_of(8000, 100, 0.05)
+    busy = replace(idle, unstarted=1, clear_at=NOW)
+
+    def price_of_freshness(load: Load) -> float:
+        without = forecast(TARGETS[0], replace(load, fresh=0.0), ask, 0, NOW).cost
+        return forecast(TARGETS[0], load, ask, 0, NOW).cost - without
+
+    assert price_of_freshness(idle) * math.exp(2.9 / FRESH_S) < price_of_freshness(busy)
 
 
 def test_a_long_prompt_goes_where_no_answer_has_just_begun():
