@@ -181,7 +181,7 @@ class PeerLink:
     def close(self) -> None:
         """Tell what is left, and no more."""
         self._tell()
-        self.news.wake = _nothing
+        self.news.mute()
         if self._socket is not None:
             self._loop.remove_reader(self._socket)
             self._socket.close()
@@ -255,7 +255,3 @@ class PeerLink:
             if letter.asked == self.news.router:
                 for again in write_letters(self.news.router, self.news.again(letter.wanted)):
                     self._send(again)
-
-
-def _nothing() -> None:
-    return

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from router.complexity.weights import MOST_LEAVES, Trees
 
 _Masks = NDArray[np.uint16]
-_FIRST_LEFT = np.array([(~mask & mask + 1).bit_length() - 1 for mask in range((1 << MOST_LEAVES) - 1)] + [0], np.uint8)
+_RULED_OUT = np.arange(1 << MOST_LEAVES)
+_FIRST_LEFT = np.log2(~_RULED_OUT & _RULED_OUT + 1).astype(np.uint8) % MOST_LEAVES
 """By the leaves that are ruled out, a bit each: the first one that is not."""
 
 

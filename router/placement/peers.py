@@ -65,6 +65,10 @@ class News:
         self.wake: Callable[[], None] = _nothing
         """Called when there is something to tell again."""
 
+    def mute(self) -> None:
+        """Nobody is there any more to be woken."""
+        self.wake = _nothing
+
     def sent(self, incarnation: str, work: Work) -> int:
         """A request is on its way: the number, from 1, that the later news of it go by."""
         self._last = id = self._last + 1

@@ -18,8 +18,17 @@ _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _ENDINGS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\][ \t]*(?:[\r\n]|\Z)")
 _CHUNK_OF_EVENTS_END = b"\n\n\r\n"
-CHUNK_SIZES = {b"%x" % size: size for size in range(1, 4096)}
+_CHUNK_SIZES = {b"%x" % size: size for size in range(1, 4096)}
 """Sizes as servers write them; any other spelling, and a larger chunk, goes to the parser."""
+
+
+def chunk_at(data: bytes, start: int) -> tuple[int, int]:
+    """Where the data of the HTTP chunk at `start` begins, and where the chunk would end, by its size; twice 0 where no usual one
+    begins. Whether it really ends there, in a CRLF, is for the caller to look at.
+    """
+    line = data.find(b"\r\n", start, start + 6)
+    size = _CHUNK_SIZES.get(data[start:line])
+    return (0, 0) if size is None else (line + 2, line + 4 + size)
 
 
 def plain_events(data: bytes) -> bytes | None:
@@ -30,11 +39,7 @@ def plain_events(data: bytes) -> bytes | None:
         return None
     start, end = 0, len(data)
     while start < end:
-        line = data.find(b"\r\n", start, start + 6)
-        size = CHUNK_SIZES.get(data[start:line])
-        if size is None:
-            return None
-        start = line + 4 + size
+        _, start = chunk_at(data, start)
         if data[start - 4 : start] != _CHUNK_OF_EVENTS_END:
             return None
     return data if start == end else None

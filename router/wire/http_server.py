@@ -97,7 +97,7 @@ class RelayProtocol(HttpToolsProtocol):
                 self.send_400_response("The header block, or the framing of the body, is too large.")
                 return
             self._unproductive += len(data)
-        elif self._known.handler is not None and self._repeats(data):
+        elif self._repeats(data):
             return
         else:
             try:
@@ -121,16 +121,16 @@ class RelayProtocol(HttpToolsProtocol):
 
     def _repeats(self, data: bytes) -> bool:
         """Serve a request that is, but for its body, the one before it again; false where it has to be read."""
-        known, before = self._known, self.cycle
-        if (before is not None and not before.response_complete) or self._collector.waiting:
+        known, handler, before = self._known, self._known.handler, self.cycle
+        if handler is None or self._collector.waiting or (before is not None and not before.response_complete):
             return False
         found = known.match(data)
-        if found is None or known.handler is None:
+        if found is None:
             return False
         headers, body = found
         self._patience.settle()
         request = DirectRequest(
-            self, known.handler, known.method, known.path, headers, keep_alive=True, speaks_chunked=True, expects_100=False
+            self, handler, known.method, known.path, headers, keep_alive=True, speaks_chunked=True, expects_100=False
         )
         self.cycle = request  # type: ignore[assignment]
         request.feed(body)

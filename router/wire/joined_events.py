@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from router.wire.events import CHUNK_SIZES, EventStream
+from router.wire.events import EventStream, chunk_at
 
 _TOKEN_IDS = re.compile(rb'"((?:prompt_)?token_ids)"\s*:\s*\[[0-9,\s]*\]')
 _NEVER = b"\0"
@@ -229,13 +229,8 @@ class TrackedEvents(EventStream):
         found = []
         start, end = 0, len(data)
         while start < end:
-            line = data.find(b"\r\n", start, start + 6)
-            size = CHUNK_SIZES.get(data[start:line])
-            if size is None:
-                return None
-            start = line + 4 + size
-            token = self._read_token(data, line + 2, start - 2)
-            if token is None or data[start - 2 : start] != b"\r\n":
+            begin, start = chunk_at(data, start)
+            if data[start - 2 : start] != b"\r\n" or (token := self._read_token(data, begin, start - 2)) is None:
                 return None
             found.append(token)
         say = self.trail.say

@@ -1,8 +1,8 @@
 """A connection to a target (`router.wire.pool` keeps them): one exchange at a time.
 
 Response bytes go from the target's socket to the client's transport as they came; an httptools parser beside them learns
-where the response ends. In the middle of a stream even that is left out: a read that is nothing but whole chunks of whole
-events goes out as it is, and the parser, which stands between two chunks before and after, never sees it.
+where the response ends. In the middle of a stream even that is left out: a read of nothing but whole chunks of usual
+events takes a shortcut (`EventStream.shortcut`), and the parser, which stands between two chunks before and after, never sees it.
 """
 
 from __future__ import annotations
@@ -271,9 +271,9 @@ class Connection(asyncio.Protocol):
             self._pool.release(self, exchange.last_activity)
         else:
             self.discard()
-        if exchange.forwarding and exchange.head:
-            exchange.write(b"")
         if exchange.forwarding:
+            if exchange.head:
+                exchange.write(b"")
             # The loop sends what was written before its next turn begins: the accounts of a request delay no answer.
             exchange.whole = True
             self._pool.soon(exchange.end, Ending.COMPLETE)

@@ -211,10 +211,8 @@ QUICK = [name for name in SYSTEMS if name not in ("bare-relay", "vllm-router/rou
 
 def measured(name: str, case: bodies.Case) -> bool:
     """Whether a system takes part in a case."""
-    if name in SLOW:
+    if name in (*SLOW, "tidegate/continuation"):  # of the latter only streams differ, and a chunk is told from a JSON answer
         return case.name in ("json", "sse64")
-    if name == "tidegate/continuation":
-        return case.name in ("json", "sse64")  # a JSON answer is the same, and what a chunk is told from
     return case.targets is None or name in (*MANY_TARGETS, DIRECT)
 
 
