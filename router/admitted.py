@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from msgspec.structs import replace
 
 from router.decision import Decision, Facts
@@ -21,7 +20,7 @@ from router.residency.inflight import Ticket
 from router.residency.label import Label
 from router.residency.media import refuse_remote_media
 from router.residency.redact import NAME
-from router.wire.json_body import wants_usage
+from router.wire.json_body import encode_object, wants_usage
 from router.wire.multipart import Form
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ class AdmittedRequest:
         """
         if not state.inflight.declassify(self.ticket, made.label, policy, grant):
             return
-        self.parsed, self.body = made.body, msgspec.json.encode(made.body)
+        self.parsed, self.body = made.body, encode_object(made.body)
         self.values = made.redaction.values
         self.facts = replace(self.facts, label=made.label)
         self.receipt.label = state.label_text(made.label)

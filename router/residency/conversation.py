@@ -9,6 +9,7 @@ conversations and often hold the time of day.
 from __future__ import annotations
 
 import hmac
+import json
 from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any
@@ -23,7 +24,7 @@ _DIGEST = 16
 _INSTRUCTIONS = frozenset({"system", "developer"})
 _CLIENT = frozenset({"user", "tool", "function", *_INSTRUCTIONS})
 _CLIENT_ITEMS = frozenset({"function_call_output", "computer_call_output", "item_reference", "input_text", "input_image"})
-_encode = msgspec.json.Encoder(order="sorted").encode
+_encoder = msgspec.json.Encoder(order="sorted")
 
 
 class Conversation(msgspec.Struct, frozen=True):
@@ -89,8 +90,13 @@ def _messages(endpoint: str, parsed: dict[str, Any]) -> Iterator[Any]:
     else:
         return
     for message in found if isinstance(found, list) else [found]:
-        if message is not None and not (isinstance(message, dict) and message.get("role") in _INSTRUCTIONS):
+        if message is not None and not (isinstance(message, dict) and _is_one_of(message.get("role"), _INSTRUCTIONS)):
             yield message
+
+
+def _is_one_of(name: Any, names: frozenset[str]) -> bool:
+    """Whether a client's value is one of these; it may be anything, also what no set can be asked for."""
+    return isinstance(name, str) and name in names
 
 
 def _is_answer(message: Any) -> bool:
@@ -98,7 +104,7 @@ def _is_answer(message: Any) -> bool:
     if not isinstance(message, dict):
         return False
     role, kind = message.get("role"), message.get("type")
-    return role not in _CLIENT if role is not None else kind not in _CLIENT_ITEMS
+    return not (_is_one_of(role, _CLIENT) if role is not None else _is_one_of(kind, _CLIENT_ITEMS))
 
 
 def _content(message: Any) -> bytes:
@@ -120,3 +126,10 @@ def _content(message: Any) -> bytes:
         if message.get(name):
             pieces.append(_encode(message[name]))
     return b"\0".join(piece for piece in pieces if piece)
+
+
+def _encode(value: Any) -> bytes:
+    try:
+        return _encoder.encode(value)
+    except (msgspec.MsgspecError, OverflowError, ValueError):  # half a character, or a number that no encoder takes
+        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()

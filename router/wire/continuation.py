@@ -18,10 +18,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from router.placement.targets import Endpoint, Target
 from router.wire.joined_events import Trail
+from router.wire.json_body import encode_object
 
 MAX_PROMPT_BYTES = 128 * 1024
 """No ids are asked for a longer prompt: its event would not fit `MAX_EVENT_BYTES` in the worst case of a token per byte."""
@@ -165,7 +164,7 @@ def continuation_body(path: str, parsed: dict[str, Any], trail: Trail, model: st
         "stream_options": {"include_usage": True},
         "return_token_ids": True,
     }
-    return msgspec.json.encode(body)
+    return encode_object(body)
 
 
 def answer_limit(path: str, parsed: dict[str, Any], trail: Trail, context_tokens: int) -> int | None:

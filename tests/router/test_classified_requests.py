@@ -34,6 +34,30 @@ async def test_what_no_running_zone_may_have_is_refused_without_a_byte_sent():
         assert sum(len(engine.requests) for engine in door.engines.values()) == before
 
 
+UNREADABLE = (
+    {"prompt": [72, 101, 108]},
+    {"prompt": [72.0, 101.0, 108.0]},
+    {"prompt": [[True, 101, 108.0]]},
+    {"input": [[72.0], [101.0]]},
+    {"prompt": "", "prompt_embeds": "AAAA"},
+    {"prompt_embeds": ["AAAA"]},
+    {"messages": [{"role": "user", "content": [{"type": "image_embeds", "image_embeds": "AAAA"}]}]},
+    {"messages": [{"role": "user", "content": [{"type": "prompt_embeds", "data": "AAAA"}]}]},
+    {"messages": [{"role": "user", "content": [{"video": "data:video/mp4;base64,AAAA", "uuid": "x"}]}]},
+)
+
+
+@pytest.mark.parametrize("fields", UNREADABLE)
+async def test_what_no_text_is_cannot_be_read_however_it_is_spelt(fields):
+    async with open_front_door({"a": "us", "b": "eu"}, classify={"rules": [{"if": ["pii"], "meet": "eu"}]}) as door:
+        for engine in door.engines.values():
+            engine._wish = lambda body: "hello"  # type: ignore[method-assign]
+        for _ in range(4):
+            answer = await door.client.post("/v1/completions", json={"model": "m", **fields})
+            assert answer.headers["x-tidegate-zone"] == "eu"
+        assert "unknown:media" in door.receipt(answer)["label_sources"]["classifier"]
+
+
 @pytest.mark.parametrize("content", [[{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]])
 async def test_a_picture_cannot_be_read_and_counts_as_the_worst(content):
     async with open_front_door({"a": "us", "b": "eu"}, classify={"rules": [{"if": ["pii"], "meet": "eu"}]}) as door:

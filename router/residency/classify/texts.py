@@ -22,9 +22,12 @@ _STRUCTURE = frozenset(
     }
 )
 """Fields whose strings the API defines, not the client. A value of theirs that is no short word is read all the same."""
-_MEDIA = frozenset(
-    {"image_url", "input_image", "input_audio", "audio_url", "video_url", "file", "input_file", "image", "document"}
-)
+_EMBEDDED = frozenset({"prompt_embeds", "image_embeds", "audio_embeds", "video_embeds"})
+"""A prompt, or a part of one, as the numbers that a model makes of it."""
+_MEDIA = _EMBEDDED | {
+    *("image_url", "input_image", "image_pil", "image", "input_audio", "audio_url", "audio", "video_url", "video"),
+    *("file", "input_file", "document"),
+}
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _TURNS = ("messages", "input", "prompt", "documents", "queries", "texts")
 _KEY_WORTH_READING = 6
@@ -47,13 +50,13 @@ def texts_of(body: dict[str, Any]) -> Iterator[Text]:
     opaque = False
     for name, value in body.items():
         if name in _TURNS and isinstance(value, list):
-            if value and all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+            if _are_numbers(value):
                 opaque = True
                 continue
             for turn in value:
                 yield _rendered(turn)
         else:
-            opaque = _render(name, value, rest) or opaque
+            opaque = _render(name, value, rest) or (name in _EMBEDDED and bool(value)) or opaque
     if rest or opaque:
         yield Text("\n".join(rest), opaque)
 
@@ -76,8 +79,7 @@ def _render(name: str, value: Any, lines: list[str]) -> bool:
     if isinstance(value, dict):
         return _render_mapping(value, lines)
     if isinstance(value, list):
-        if value and all(isinstance(item, int) and not isinstance(item, bool) for item in value):
-            # Token ids, or numbers that may be anybody's.
+        if _are_numbers(value):
             return True
         return _render_list(name, value, lines)
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) >= 100_000:
@@ -90,7 +92,7 @@ def _render_list(name: str, value: list[Any], lines: list[str]) -> bool:
     opaque = False
     together: list[str] = []
     for item in value:
-        if isinstance(item, dict) and isinstance(item.get("text"), str) and item.get("type") in _TEXT_PARTS:
+        if isinstance(item, dict) and isinstance(item.get("text"), str) and _is_kind(item, _TEXT_PARTS):
             together.append(item["text"])
             item = {key: inner for key, inner in item.items() if key != "text"}
         opaque = _render(name, item, lines) or opaque
@@ -100,9 +102,20 @@ def _render_list(name: str, value: list[Any], lines: list[str]) -> bool:
 
 
 def _render_mapping(value: dict[str, Any], lines: list[str]) -> bool:
-    opaque = value.get("type") in _MEDIA or bool(_MEDIA & value.keys())
+    opaque = _is_kind(value, _MEDIA) or bool(_MEDIA & value.keys())
     for key, item in value.items():
         if len(key) > _KEY_WORTH_READING and any(not (c.isalpha() or c in "_-.") for c in key):
             lines.append(key)
         opaque = _render(key, item, lines) or opaque
     return opaque
+
+
+def _are_numbers(value: list[Any]) -> bool:
+    """Token ids, or numbers that may be anybody's. An engine reads `72.0` and `true` as ids, too."""
+    return bool(value) and all(isinstance(item, int | float) for item in value)
+
+
+def _is_kind(part: dict[str, Any], kinds: frozenset[str]) -> bool:
+    """Whether a part calls itself one of these; what it has there may be anything, also what no set can be asked for."""
+    kind = part.get("type")
+    return isinstance(kind, str) and kind in kinds
