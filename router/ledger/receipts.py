@@ -28,6 +28,9 @@ _FIELDS = {
 """Where OpenAI's three shapes and Anthropic's have the counts."""
 _COUNT = re.compile(rb'"(' + "|".join(_FIELDS).encode() + rb')"\s*:\s*(\d{1,12})')
 _SCANNER = json.JSONDecoder()
+_NAME = b'"usage"'
+_MOST_OBJECTS = 64
+_LONGEST_OBJECT = 4096
 
 
 CACHE_HIT, CACHE_MISS = "hit", "miss"
@@ -107,19 +110,40 @@ def note_wait(receipt: Receipt, decision: Decision, waited_s: float) -> Decision
     return replace(decision, chosen=replace(choice, reason=f"{choice.reason}; waited {waited_ms} ms"))
 
 
-def read_usage(receipt: Receipt, tail: bytes) -> None:
-    """Take the token counts from the end of an answer, where OpenAI's shape has them; leave them unknown otherwise."""
-    start = tail.rfind(b'"usage"')
-    if start < 0:
+def read_usage(receipt: Receipt, text: bytes) -> None:
+    """Take the token counts from an answer, or from what may be usage in it; leave them unknown where there are none.
+
+    An answer may also hold what its client wrote: `usage` as a text, or as a field of a tool's schema. Of several objects the one
+    with most tokens counts, so that nobody can make an answer cheaper than it was.
+    """
+    last = at = text.rfind(_NAME)
+    if last < 0:
         return
-    usage = _object_at(tail, start + len(b'"usage"'))
-    counts = _found(tail, start) if usage is None else _counts(usage)
-    seen = set()
+    best: dict[str, int] | None = None
+    for _ in range(_MOST_OBJECTS):
+        usage = _object_at(text, at + len(_NAME))
+        if usage is not None:
+            found = _by_field(_counts(usage))
+            if best is None or _tokens(found) > _tokens(best):
+                best = found
+        at = text.rfind(_NAME, 0, at)
+        if at < 0:
+            break
+    for field, count in (_by_field(_found(text, last)) if best is None else best).items():
+        setattr(receipt, field, count)
+
+
+def _by_field(counts: list[tuple[str, int]]) -> dict[str, int]:
+    """Counts by the receipt's names; of several spellings the first."""
+    found: dict[str, int] = {}
     for name, count in counts:
-        field = _FIELDS[name]
-        if field not in seen:
-            seen.add(field)
-            setattr(receipt, field, count)
+        found.setdefault(_FIELDS[name], count)
+    return found
+
+
+def _tokens(found: dict[str, int]) -> int:
+    """What a usage object amounts to; -1 for one without counts."""
+    return found.get("prompt_tokens", 0) + found.get("completion_tokens", 0) if found else -1
 
 
 def _object_at(tail: bytes, after_name: int) -> dict[str, Any] | None:
@@ -129,7 +153,7 @@ def _object_at(tail: bytes, after_name: int) -> dict[str, Any] | None:
     if start < 0 or tail[after_name:start].strip() != b":":
         return None
     try:
-        found, _ = _SCANNER.raw_decode(tail[start:].decode("latin-1"))
+        found, _ = _SCANNER.raw_decode(tail[start : start + _LONGEST_OBJECT].decode("latin-1"))
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

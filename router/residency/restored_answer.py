@@ -9,6 +9,7 @@ import msgspec
 
 from router.residency.redact import StreamRestorer, restore
 from router.wire.events import EventStream, EventTooLarge
+from router.wire.usage_search import usage_in
 
 MAX_BODY = 32 * 1024 * 1024
 """A whole answer is held until it is complete; a larger one counts as broken."""
@@ -80,5 +81,5 @@ class RestoredBody(EventStream):
         body, self._body = bytes(self._body), bytearray()
         with suppress(msgspec.DecodeError, UnicodeError, RecursionError):
             body = msgspec.json.encode(restore(msgspec.json.decode(body), self._values))
-        self.usage = body[-4096:]
+        self.usage = usage_in(body)
         return body

@@ -10,7 +10,7 @@ import msgspec
 
 from router.placement.targets import Endpoint
 from router.wire.events import EventStream
-from router.wire.upstream import MAX_TAIL
+from router.wire.usage_search import usage_in
 
 _UNFINISHED = frozenset({"abort", "error"})
 """What vLLM gives as `finish_reason` of an answer that it did not bring to its end."""
@@ -40,7 +40,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     @property
     def counts(self) -> bytes:
         """Where the tokens of the answer are counted."""
-        return self.usage or self.body[-MAX_TAIL:]
+        return self.usage or usage_in(self.body)
 
     def parts(self, *, keeps_usage: bool) -> tuple[bytes, ...]:
         """What goes to the client, with the usage event only where it is kept."""

@@ -57,12 +57,14 @@ class EventStream:
         due: whether a whole stream of this kind ends in `[DONE]`.
     """
 
-    __slots__ = ("_due", "_keep_usage", "_pending", "done", "usage")
+    __slots__ = ("_due", "_keep_usage", "_pending", "_started_with", "done", "usage")
 
     def __init__(self, keep_usage: bool, due: bool = False) -> None:
         self._keep_usage = keep_usage
         self._due = due
         self._pending = b""
+        self._started_with: dict[str, Any] = {}
+        """What Anthropic's `message_start` counts: its later events may leave the prompt out."""
         self.usage = b""
         """The latest event that carried usage."""
         self.done = False
@@ -137,6 +139,10 @@ class EventStream:
         if inner is None:
             return False
         self.usage = data
+        if parsed.get("type") == "message_start":
+            self._started_with = inner["usage"]
+        elif self._started_with and "input_tokens" not in inner["usage"]:
+            self.usage = msgspec.json.encode({"usage": {**self._started_with, **inner["usage"]}})
         return parsed.get("choices") == []
 
 

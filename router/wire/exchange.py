@@ -13,6 +13,7 @@ from router.wire.events import EventStream
 if TYPE_CHECKING:
     from router.response_cache.answer import AnswerCopy
     from router.wire.upstream import Connection
+    from router.wire.usage_search import UsageSearch
 
 DEADLINE = "the request's deadline has passed"
 CLOSED = "the target closed the connection"
@@ -110,6 +111,7 @@ class Exchange:
         "outbox",
         "request",
         "resend",
+        "search",
         "sent",
         "status",
         "tail",
@@ -146,6 +148,8 @@ class Exchange:
         self.outbox: list[bytes] = []
         self.copy: AnswerCopy | None = None
         """Set while the answer is copied for the response cache."""
+        self.search: UsageSearch | None = None
+        """Set while usage is searched for in a long JSON answer."""
         self.head = b""
         self.held = bytearray()
         self.tail = b""

@@ -17,6 +17,7 @@ import httptools
 
 from router.wire.events import EventTooLarge
 from router.wire.exchange import BROKE, CLOSED, Ending, Exchange
+from router.wire.usage_search import UsageSearch
 
 if TYPE_CHECKING:
     from router.wire.pool import Pool
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 MAX_RESPONSE_HEAD = 64 * 1024
 MAX_HELD_BODY = 64 * 1024
 MAX_TAIL = 4096
-"""How much of a response's end is kept: the usage of a JSON answer stands there."""
+"""How much of a response's end is kept: of a short JSON answer that is all, and of a longer one usage is searched for."""
 NOT_HTTP = "the target's response is not valid HTTP"
 _SMALL = 64
 _FRAMING = (b"content-length", b"transfer-encoding")
@@ -122,6 +123,8 @@ class Connection(asyncio.Protocol):
             self._refuse(exchange, "the target sent more than one response")
             return
         exchange.tail = tail
+        if self._complete and exchange.search is not None:
+            exchange.tail = exchange.search.text
         if exchange.events is not None:
             if self._complete and exchange.events.cut_short:
                 if any(exchange.outbox):
@@ -229,6 +232,8 @@ class Connection(asyncio.Protocol):
         head = exchange.handler.on_head(exchange)
         exchange.forwarding = head is not None
         exchange.head = head or b""
+        if head is not None and exchange.events is None and (exchange.chunked or exchange.content_length > MAX_TAIL):
+            exchange.search = UsageSearch()
 
     def on_chunk_header(self) -> None:
         """A chunk begins."""
@@ -254,6 +259,8 @@ class Connection(asyncio.Protocol):
         else:
             if exchange.copy is not None:
                 exchange.copy.take(body)
+            if exchange.search is not None:
+                exchange.search.take(body)
             if exchange.chunked and not exchange.client.speaks_chunked:
                 exchange.write(body)
 

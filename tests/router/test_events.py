@@ -63,6 +63,16 @@ def test_anthropic_and_responses_usage_is_found_inside():
         assert events.feed(event(data)) and b"input_tokens" in events.usage
 
 
+def test_what_anthropics_stream_began_with_is_not_forgotten():
+    """Its last event may count the answer alone, as llama.cpp's does."""
+    events, began = EventStream(keep_usage=True), {"input_tokens": 9, "cache_read_input_tokens": 4, "output_tokens": 1}
+    events.feed(event({"type": "message_start", "message": {"usage": began}}))
+    events.feed(event({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 30}}))
+    assert json.loads(events.usage)["usage"] == {**began, "output_tokens": 30}
+    events.feed(event({"type": "message_delta", "usage": {"input_tokens": 8, "output_tokens": 31}}))
+    assert json.loads(events.usage)["usage"] == {"input_tokens": 8, "output_tokens": 31}
+
+
 def test_what_is_no_json_passes_and_an_event_without_end_does_not():
     events = EventStream(keep_usage=False)
     assert events.feed(b': comment "usage"\n\ndata: {"usage"\n\n') == b': comment "usage"\n\ndata: {"usage"\n\n'

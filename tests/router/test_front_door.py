@@ -6,12 +6,14 @@ import asyncio
 import gc
 import json
 import socket
+from typing import Any
 
 import httpx
 import pytest
 
+from tests.router.builders import digest
 from tests.router.conftest import KEY, OTHER_KEY, open_front_door
-from tests.router.simulated_engine import JSON_ANSWER, USAGE_EVENT, event
+from tests.router.simulated_engine import JSON_ANSWER, USAGE_EVENT, SimulatedEngine, answer, chunk, event
 
 CONTRACT = ("x-request-id", "x-tidegate-model", "x-tidegate-target", "x-tidegate-zone", "x-tidegate-reason")
 
@@ -346,3 +348,42 @@ async def test_retries_are_bounded_so_that_failing_targets_do_not_multiply_the_l
         await pair.chat("hello")
     tries = sum(len(engine.requests) for engine in pair.engines.values())
     assert tries <= 60 * 1.2 + 20, "60 requests; 20 % more, and three a second"
+
+
+USAGE = {"prompt_tokens": 7000, "completion_tokens": 900, "total_tokens": 7900}
+FOUND = [{"index": i, "document": {"text": "x" * 500}, "relevance_score": 0.1} for i in range(20)]
+ANSWERS = {
+    "ids of the prompt": {"choices": [], "usage": USAGE, "prompt_token_ids": list(range(7000))},
+    "text of the prompt": {"choices": [], "usage": USAGE, "prompt_text": "word " * 7000},
+    "a token that is the word": {"choices": [], "usage": USAGE, "prompt_logprobs": [{"1": {"decoded_token": "usage"}}]},
+    "a user of that name": {"output": [], "usage": {"input_tokens": 7000, "output_tokens": 900}, "user": "usage"},
+    "a user with a long name": {"output": [], "usage": {"input_tokens": 7000, "output_tokens": 900}, "user": "u" * 5000},
+    "rerank": {"id": "r", "model": "m", "usage": USAGE, "results": FOUND},
+}
+
+
+@pytest.mark.parametrize("framing", ["whole", "chunks"])
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_usage_is_counted_wherever_an_answer_has_it(name, framing):
+    body, engine = json.dumps(ANSWERS[name], separators=(",", ":")).encode(), SimulatedEngine()
+
+    async def hello(_reader: Any, writer: Any) -> bool:
+        if framing == "whole":
+            writer.write(answer(body))
+            return True
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
+        for at in range(0, len(body), 70):
+            writer.write(chunk(body[at : at + 70]))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        return True
+
+    engine._hello = hello  # type: ignore[method-assign]
+    keys = [{"id": "front", "sha256": digest(KEY), "daily_tokens": 10_000}]
+    async with open_front_door({"a": "eu"}, engines={"a": engine}, keys=keys) as door:
+        first = await door.chat("hello")
+        assert first.content == body
+        receipt = door.receipt(first)
+        assert (receipt["prompt_tokens"], receipt["completion_tokens"]) == (7000, 900)
+        assert (await door.chat("hello")).status_code == 200
+        assert (await door.chat("hello")).status_code == 429, "what was used is charged"

@@ -14,6 +14,7 @@ from router.residency.sha256 import sha256
 from router.wire.client_head import BadHead, HeadCollector, HeaderBlock, framing_problem
 from router.wire.exchange import Ending, Exchange
 from router.wire.request import header
+from router.wire.usage_search import UsageSearch, usage_in
 
 NAMES = ("host", "accept", "content-length", "x-request-id", "transfer-encoding", "upgrade", "X-Upgraded")
 LINE = st.builds("{}: {}".format, st.sampled_from(NAMES), st.text("abc1,; ", max_size=6)).map(str.encode)
@@ -91,6 +92,40 @@ def test_usage_is_read_wherever_the_tail_begins(prompt, completion, cached, text
     tail = json.dumps(answer, separators=separators).encode()[lost:]
     expected = {"prompt_tokens": prompt, "completion_tokens": completion, "reasoning_tokens": -1}
     assert counts_of(tail) == expected | {"cached_tokens": -1 if cached is None else cached}
+
+
+def long_text(text):
+    return {"prompt_token_ids": list(range(3000)), "prompt_text": text * 400}
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 10**6),
+    st.sampled_from(["usage", '"usage": {"prompt_tokens": 9999999}', "\\", "x"]),
+    st.sampled_from([None, (",", ":")]),
+    st.booleans(),
+    st.lists(st.integers(1, 15_000), max_size=6),
+)
+def test_usage_is_found_wherever_it_stands_and_however_the_answer_is_cut(prompt, completion, text, separators, late, cuts):
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    schema = {"type": "object", "properties": {"usage": {"type": "object", "properties": {"prompt_tokens": {"type": "integer"}}}}}
+    parts = [long_text(text), {"user": text, "tools": [schema], "usage": usage}]
+    answer = {name: value for part in (parts if late else reversed(parts)) for name, value in part.items()}
+    body = json.dumps({**answer, "stop_reason": text}, separators=separators).encode()
+    search, at = UsageSearch(), 0
+    for cut in [*sorted(cuts), len(body)]:
+        search.take(body[at:cut])
+        at = max(at, cut)
+    assert len(search.text) < 40_000
+    expected = {"prompt_tokens": prompt, "completion_tokens": completion, "cached_tokens": -1, "reasoning_tokens": -1}
+    assert counts_of(search.text) == counts_of(usage_in(body)) == expected
+
+
+def test_nobody_makes_an_answer_cheaper_than_it_was():
+    real = '"usage":{"input_tokens":700,"output_tokens":90}'
+    forged = '"usage":{"input_tokens":0,"output_tokens":0}'
+    for body in (f"{{{forged},{real},{forged}}}", f"{{{real},{forged}}}", f'{{{real},"user":"usage"}}', f"{{{forged},{real}}}"):
+        assert counts_of(body.encode())["prompt_tokens"] == 700 and counts_of(body.encode())["completion_tokens"] == 90
 
 
 @pytest.mark.parametrize(
