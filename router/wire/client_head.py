@@ -103,6 +103,8 @@ def framing_problem(version: str, headers: HeaderBlock, target: bytes) -> str | 
         return "Only HTTP/1.1 and HTTP/1.0 are understood here."
     if len(headers) > MAX_HEADERS or len(target) > MAX_TARGET_BYTES:
         return "Too many headers, or the request target is too long."
+    if b"host" not in headers.first and version == "1.1":
+        return "An HTTP/1.1 request names its host."
     if headers.unique and b"transfer-encoding" not in headers.first:
         return None
     lengths = hosts = 0

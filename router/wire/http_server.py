@@ -26,7 +26,7 @@ from router.wire.client_head import MAX_HEADER_BYTES, BadHead, HeadCollector, He
 from router.wire.direct import ClientListener, DirectHandler, DirectRequest
 from router.wire.errors import ApiError
 from router.wire.known_head import KnownHead
-from router.wire.patience import Patience, Verdict
+from router.wire.patience import Patience, Verdict, has_hung_up
 from router.wire.proxy_header import BadProxyHeader, read_proxy_header
 
 _WRITE_HIGH_WATER = 32 * 1024
@@ -259,6 +259,9 @@ class RelayProtocol(HttpToolsProtocol):
     def judge(self, now: float) -> None:
         """Called once a second: give up on a client that does not send, or does not read."""
         answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and self.flow.read_paused and has_hung_up(self.transport):
+            self.transport.abort()
+            return
         unsent = self.transport.get_write_buffer_size()
         verdict = self._patience.judge(now, unsent, held_back=self.flow.read_paused, answering=answering)
         if verdict is Verdict.UNREAD or (verdict is Verdict.TOO_SLOW and self.transport.is_closing()):

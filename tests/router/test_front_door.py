@@ -153,6 +153,25 @@ async def test_a_client_that_leaves_cuts_the_upstream(door, wish):
     assert door.state.fleet.view(0).loads[0].inflight == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_leaves_requests_waiting_behind_one_another_cuts_the_upstream(door, stream):
+    """While a second request waits for the first, the connection is not read: its end has to be noticed all the same."""
+    _reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    wish = "stall" if stream else "hang"
+    body = json.dumps({"model": "m", "stream": stream, "messages": [{"role": "user", "content": wish}]}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\ncontent-length: {len(body)}\r\n\r\n"
+    writer.write((head.encode() + body) * 3)
+    engine = door.engines["a"]
+    while not engine.requests:
+        await asyncio.sleep(0.01)
+    writer.close()
+    async with asyncio.timeout(5):
+        while not engine.disconnects:
+            await asyncio.sleep(0.01)
+    assert len(engine.requests) == 1, "nobody waits for the others"
+    assert door.state.fleet.view(0).loads[0].inflight == 0
+
+
 async def test_the_limits_on_the_first_byte_and_on_silence_hold():
     async with open_front_door({"a": "eu"}, timeouts={"first_byte_s": 0.3, "idle_s": 0.3}) as door:
         late = await door.chat("hang")

@@ -218,3 +218,10 @@ def test_a_client_that_asks_again_and_again_is_not_idle_though_every_answer_was_
         patience.settle()  # answered before anybody looks
         assert patience.judge(float(second), 0, held_back=False, answering=False) is Verdict.KEEP
     assert patience.judge(second + KEEP_ALIVE_S + 1, 0, held_back=False, answering=False) is Verdict.IDLE
+
+
+async def test_an_http_1_1_request_names_its_host(door):
+    unnamed = head().replace(b"host: x\r\n", b"")
+    assert status(await converse(door, unnamed + BODY)) == 400
+    assert status(await converse(door, unnamed.replace(b"HTTP/1.1", b"HTTP/1.0") + BODY)) == 200
+    assert door.engines["a"].requests[1:] == []
