@@ -85,7 +85,7 @@ class TokenVerifier:
             token = jwt.decode(credential, self._keys, algorithms=list(self._options.algorithms))
             self._claims.validate(token.claims)
             subject, expires = str(token.claims["sub"]), float(token.claims["exp"])
-        except (JoseError, ValueError, TypeError, KeyError):
+        except (JoseError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
             return None
         tenant: object = self._grant.tenant
         if self._options.tenant_claim is not None:
@@ -93,7 +93,7 @@ class TokenVerifier:
         if not isinstance(tenant, str) or not 0 < len(tenant) <= _MAX_CLAIM or not tenant.isprintable():
             return None
         # Receipts and the audit log get a name that says who it was only to those who know the subject.
-        name = hashlib.sha256(f"{self._options.issuer}\0{subject}".encode()).hexdigest()[:16]
+        name = hashlib.sha256(f"{self._options.issuer}\0{subject}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
         claim = None if self._options.scopes_claim is None else token.claims.get(self._options.scopes_claim)
         try:
             grant = bearer_grant(self._grant, f"jwt-{name}", tenant, read_narrowing(claim), self._policy)
