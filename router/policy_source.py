@@ -8,6 +8,7 @@ come on top. Reading them is all or nothing: what cannot be read, checked and co
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,6 +143,15 @@ class PolicySource:
         Raises:
             ConfigError: any of them cannot be used.
         """
+        try:
+            return self._load()
+        except ConfigError:
+            raise
+        except Exception as error:  # whatever a file says, it must not end the watch that would see it corrected
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            raise ConfigError(f"it cannot be used ({type(error).__name__} at {where.name}:{where.lineno})") from error
+
+    def _load(self) -> Loaded:
         files = self._files()
         self._seen = files, self._weights_seen()
         data = dict(self._args)

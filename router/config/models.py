@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -116,6 +117,9 @@ def check_url(value: str) -> str:
         raise ValueError(
             "a base URL looks like https://host[:port][/path] or unix:///path/to/socket, without user, query or fragment"
         )
+    parts = urlsplit(value)  # it says itself what is wrong with an IPv6 address
+    if parts.port == 0:
+        raise ValueError("port 0 is no port to connect to")
     return value.rstrip("/")
 
 

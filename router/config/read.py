@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +68,27 @@ def _model_inside(annotation: Any) -> Any:
     return None
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+"""`<<: *anchor`, which may name what is given here anew."""
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as it is meant: a key given twice is an error, not a silent last-wins."""
+    """YAML as it is meant: a key given twice is an error, not a silent last-wins, and so is a value that is none of its kind."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, AttributeError, TypeError) as error:  # PyYAML's own for 2026-02-30 and the like
+            raise yaml.MarkedYAMLError(problem=f"this cannot be read: {error}", problem_mark=node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == _MERGE:
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.MarkedYAMLError(problem="a list or a mapping cannot be a key", problem_mark=key_node.start_mark)
             if key in seen:
                 raise yaml.MarkedYAMLError(problem=f"`{key}` is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
@@ -86,7 +101,10 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is not YAML, or gives a key twice.
     """
-    return yaml.load(text, Loader=_UniqueKeyLoader)
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deep") from None
 
 
 def load_file(path: Path) -> Config:

@@ -12,7 +12,7 @@ from router.config.capture import Capture
 from router.config.check import check_references
 from router.config.complexity import Complexity
 from router.config.ledger import Audit, Store
-from router.config.models import ExternalTarget, Model, Tls
+from router.config.models import ExternalTarget, Model, Tls, check_url
 from router.config.residency import BreakGlass, Classify, Lineage, Redact, Residency, Zone
 from router.config.strict import SHA256, Name, Strict, check_name
 
@@ -156,6 +156,11 @@ class Egress(Strict):
     url: str | None = None
     tls: Tls | None = None
     """How the router speaks TLS to it, where `url` is an `https://` address (a TLS proxy before the egress)."""
+
+    @field_validator("url")
+    @classmethod
+    def _plain_url(cls, value: str | None) -> str | None:
+        return None if value is None else check_url(value)
 
     @model_validator(mode="after")
     def _over_tls(self) -> Egress:

@@ -19,7 +19,7 @@ class ConfigError(ValueError):
 class Strict(BaseModel):
     """A block of the configuration: unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def check_name(value: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from router.compiled import compile_policy
-from router.config import ConfigError, load_file, parse_config
+from router.config import ConfigError, load_file, parse_config, parse_yaml
 from tests.router.builders import KEY, digest, grant_of, make_config, make_policy
 
 
@@ -110,3 +111,10 @@ def test_files(tmp_path: Path):
 def test_numbers_among_engine_arguments_become_text():
     model = {"id": "m", "source": "x", "args": ["--max-model-len", 8192], "replicas": [{"zone": "eu"}]}
     assert parse_config({"zones": {"eu": {}}, "models": [model]}).models[0].args == ["--max-model-len", "8192"]
+
+
+def test_what_is_given_to_a_mapping_by_an_anchor_may_be_given_anew():
+    read = parse_yaml("base: &base {zone: eu, slots: 4}\nown: {<<: *base, slots: 8}\n")
+    assert read["own"] == {"zone": "eu", "slots": 8}
+    with pytest.raises(yaml.YAMLError, match="`slots` is given twice"):
+        parse_yaml("base: &base {zone: eu}\nown: {<<: *base, slots: 8, slots: 9}\n")

@@ -166,7 +166,8 @@ def test_a_policy_file_is_whole_or_it_is_none(tmp_path):
         path.write_text(whole[:end])
         with pytest.raises(ConfigError):
             read_policy_file(path)
-    for wrong in ("a: 1\na: 2\n...\n", "a: [\n...\n"):
+    values = ("2026-02-30", "!!int x", "!!float x", "!!timestamp x", "{[a]: 1}", "[" * 3000)
+    for wrong in ("a: 1\na: 2\n...\n", "a: [\n...\n", *(f"a: {value}\n...\n" for value in values)):
         path.write_text(wrong)
         with pytest.raises(ConfigError):
             read_policy_file(path)
@@ -210,3 +211,28 @@ async def test_fixed_targets_that_a_policy_drops_are_gone_at_once():
         assert [target.id for target in door.state.fleet.membership.targets] == ["b"]
         door.state.fleet.update([Report(target) for target in fixed_targets(door.state.config, None, "")])
         assert (await door.chat("hello")).status_code == 200 and not door.engines["a"].requests
+
+
+def test_whatever_stands_in_a_layer_it_is_used_or_refused(tmp_path, monkeypatch):
+    base = make_config().model_dump(mode="json", exclude_none=True)
+    source = PolicySource(base, tmp_path)
+    key = {"id": "k", "sha256": "1" * 64}
+    for odd in (
+        {"keys": [{**key, "daily_usd": float("inf")}]},
+        {"keys": [{**key, "expires": "\ud800"}]},
+        {"keys": [{**key, "cidr": ["\ud800"]}]},
+        {"slo": {"ttft_ms": float("inf")}},
+        {"targets": [{"id": "s", "kind": "server", "vouched": True, "zone": "eu", "models": {"m": "m"}, "url": "https://[::1"}]},
+        {
+            "targets": [
+                {"id": "s", "kind": "server", "vouched": True, "zone": "eu", "models": {"m": "m"}, "url": "http://x:99999"}
+            ]
+        },
+    ):
+        source.offer(odd)
+        with pytest.raises(ConfigError):
+            source.load()
+    source.offer(None)
+    monkeypatch.setattr("router.policy_source.compile_policy", lambda *_: 1 / 0)
+    with pytest.raises(ConfigError, match="ZeroDivisionError at <lambda>"):
+        source.load()
