@@ -97,9 +97,14 @@ class BreakGlassFile:
         Raises:
             GlassError: it could never be approved.
         """
+        if not 0 < hours <= self._rules.max_hours:
+            raise GlassError(f"a relaxation lasts more than nothing and at most {self._rules.max_hours:g} hours")
         start = _moment(begins) if begins else datetime.now(UTC)
         name = f"bg-{start:%Y%m%d}-{secrets.token_hex(4)}"
-        ends = start + timedelta(hours=hours)
+        try:
+            ends = start + timedelta(hours=hours)
+        except OverflowError:
+            raise GlassError(f"`{begins}` lies too far ahead") from None
         fields = {
             "id": name,
             "key": key,
@@ -108,8 +113,6 @@ class BreakGlassFile:
             "ends": ends.isoformat(timespec="seconds"),
             "reason": reason,
         }
-        if not 0 < hours <= self._rules.max_hours:
-            raise GlassError(f"a relaxation lasts more than nothing and at most {self._rules.max_hours:g} hours")
         if not (key and tags and reason.strip()):
             raise GlassError("name the key, at least one tag, and the reason")
         known = compile_without_keys(self._config).tags

@@ -176,6 +176,9 @@ def check_leftovers(home: Home) -> Finding:
 
 def check_zone(config: Config, zone: str | None) -> Finding:
     """Engines of this machine's zone are configured; those of other zones wait for other machines."""
+    if zone is not None and zone not in config.zones:
+        text = f"the configuration has no zone `{zone}`; it has: {', '.join(config.zones)}"
+        return Finding("zone", Level.ERROR, text, "no label admits what stands in another zone: name one of them")
     zones = zones_of_engines(config)
     others = [name for name in zones if name != zone]
     if zone is None or not zones or not others:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from router.config import Config, ConfigError, Key, load_file, moment_of
+from router.config.check import nearest
 from router.identity.stored import PEPPER_FILE, compile_stored
 from router.ledger.policies import compile_without_keys
 from router.store.database import Database, StoreError
@@ -67,7 +68,11 @@ class KeyStore:
                 raise KeyFileError("the configuration has no `capture` block that says where payloads are kept")
             text, until = key.model_dump_json(exclude_defaults=True), moment_of(expires) if expires else None
             stored = self._new(plain, name, key.tenant, text.encode(), until)
-            compile_stored(stored, self._config, compile_without_keys(self._config))
+            policy = compile_without_keys(self._config)
+            compile_stored(stored, self._config, policy)
+            for model in key.models or ():
+                if model not in policy.names:
+                    raise KeyFileError(f"unknown model `{model}`{nearest(model, policy.names)}")
             self._table.add(stored)
         self._record("key.create", name, {"tenant": key.tenant, "scopes": text})
         return plain

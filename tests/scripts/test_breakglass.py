@@ -132,6 +132,8 @@ def test_a_request_travels_as_a_file_and_others_stay_as_they_were(office, tmp_pa
     [
         ({"hours": "9"}, "at most 8 hours"),
         ({"hours": "0"}, "more than nothing"),
+        *(({"hours": odd}, "more than nothing") for odd in ("nan", "inf", "1e300")),
+        ({"begins": "9999-12-31T23:59:00Z"}, "too far ahead"),
         ({"tag": "nowhere"}, "unknown tag `nowhere`"),
         ({"reason": " "}, "the reason"),
         ({"begins": "2026-11-22T03:00:00"}, "needs its offset"),

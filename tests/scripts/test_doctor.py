@@ -115,3 +115,13 @@ def test_only_the_engines_of_this_machines_zone_count(home: Home, config_file: P
     assert here["zone"].level is Level.WARNING and "engines of us wait" in here["zone"].text
     elsewhere = {f.check: f for f in doctor.examine(home, config_file, Overrides(), MACHINE, zone="mars")}
     assert elsewhere["zone"].level is Level.ERROR
+
+
+def test_a_zone_that_the_configuration_does_not_have_is_an_error_without_engines_too(home: Home, config_file: Path) -> None:
+    document = yaml.safe_load(config_file.read_text())
+    args = document["applications"][0]["args"]
+    server = {"id": "s", "kind": "server", "url": "http://127.0.0.1:9", "zone": "local", "vouched": True, "models": {"m": "m"}}
+    args["models"], args["targets"] = [], [server]
+    config_file.write_text(yaml.safe_dump(document))
+    found = {f.check: f for f in doctor.examine(home, config_file, Overrides(), MACHINE, zone="mars")}
+    assert found["zone"].level is Level.ERROR and "no zone `mars`" in found["zone"].text

@@ -127,7 +127,7 @@ def test_a_plan_that_makes_no_sense_is_refused_by_name(change, word):
         make_plan({**ONE, **change})
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "{", "zones: 3"])
+@pytest.mark.parametrize("text", ["[1, 2]", "{", "zones: 3", "zones: 2026-02-30", "zones: {}\nzones: {}"])
 def test_a_file_that_is_no_plan_is_refused(tmp_path, text):
     path = tmp_path / "plan.yaml"
     path.write_text(text)

@@ -186,6 +186,7 @@ def test_a_rotation_without_overlap_ends_the_old_key_and_an_expiry_ends_any(home
     ("arguments", "message"),
     [
         (("create", "x", "--stored", "--residency", "nowhere"), "unknown tag `nowhere`"),
+        (("create", "x", "--stored", "--model", "smal"), "unknown model `smal`; did you mean `small`"),
         (("create", "quickstart", "--stored"), "the configuration has a key"),
         (("create", "x", "--stored", "--expires", "soon"), "is no date"),
         (("create", "x", "--stored", "--cidr", "10.0.0.1/8"), "did you mean `10.0.0.0/8`"),
