@@ -19,6 +19,7 @@ import uvloop
 from deployments.credentials import LiveCredentials, read_secret
 from deployments.egress.server import EgressServer
 from deployments.egress.stored import StoreReader
+from router.app import Discreet
 from router.config import ConfigError, home, read_args
 from router.crash import forbid_core_dumps
 from router.policy_source import PolicySource
@@ -45,7 +46,7 @@ async def serve_egress(source: PolicySource, host: str, port: int) -> None:
     if secret is None:
         raise ConfigError("secret: an egress outside Ray needs `secret.env` or `secret.file`, the same as the router's")
     egress = EgressServer(config, policy, secret, INCARNATION, LiveCredentials(config, home(), "cloud"))
-    server = make_server(egress.app)
+    server = make_server(Discreet(egress.app))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: setattr(server, "should_exit", True))

@@ -14,6 +14,7 @@ from ray import serve
 from deployments.credentials import LiveCredentials
 from deployments.egress.server import EgressServer
 from deployments.secret import cluster_secret
+from router.app import Discreet
 from router.compiled import compile_policy
 from router.config import home, parse_config
 from router.crash import forbid_core_dumps
@@ -44,7 +45,7 @@ class EgressReplica:
         self._egress = EgressServer(config, compile_policy(config, home()), secret, self._incarnation, credentials)
         listener = open_socket(self._host, 0)
         self._port = listener.getsockname()[1]
-        self._server = make_server(self._egress.app)
+        self._server = make_server(Discreet(self._egress.app))
         self._task = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listener]))
 
     async def check_health(self) -> None:

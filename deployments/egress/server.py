@@ -24,6 +24,7 @@ from router.config import Config, home
 from router.fixed_targets import fixed_targets, tls_files_of
 from router.placement.targets import Address, Endpoint, Target
 from router.policy import Policy
+from router.refusal import log_unexpected
 from router.residency.engine_guard import wait_for_key
 from router.residency.guard import (
     NONE_STORED,
@@ -139,9 +140,13 @@ class EgressServer:
                 target_id = await self._admit(request)
             return await self._calls.call(self._specs[target_id], self._credentials.get(target_id), request.url.path, body)
         except ApiError as error:
-            response = Response(error.body(), error.status, media_type="application/json")
-            response.raw_headers += error.headers()
-            return response
+            answer = error
+        except Exception as error:
+            log_unexpected(error, request.headers.get("x-request-id", ""))
+            answer = ApiError(500, "internal_error", "The egress failed; its log says where.")
+        response = Response(answer.body(), answer.status, media_type="application/json")
+        response.raw_headers += answer.headers()
+        return response
 
     async def _admit(self, request: Request) -> str:
         """The target this request may enter, checked before its body is read."""

@@ -271,7 +271,7 @@ def subject_of(grant: KeyGrant, parsed: Mapping[str, Any], headers: Headers) -> 
         metadata.get("user_id") if isinstance(metadata, dict) else None,
     ):
         if isinstance(value, str) and value:
-            return value
+            return value.encode("utf-8", "replace").decode()  # JSON can name half of a character
     return f"key:{grant.id}"
 
 

@@ -135,6 +135,14 @@ def joined(chunks: list[dict[str, Any]]) -> tuple[str, str, str, list[str]]:
 
 
 @ALL
+async def test_half_a_character_and_a_huge_number_are_no_fault_of_the_providers(dialect: str, provider: FakeProvider):
+    """JSON allows both; an answer of 500 would have the router give the target a rest, for everybody."""
+    provider.body = WHOLE[dialect]()
+    answer = await Setup(dialect, provider).post(messages=[{"role": "user", "content": "half \ud800"}], seed=10**40)
+    assert answer.status_code == 200, answer.text
+
+
+@ALL
 async def test_a_whole_answer(dialect: str, provider: FakeProvider):
     provider.body = WHOLE[dialect]()
     answer = await Setup(dialect, provider).post()

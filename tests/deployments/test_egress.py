@@ -113,6 +113,17 @@ async def test_nothing_leaves_without_a_fitting_pass(request_):
     assert setup.provider.requests == []
 
 
+async def test_a_fault_of_its_own_is_logged_without_its_text(monkeypatch, caplog):
+    def fail(*_: object) -> None:
+        raise RuntimeError("the patient's name")
+
+    setup = Setup()
+    monkeypatch.setattr("deployments.egress.server.parse_object", fail)
+    answer = await setup.post(issue())
+    assert answer.status_code == 500 and "patient" not in answer.text
+    assert "RuntimeError at" in caplog.text and "patient" not in caplog.text
+
+
 async def test_the_egresss_own_policy_has_the_last_word():
     expired = [
         {"id": "provider", "kind": "cloud", "url": "https://x", "zone": "cloud", "models": {"tiny": "t"}, "expires": "2020-01-01"}

@@ -306,11 +306,21 @@ def test_a_capture_prunes_by_itself_and_not_when_the_holds_cannot_be_read(tmp_pa
         ([], {"user": "you"}, "you"),
         ([], {"metadata": {"user_id": "them"}}, "them"),
         ([], {"user": 7, "metadata": "x"}, "key:plain"),
+        ([], {"user": "half \ud800"}, "half ?"),
         ([(b"x-tidegate-subject", b"")], {}, "key:plain"),
     ],
 )
 def test_the_subject_is_whom_the_client_names(headers, body, subject):
     assert subject_of(grant_of(make_policy()), body, headers) == subject
+
+
+async def test_a_subject_with_half_a_character_is_kept_like_any_other(tmp_path):
+    async with capturing(tmp_path) as door:
+        body = b'{"model":"m","user":"\\ud800","messages":[{"role":"user","content":"hello"}]}'
+        headers = {"authorization": f"Bearer {CAPTURED}"}
+        response = await door.client.post("/v1/chat/completions", content=body, headers=headers)
+        assert door.outcome(response) == "kept"
+    assert opened(tmp_path, response.headers["x-request-id"], "request") == body
 
 
 async def test_what_the_response_cache_answers_is_captured_like_any_answer(tmp_path):

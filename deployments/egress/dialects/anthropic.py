@@ -28,6 +28,7 @@ from deployments.egress.dialects.chat import Call, Chat, Media, Part, Result, Te
 from deployments.egress.dialects.sse import BadStream, EventReader
 from router.config import ExternalTarget
 from router.wire.errors import ApiError, invalid_request
+from router.wire.json_body import encode_object
 
 VERSION = "2023-06-01"
 DEFAULT_MAX_TOKENS = 4096
@@ -88,7 +89,7 @@ class Anthropic:
             body["inference_geo"] = spec.provider.geo
         if chat.stream:
             body["stream"] = True
-        return Outgoing("/v1/messages", msgspec.json.encode(body), {"anthropic-version": VERSION})
+        return Outgoing("/v1/messages", encode_object(body), {"anthropic-version": VERSION})
 
     def sign(
         self, method: str, url: str, outgoing: Outgoing, credential: str, spec: ExternalTarget, now: float

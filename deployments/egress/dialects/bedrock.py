@@ -25,6 +25,7 @@ from deployments.egress.dialects.base import (
 from deployments.egress.dialects.chat import Call, Chat, Media, Part, Result, Text
 from router.config import ExternalTarget
 from router.wire.errors import ApiError, invalid_request
+from router.wire.json_body import encode_object
 
 _FINISH = {
     "end_turn": "stop",
@@ -81,7 +82,7 @@ class Bedrock:
         if chat.tools and (chat.choice != "none" or used):
             body["toolConfig"] = _tools(chat)
         path = f"/model/{quote(chat.model, safe='')}/converse{'-stream' if chat.stream else ''}"
-        return Outgoing(path, msgspec.json.encode(body))
+        return Outgoing(path, encode_object(body))
 
     def sign(
         self, method: str, url: str, outgoing: Outgoing, credential: str, spec: ExternalTarget, now: float

@@ -18,6 +18,7 @@ from deployments.egress.dialects.chat import Call, Chat, Media, Part, Result, Te
 from deployments.egress.dialects.sse import BadStream, EventReader
 from router.config import ExternalTarget
 from router.wire.errors import ApiError
+from router.wire.json_body import encode_object
 
 _SIGNED = "~sig~"
 _FINISH = {
@@ -70,7 +71,7 @@ class Gemini:
             ]
             body["toolConfig"] = {"functionCallingConfig": _choice(chat)}
         verb = "streamGenerateContent?alt=sse" if chat.stream else "generateContent"
-        return Outgoing(f"{self.models_path(spec)}/{quote(chat.model, safe='')}:{verb}", msgspec.json.encode(body))
+        return Outgoing(f"{self.models_path(spec)}/{quote(chat.model, safe='')}:{verb}", encode_object(body))
 
     def models_path(self, spec: ExternalTarget) -> str:
         """Where models stand."""

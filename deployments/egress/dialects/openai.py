@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-import msgspec
-
 from deployments.egress.dialects.base import Outgoing, failure, known_word, parse
 from router.config import ExternalTarget
 from router.wire.errors import ApiError
+from router.wire.json_body import encode_object
 
 _WORDS = frozenset(
     {
@@ -66,7 +65,7 @@ class OpenAI:
             body: the allow-listed fields.
             spec: the target.
         """
-        return Outgoing(path, msgspec.json.encode(body))
+        return Outgoing(path, encode_object(body))
 
     def sign(self, credential: str) -> dict[str, str]:
         """The header that carries the credential."""
@@ -91,11 +90,11 @@ class Azure(OpenAI):
         """See `OpenAI.request`."""
         operation = path.removeprefix("/v1")
         if spec.provider.api_version is None:
-            return Outgoing("/openai/v1" + operation, msgspec.json.encode(body))
+            return Outgoing("/openai/v1" + operation, encode_object(body))
         deployment = quote(str(body.get("model", "")), safe="")
         rest = {name: value for name, value in body.items() if name != "model"}
         query = f"?api-version={quote(spec.provider.api_version, safe='')}"
-        return Outgoing(f"/openai/deployments/{deployment}{operation}{query}", msgspec.json.encode(rest))
+        return Outgoing(f"/openai/deployments/{deployment}{operation}{query}", encode_object(rest))
 
     def sign(self, credential: str) -> dict[str, str]:
         """See `OpenAI.sign`."""
