@@ -259,12 +259,10 @@ class RelayProtocol(HttpToolsProtocol):
     def judge(self, now: float) -> None:
         """Called once a second: give up on a client that does not send, or does not read."""
         answering = self.cycle is not None and not self.cycle.response_complete
-        if answering and self.flow.read_paused and has_hung_up(self.transport):
-            self.transport.abort()
-            return
-        unsent = self.transport.get_write_buffer_size()
-        verdict = self._patience.judge(now, unsent, held_back=self.flow.read_paused, answering=answering)
-        if verdict is Verdict.UNREAD or (verdict is Verdict.TOO_SLOW and self.transport.is_closing()):
+        unsent, held_back = self.transport.get_write_buffer_size(), self.flow.read_paused
+        verdict = self._patience.judge(now, unsent, held_back=held_back, answering=answering)
+        gone = answering and held_back and has_hung_up(self.transport)
+        if gone or verdict is Verdict.UNREAD or (verdict is Verdict.TOO_SLOW and self.transport.is_closing()):
             self.transport.abort()
         elif verdict is Verdict.IDLE:
             self.transport.close()

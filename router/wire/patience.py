@@ -94,6 +94,8 @@ class Patience:
 
 def has_hung_up(transport: asyncio.Transport) -> bool:
     """Whether a client has closed a connection that is not read at the moment, because requests wait behind the one that runs."""
+    if transport.is_closing():
+        return False
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
     return bool(poll.poll(0))
