@@ -25,6 +25,7 @@ from router.identity.networks import Networks, packed
 from router.wire.client_head import MAX_HEADER_BYTES, BadHead, HeadCollector, HeaderBlock, framing_problem
 from router.wire.direct import ClientListener, DirectHandler, DirectRequest
 from router.wire.errors import ApiError
+from router.wire.keepalive import has_vanished, probe
 from router.wire.known_head import KnownHead
 from router.wire.patience import Patience, Verdict, has_hung_up
 from router.wire.proxy_header import BadProxyHeader, read_proxy_header
@@ -261,7 +262,7 @@ class RelayProtocol(HttpToolsProtocol):
         answering = self.cycle is not None and not self.cycle.response_complete
         unsent, held_back = self.transport.get_write_buffer_size(), self.flow.read_paused
         verdict = self._patience.judge(now, unsent, held_back=held_back, answering=answering)
-        gone = answering and held_back and has_hung_up(self.transport)
+        gone = answering and (has_vanished(self.transport) or (held_back and has_hung_up(self.transport)))
         if gone or verdict is Verdict.UNREAD or (verdict is Verdict.TOO_SLOW and self.transport.is_closing()):
             self.transport.abort()
         elif verdict is Verdict.IDLE:
@@ -341,6 +342,7 @@ def open_socket(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        probe(listener)
         listener.bind((host, port))
         listener.listen(4096)
     except OSError as error:

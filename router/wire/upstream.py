@@ -17,6 +17,7 @@ import httptools
 
 from router.wire.events import EventTooLarge
 from router.wire.exchange import BROKE, CLOSED, Ending, Exchange
+from router.wire.keepalive import watch_target
 from router.wire.usage_search import UsageSearch
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Connection(asyncio.Protocol):
         raw = transport.get_extra_info("socket")
         # While a client is slow, the next read is as large as what the kernel has kept for us.
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        watch_target(raw)
         self._poll.register(raw.fileno(), select.POLLIN)
 
     def start(self, exchange: Exchange) -> None:
