@@ -17,6 +17,7 @@ from router.ledger.clock import ClockWatch, in_words
 from router.ledger.merkle import HASH_BYTES, leaf_hash
 from router.ledger.reader import LogReader, parse_path
 from router.ledger.records import RecordError
+from router.ledger.retention import pruned_by
 from router.ledger.tiles import WIDTH, RightEdge, TileError, pack_entries, split_hashes, tile_path, unpack_entries
 
 _HELD = "a checkpoint held elsewhere"
@@ -242,9 +243,8 @@ class _Verification:
             jump = (self.clock.start if record.e == records.OPEN else self.clock.look)(record.t, record.m)
             if jump:
                 self.report.notes.append(f"entry {n}: {in_words(jump)}; times before and after it do not compare")
-            if record.e == records.PRUNE:
-                data = records.read_data(record)
-                self.may_be_pruned.update(range(int(data["first"]) // WIDTH, int(data["end"]) // WIDTH))
+            if (gone := pruned_by(record)) is not None:
+                self.may_be_pruned.update(range(*gone))
         except (RecordError, KeyError, TypeError, ValueError) as error:
             self._problem(f"entry {n}: {error}")
 

@@ -591,6 +591,30 @@ def test_pruning_goes_in_steps_keeps_what_is_held_and_stops_when_the_clock_was_s
         pruner.step(now)
 
 
+def test_what_was_pruned_long_ago_stays_declared_when_the_record_of_it_is_pruned_too(tmp_path):
+    store = LogStore(tmp_path / "log", SIGNER, segment_bytes=1)
+    now = time.time()
+
+    def record(event, data):
+        store.append([records.encode(store.size, now - 2 * 86400, 0.0, event, "", data)])
+
+    pruner = Pruner(store, record, days=1)
+    gone = 0
+    for _ in range(3):  # each round takes the record of the round before with it
+        for _ in range(2 * WIDTH // 128):
+            store.append([records.encode(store.size + i, now - 2 * 86400, 0.0, "note", "", {}) for i in range(128)])
+        while not pruner.step(now)[1]:
+            pass
+        store.publish()
+        report = verify_log(tmp_path / "log", KEYS)
+        assert report.ok, report.problems
+        assert report.pruned > gone
+        gone = report.pruned
+    store.append([records.encode(store.size + i, now, 0.0, "note", "", {}) for i in range(WIDTH)])
+    store.drop_bundle(gone // WIDTH)
+    assert "no record says" in verify_log(tmp_path / "log", KEYS).problems[0]
+
+
 def test_a_hold_stands_until_its_release_is_recorded_whatever_the_file_says(tmp_path):
     store = LogStore(tmp_path / "cli-0", SIGNER)
     store.append([records.encode(0, 1.0, 1.0, records.HOLD, "case", {"reason": "r", "since": 5.0, "until": 9.0})])

@@ -296,6 +296,8 @@ def test_a_capture_prunes_by_itself_and_not_when_the_holds_cannot_be_read(tmp_pa
     prune()
     assert not vault.times(old.key_id)
     assert [records.read_data(r)["payloads"] for r in LogReader(holds / "router-0").records() if r.e == records.PRUNE] == [1]
+    report = verify_log(holds / "router-0", [SIGNER.verifier])
+    assert report.ok and not report.pruned, report.problems
 
 
 @pytest.mark.parametrize(
