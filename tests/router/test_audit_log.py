@@ -26,6 +26,7 @@ from router.ledger.checkpoint import (
     read_verifiers,
 )
 from router.ledger.disk import Disk
+from router.ledger.journal import pack_frame, segment_path
 from router.ledger.log import AuditLog
 from router.ledger.policies import policy_text, read_policy
 from router.ledger.reader import LogReader, find_logs, merged
@@ -99,6 +100,31 @@ def test_a_rollback_is_told_from_a_fork_and_a_checkpoint_of_another_log_says_not
 
 def test_a_directory_that_is_no_log_is_a_problem(tmp_path):
     assert "no journal" in verify_log(tmp_path, KEYS).problems[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["journal/\u00b2", "journal/\u0663", "journal/7", "journal/x/5", "tile/00/000", "tile/\u0660/000", "journal/\udcff"]
+)
+def test_a_file_that_has_almost_the_name_of_one_of_a_log_is_no_part_of_it(tmp_path, name):
+    store = fill(tmp_path / "log", [300])
+    store.close()
+    path = tmp_path / "log" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"what somebody hides here")
+    (problem,) = verify_log(tmp_path / "log", KEYS).problems
+    assert "is no part of a log" in problem and problem.isprintable()
+    assert LogStore(tmp_path / "log", SIGNER).size == 300
+
+
+def test_a_link_is_no_part_of_a_log_and_a_number_that_nobody_signed_is_not_counted_to(tmp_path):
+    store = fill(tmp_path / "log", [300])
+    store.close()
+    (tmp_path / "log" / "x").symlink_to(tmp_path)
+    assert verify_log(tmp_path / "log", KEYS).problems == ["x: this file is no part of a log"]
+    far = segment_path(tmp_path / "log", 1 << 62)
+    far.write_bytes(pack_frame(1 << 62, [b"entry"], b"no note"))
+    problems = verify_log(tmp_path / "log", KEYS).problems
+    assert any("only 300 entries are signed" in problem for problem in problems)
 
 
 # Crashes and full disks
