@@ -130,6 +130,22 @@ def pruned_by(record: Record) -> Span | None:
     return None if "payloads" in data else (int(data["first"]) // WIDTH, int(data["end"]) // WIDTH)
 
 
+def check_clock(start: tuple[float, float], now: float) -> None:
+    """Whether the clock may say how old something is.
+
+    Args:
+        start: UNIX seconds, and seconds of the monotonic clock, at the start of this process.
+        now: UNIX seconds.
+
+    Raises:
+        ClockJumped: it was set forward since.
+    """
+    wall, monotonic = start
+    jumped = (now - wall) - (time.monotonic() - monotonic)
+    if jumped > _LARGEST_JUMP_S:
+        raise ClockJumped(f"the clock went {jumped:.0f} s ahead of the time that has passed since the start")
+
+
 class Pruner:
     """Removes entries that are older than `days`, a few bundles at a time: whoever calls it has other work to do.
 
@@ -163,10 +179,7 @@ class Pruner:
             HoldError: nobody knows what is held.
             ClockJumped: the clock cannot be trusted to say how old anything is.
         """
-        wall, monotonic = self._clocks
-        jumped = (now - wall) - (time.monotonic() - monotonic)
-        if jumped > _LARGEST_JUMP_S:
-            raise ClockJumped(f"the clock went {jumped:.0f} s ahead of the time that has passed since the start")
+        check_clock(self._clocks, now)
         bundles = range(self._next, min(self._store.base // WIDTH, self._next + most))
         if not bundles:
             self._next = 0
