@@ -65,7 +65,7 @@ class LeasedBooks:
         self._file = None if usage is None else _open_file(usage, counters.replica)
         self._known = known
         self._bury_at = 0.0
-        self._leases: dict[tuple[Limit, int], _Lease] = {}
+        self._leases: dict[tuple[str, int], _Lease] = {}
         self._alive = 1
         self._reached = time.monotonic()
         self._failing = False
@@ -88,9 +88,13 @@ class LeasedBooks:
         Waits for the store; where that fails, the leases are asked for later, as for a limit nobody knew.
         """
         now = time.time()
-        fresh = {limit for limit in limits if (limit, window_of(limit.period, now).index) not in self._leases}
+        fresh = {limit for limit in limits if not self._has_lease(limit, window_of(limit.period, now).index)}
         if fresh and not self._failing:  # without the store every replica keeps to its share anyway
             self._renew(fresh)
+
+    def _has_lease(self, limit: Limit, window: int) -> bool:
+        lease = self._leases.get((limit.counter, window))
+        return lease is not None and lease.limit == limit
 
     def _renew(self, more: Iterable[Limit] = ()) -> None:
         with self._syncing:
@@ -117,23 +121,23 @@ class LeasedBooks:
 
     def room(self, limit: Limit, window: Window, now: float) -> int:
         """How much may still be taken, here and now."""
-        lease = self._leases.get((limit, window.index))
+        lease = self._leases.get((limit.counter, window.index))
         if lease is None:
-            lease = self._leases[limit, window.index] = self._open(limit, window)
+            lease = self._leases[limit.counter, window.index] = self._open(limit, window)
             self._wake.set()
         lease.touched = time.monotonic()
         if self._failing:
             return limit.amount // self._alive - lease.used
         if not lease.asked:
             return max(1, limit.amount // 200) - lease.used
-        left = lease.granted - lease.used
+        left = min(lease.granted, limit.amount) - lease.used  # what was granted under a higher limit is not this one's
         if left * 2 < lease.granted - max(0, lease.reported) and lease.free:
             self._wake.set()
         return left
 
     def take(self, limit: Limit, index: int, amount: int) -> None:
         """Take so much."""
-        lease = self._leases.get((limit, index))
+        lease = self._leases.get((limit.counter, index))
         if lease is not None:
             lease.used = max(0, lease.used + amount)
             if lease.place is not None and self._file is not None:
@@ -192,16 +196,20 @@ class LeasedBooks:
         """Leases for the limits that are known, in this window and in the one that is about to begin."""
         now, moment = time.time(), time.monotonic()
         recent = {lease.limit for lease in list(self._leases.values()) if moment - lease.touched < _FORGET_S}
-        for limit in recent | {*self._known(), *more}:
+        # A limit that was changed has one lease: the amount known now replaces the one used recently.
+        for limit in {limit.counter: limit for limit in (*recent, *self._known(), *more)}.values():
             for at in (now, now + 2.0):
                 window = window_of(limit.period, at)
-                if (limit, window.index) not in self._leases:
-                    made = self._open(limit, window)
-                    fresh = self._leases.setdefault((limit, window.index), made)
-                    if fresh is not made:  # the event loop was first
-                        self._close(made)
-                    if limit not in recent:
-                        fresh.touched = moment - _FORGET_S
+                lease = self._leases.get((limit.counter, window.index))
+                if lease is not None:
+                    lease.limit = limit
+                    continue
+                made = self._open(limit, window)
+                fresh = self._leases.setdefault((limit.counter, window.index), made)
+                if fresh is not made:  # the event loop was first
+                    self._close(made)
+                if limit not in recent:
+                    fresh.touched = moment - _FORGET_S
         for entry, lease in list(self._leases.items()):
             if lease.end + 120 < now:
                 del self._leases[entry]
@@ -237,7 +245,7 @@ class LeasedBooks:
             base = recent = 0
         ahead = max(base, 8 * recent)
         # What is given back is out of the event loop's reach before anybody else may have it; only then is the use read.
-        lease.granted = min(lease.granted, lease.used + ahead)
+        lease.granted = min(lease.granted, lease.used + ahead, max(lease.used, limit.amount))
         used = lease.used
         slides = limit.period is Period.MINUTE
         window = window_of(limit.period, now)
@@ -264,4 +272,4 @@ def _open_file(directory: Path, replica: str) -> UsageFile | None:
 
 
 def _name(limit: Limit, window: int) -> str:
-    return f"{limit.scope}|{limit.kind}|{limit.period}|{window}"
+    return f"{limit.counter}|{window}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import lru_cache
 
 import msgspec
 
@@ -35,3 +36,13 @@ class Limit(msgspec.Struct, frozen=True, gc=False):
     kind: Kind
     period: Period
     amount: int
+
+    @property
+    def counter(self) -> str:
+        """What is counted, whatever the amount is by now: a limit that is changed goes on from what was used."""
+        return _counter(self)
+
+
+@lru_cache(maxsize=1 << 16)
+def _counter(limit: Limit) -> str:
+    return f"{limit.scope}|{limit.kind}|{limit.period}"

@@ -68,26 +68,27 @@ class OwnBooks:
     """The counters of one router alone."""
 
     def __init__(self) -> None:
-        self._used: dict[tuple[Limit, int], int] = {}
+        self._used: dict[tuple[str, int], int] = {}
 
     def room(self, limit: Limit, window: Window, now: float) -> int:
         """How much may still be taken."""
-        used = self._used.get((limit, window.index), 0)
+        counter = limit.counter
+        used = self._used.get((counter, window.index), 0)
         if window.weight:
-            used += int(self._used.get((limit, window.index - 1), 0) * window.weight)
+            used += int(self._used.get((counter, window.index - 1), 0) * window.weight)
         return limit.amount - used
 
     def take(self, limit: Limit, index: int, amount: int) -> None:
         """Take so much."""
-        entry = (limit, index)
+        entry = (limit.counter, index)
         if entry not in self._used and len(self._used) > 100_000:
             self._forget_old()
         self._used[entry] = max(0, self._used.get(entry, 0) + amount)
 
     def _forget_old(self) -> None:
-        newest: dict[Limit, int] = {}
-        for limit, index in self._used:
-            newest[limit] = max(index, newest.get(limit, 0))
+        newest: dict[str, int] = {}
+        for counter, index in self._used:
+            newest[counter] = max(index, newest.get(counter, 0))
         self._used = {entry: used for entry, used in self._used.items() if entry[1] >= newest[entry[0]] - 1}
 
 

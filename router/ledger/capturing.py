@@ -24,7 +24,7 @@ from router.config import Config, ConfigError, Credential
 from router.ledger import records
 from router.ledger.capture import CaptureError, Vault
 from router.ledger.log import AuditLog
-from router.ledger.retention import HoldError, standing_holds
+from router.ledger.retention import ClockJumped, HoldError, check_clock, standing_holds
 from router.policy import KeyGrant, Policy
 from router.residency.label import Label
 from router.secret_file import parse_secret, read_secret_file
@@ -134,6 +134,7 @@ class Capture:
         self._audit = audit
         self._keep_s = keep_days * _DAY_S
         self._holds = holds
+        self._clocks = time.time(), time.monotonic()
         self._queue: queue.SimpleQueue[Payload | None] = queue.SimpleQueue()
         # Each is written by one thread only: what waits is their difference.
         self._put = self._taken = 0
@@ -245,11 +246,13 @@ class Capture:
 
     def _prune(self) -> None:
         try:
+            now = time.time()
+            check_clock(self._clocks, now)
             holds = standing_holds(self._holds)
             removed = self._vault.prune(
-                time.time() - self._keep_s, lambda moment: any(hold.since <= moment < hold.until for hold in holds)
+                now - self._keep_s, lambda moment: any(hold.since <= moment < hold.until for hold in holds)
             )
-        except (CaptureError, HoldError) as error:
+        except (CaptureError, ClockJumped, HoldError) as error:
             _log.error("capture: nothing more was removed under the retention rule: %s", error)
         else:
             if removed:

@@ -18,6 +18,7 @@ from router.ledger.tiles import TileError, pack_each, unpack_entries
 _MAGIC = b"TGJ1"
 _HEAD = struct.Struct(">4sQIII")
 _TAIL = struct.Struct(">I")
+_NAME_DIGITS = 20
 
 
 class Frame(msgspec.Struct, frozen=True):
@@ -44,7 +45,12 @@ class Segment(msgspec.Struct, frozen=True):
 
 def segment_path(root: Path, first: int) -> Path:
     """The file of the segment that begins with entry `first`."""
-    return root / "journal" / f"{first:020d}"
+    return root / "journal" / f"{first:0{_NAME_DIGITS}d}"
+
+
+def is_segment(name: str) -> bool:
+    """Whether a file of the journal may have this name."""
+    return len(name) == _NAME_DIGITS and name.isascii() and name.isdigit()
 
 
 def pack_frame(first: int, entries: Sequence[bytes], note: bytes) -> bytes:
@@ -85,7 +91,7 @@ def read_journal(root: Path) -> list[Segment]:
     directory = root / "journal"
     if not directory.is_dir():
         return []
-    return [read_segment(path) for path in sorted(directory.iterdir()) if path.name.isdigit()]
+    return [read_segment(path) for path in sorted(directory.iterdir()) if is_segment(path.name)]
 
 
 def _read_frame(data: bytes, at: int) -> tuple[Frame, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 from router.ledger import records
@@ -49,6 +50,8 @@ class LogReader:
             return (self.root / path).read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise TileError(f"{self.root / path}: it cannot be read: {error.strerror}") from None
 
     def entries(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
         """Entries with their indices; those of pruned bundles are left out.
@@ -76,12 +79,15 @@ class LogReader:
         """What a record refers to.
 
         Raises:
-            TileError: it is not there.
+            TileError: it is not there, or not what was kept.
         """
         try:
-            return (self.root / "blobs" / name).read_bytes()
-        except OSError:
+            data = (self.root / "blobs" / name).read_bytes()
+        except (OSError, ValueError):  # a damaged record's name may be none
             raise TileError(f"{self.root}: the blob {name} is missing") from None
+        if sha256(data).hexdigest() != name:
+            raise TileError(f"{self.root}: the blob {name} was changed")
+        return data
 
 
 def find_logs(directory: Path) -> list[Path]:
@@ -111,6 +117,7 @@ def parse_path(path: str) -> tuple[str, int]:
     """
     parts = path.split(".p/")[0].split("/")
     level, index = parts[1], int("".join(part.removeprefix("x") for part in parts[2:]))
-    if tile_path(level, index) != "/".join(parts) or not (level == "entries" or level.isdigit()):
+    known = level == "entries" or (level.isdecimal() and level == str(int(level)))
+    if not known or tile_path(level, index) != "/".join(parts):
         raise ValueError(f"{path} is no path of a tile")
     return level, index

@@ -140,6 +140,16 @@ class EndData(msgspec.Struct, frozen=True, gc=False, array_like=True):
     waited_ms: int = 0
 
 
+class RefuseData(msgspec.Struct, frozen=True, gc=False):
+    """A request of a known key that was refused before any decision."""
+
+    key: str
+    tenant: str
+    endpoint: str
+    status: int
+    code: str
+
+
 _SHAPES = {
     DECIDE: DecideData.__struct_fields__,
     LOADS: LoadsData.__struct_fields__,
@@ -207,7 +217,7 @@ def check_version(entry: bytes) -> None:
         raise RecordError(f"a record of version {version}; this tidegate reads version {VERSION}{earlier}")
 
 
-def read_data(record: Record, kind: type[Any] = dict) -> Any:
+def read_data(record: Record, kind: Any = dict) -> Any:
     """The data of a record as `kind`.
 
     Raises:
@@ -232,11 +242,18 @@ def values_of(raws: Sequence[msgspec.Raw], shape: Shape) -> dict[str, Any]:
 
 
 def to_plain(record: Record) -> dict[str, Any]:
-    """A record as data that JSON can hold: every value under its name, bytes in hex, infinities as words."""
+    """A record as data that JSON can hold: every value under its name, bytes in hex, infinities as words.
+
+    Raises:
+        RecordError: its data cannot be read.
+    """
     envelope = {"n": record.n, "t": record.t, "m": record.m, "event": record.e, "id": record.id}
-    data = msgspec.msgpack.decode(record.data)
+    data = read_data(record, dict | list)
     if isinstance(data, list):
-        data = named(data, _SHAPES.get(record.e, ()))
+        try:
+            data = named(data, _SHAPES.get(record.e, ()))
+        except (TypeError, ValueError, LookupError) as error:
+            raise RecordError(f"the data of record {record.n} ({record.e}): {error}") from None
     return {**envelope, **_plain(data)}
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import msgspec
 
 from router.ledger import records
 from router.ledger.reader import LogReader, merged
+from router.ledger.records import Record
 from router.ledger.store import LogStore
 from router.ledger.tiles import WIDTH, tile_path
 
@@ -84,7 +85,11 @@ def write_holds(directory: Path, holds: Sequence[Hold]) -> None:
     temporary.replace(directory / "holds.json")
 
 
-def prunable(log: LogReader, bundles: Sequence[int], cutoff: float, holds: Sequence[Hold]) -> tuple[list[int], bool]:
+Span = tuple[int, int]
+"""Neighbouring bundles: the first, and the one after the last."""
+
+
+def prunable(log: LogReader, bundles: Sequence[int], cutoff: float, holds: Sequence[Hold]) -> tuple[list[int], list[Span], bool]:
     """The bundles that may go: everything in them is older than `cutoff`, and no hold covers any of it.
 
     Args:
@@ -94,19 +99,51 @@ def prunable(log: LogReader, bundles: Sequence[int], cutoff: float, holds: Seque
         holds: what must stay.
 
     Returns:
-        Those bundles, and whether one was met that is too young: those after it are younger still.
+        Those bundles; the bundles that records in them say are gone already; and whether one was met that is too young: those
+        after it are younger still.
     """
     found: list[int] = []
+    gone: list[Span] = []
     for index in bundles:
         if not (log.root / tile_path("entries", index)).is_file():
             continue
-        times = [records.decode(entry).t for _, entry in log.entries(index * WIDTH, (index + 1) * WIDTH)]
-        first, last = min(times), max(times)
+        inside = [records.decode(entry) for _, entry in log.entries(index * WIDTH, (index + 1) * WIDTH)]
+        first, last = min(record.t for record in inside), max(record.t for record in inside)
         if last >= cutoff:
-            return found, True
+            return found, gone, True
         if not any(hold.since <= last and first < hold.until for hold in holds):
             found.append(index)
-    return found, False
+            gone += (span for record in inside if (span := pruned_by(record)) is not None)
+    return found, gone, False
+
+
+def pruned_by(record: Record) -> Span | None:
+    """The bundles that a record says were removed; None where it is about something else, such as captured payloads.
+
+    Raises:
+        RecordError: its data are no map.
+        KeyError, TypeError, ValueError: it does not say which.
+    """
+    if record.e != records.PRUNE:
+        return None
+    data = records.read_data(record)
+    return None if "payloads" in data else (int(data["first"]) // WIDTH, int(data["end"]) // WIDTH)
+
+
+def check_clock(start: tuple[float, float], now: float) -> None:
+    """Whether the clock may say how old something is.
+
+    Args:
+        start: UNIX seconds, and seconds of the monotonic clock, at the start of this process.
+        now: UNIX seconds.
+
+    Raises:
+        ClockJumped: it was set forward since.
+    """
+    wall, monotonic = start
+    jumped = (now - wall) - (time.monotonic() - monotonic)
+    if jumped > _LARGEST_JUMP_S:
+        raise ClockJumped(f"the clock went {jumped:.0f} s ahead of the time that has passed since the start")
 
 
 class Pruner:
@@ -142,30 +179,28 @@ class Pruner:
             HoldError: nobody knows what is held.
             ClockJumped: the clock cannot be trusted to say how old anything is.
         """
-        wall, monotonic = self._clocks
-        jumped = (now - wall) - (time.monotonic() - monotonic)
-        if jumped > _LARGEST_JUMP_S:
-            raise ClockJumped(f"the clock went {jumped:.0f} s ahead of the time that has passed since the start")
+        check_clock(self._clocks, now)
         bundles = range(self._next, min(self._store.base // WIDTH, self._next + most))
         if not bundles:
             self._next = 0
             return 0, True
         log = LogReader(self._store.root)
-        found, young = prunable(log, bundles, now - self._days * _DAY_S, standing_holds(self._store.root.parent))
-        for start, end in _ranges(found):
+        found, gone, young = prunable(log, bundles, now - self._days * _DAY_S, standing_holds(self._store.root.parent))
+        # What only a record says that goes now is said again: without it, entries removed long ago would be missing.
+        for start, end in _merged([*gone, *((index, index + 1) for index in found)]) if found else ():
             self._append(records.PRUNE, {"first": start * WIDTH, "end": end * WIDTH, "kept_days": self._days})
-            for index in range(start, end):
-                self._store.drop_bundle(index)
+        for index in found:
+            self._store.drop_bundle(index)
         self._next = 0 if young else bundles.stop
         return len(found) * WIDTH, young
 
 
-def _ranges(indices: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbouring indices as ranges (start, end)."""
-    ranges: list[tuple[int, int]] = []
-    for index in indices:
-        if ranges and ranges[-1][1] == index:
-            ranges[-1] = (ranges[-1][0], index + 1)
+def _merged(spans: Iterable[Span]) -> list[Span]:
+    """The same bundles in as few spans as can be."""
+    merged_spans: list[Span] = []
+    for start, end in sorted(spans):
+        if merged_spans and start <= merged_spans[-1][1]:
+            merged_spans[-1] = (merged_spans[-1][0], max(end, merged_spans[-1][1]))
         else:
-            ranges.append((index, index + 1))
-    return ranges
+            merged_spans.append((start, end))
+    return merged_spans

@@ -126,10 +126,10 @@ def requests(logs: list[LogReader], since: float = 0.0, until: float = float("in
         elif record.e == records.INTENT:
             _take_intent(handled, records.read_data(record, records.IntentData))
         elif record.e == records.REFUSE:
-            data = records.read_data(record)
+            data = records.read_data(record, records.RefuseData)
             handled.ended, handled.complete = record.t, True
-            handled.key, handled.tenant, handled.endpoint = data["key"], data["tenant"], data["endpoint"]
-            handled.status, handled.code = data["status"], data["code"]
+            handled.key, handled.tenant, handled.endpoint = data.key, data.tenant, data.endpoint
+            handled.status, handled.code = data.status, data.code
             yield begun.pop(key)
         else:
             _take_end(handled, records.read_data(record, records.EndData))

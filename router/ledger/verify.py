@@ -14,9 +14,11 @@ from pathlib import Path
 from router.ledger import records
 from router.ledger.checkpoint import Checkpoint, CheckpointError, Verifier, open_note
 from router.ledger.clock import ClockWatch, in_words
+from router.ledger.journal import is_segment
 from router.ledger.merkle import HASH_BYTES, leaf_hash
 from router.ledger.reader import LogReader, parse_path
 from router.ledger.records import RecordError
+from router.ledger.retention import pruned_by
 from router.ledger.tiles import WIDTH, RightEdge, TileError, pack_entries, split_hashes, tile_path, unpack_entries
 
 _HELD = "a checkpoint held elsewhere"
@@ -77,6 +79,10 @@ class _Verification:
         self.report.origin = own[0].origin if own else ""
         self.report.size = self.log.size
         held = list(self._held())
+        signed_size = max((checkpoint.size for checkpoint in own), default=0)
+        if self.log.size > signed_size:  # by a number that somebody wrote, perhaps, and walking so far would never end
+            self._problem(f"the journal ends at entry {self.log.size}, and only {signed_size} entries are signed")
+            return
         self._walk({item.size for item in own} | {item.size for item in held})
         for where, checkpoint in signed:
             if checkpoint.origin != self.report.origin:
@@ -93,7 +99,8 @@ class _Verification:
         self._files()
 
     def _problem(self, text: str) -> None:
-        self.report.problems.append(text)
+        # It may quote the name of a file, which is whatever somebody called it.
+        self.report.problems.append("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))
 
     def _frames(self) -> list[tuple[str, Checkpoint]]:
         """The journal's signed checkpoints; its own form is checked on the way."""
@@ -242,9 +249,8 @@ class _Verification:
             jump = (self.clock.start if record.e == records.OPEN else self.clock.look)(record.t, record.m)
             if jump:
                 self.report.notes.append(f"entry {n}: {in_words(jump)}; times before and after it do not compare")
-            if record.e == records.PRUNE:
-                data = records.read_data(record)
-                self.may_be_pruned.update(range(int(data["first"]) // WIDTH, int(data["end"]) // WIDTH))
+            if (gone := pruned_by(record)) is not None:
+                self.may_be_pruned.update(range(*gone))
         except (RecordError, KeyError, TypeError, ValueError) as error:
             self._problem(f"entry {n}: {error}")
 
@@ -254,7 +260,7 @@ class _Verification:
             if not (self.root / "blobs" / blob).is_file():
                 self._problem(f"blobs/{blob}, which entry {n} refers to, is missing")
         for file in sorted(self.root.rglob("*")):
-            if file.is_dir():
+            if file.is_dir() and not file.is_symlink():
                 continue
             name = file.relative_to(self.root).as_posix()
             if file.name.startswith(".") and file.name.endswith(".tmp"):
@@ -270,7 +276,7 @@ class _Verification:
             elif name == "lock":
                 if file.stat().st_size:
                     self._problem("lock: the file should be empty")
-            elif name not in ("head", "checkpoint") and not (name.startswith("journal/") and file.name.isdigit()):
+            elif name not in ("head", "checkpoint") and not (name == f"journal/{file.name}" and is_segment(file.name)):
                 self._problem(f"{name}: this file is no part of a log")
 
     def _tile_file(self, name: str, file: Path) -> None:

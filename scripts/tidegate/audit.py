@@ -16,7 +16,7 @@ from router.ledger.export import PROFILES, to_csv, to_json, to_report
 from router.ledger.proofs import Proof, ProofError, check_proof, prove
 from router.ledger.reader import LogReader, find_logs, merged
 from router.ledger.replay import Gap, Replayer, decide_again, differences
-from router.ledger.retention import Hold, HoldError, read_holds, write_holds
+from router.ledger.retention import Hold, HoldError, standing_holds, write_holds
 from router.ledger.search import Query, parse_time, requests, search
 from router.ledger.slots import SIGNING_KEY, open_slot
 from router.ledger.tiles import TileError
@@ -288,7 +288,7 @@ def hold_add(
     """Keep everything that was recorded between two times until the hold is released."""
     where = audit_directory(directory)
     start, end = span(since, until)
-    holds = _read_holds(where)
+    holds = _standing(where)
     if any(hold.id == name for hold in holds):
         fail(f"there is a hold `{name}` already")
     _record(where, records.HOLD, name, {"reason": reason, "since": start, "until": end})
@@ -300,7 +300,7 @@ def hold_add(
 def hold_release(name: Annotated[str, typer.Argument(help="The hold.")], directory: DirOption = None) -> None:
     """End a hold."""
     where = audit_directory(directory)
-    holds = _read_holds(where)
+    holds = _standing(where)
     if all(hold.id != name for hold in holds):
         fail(f"there is no hold `{name}`")
     _record(where, records.RELEASE, name, {})
@@ -311,13 +311,13 @@ def hold_release(name: Annotated[str, typer.Argument(help="The hold.")], directo
 @hold_app.command("list")
 def hold_list(directory: DirOption = None) -> None:
     """Print the holds."""
-    for hold in _read_holds(audit_directory(directory)):
+    for hold in _standing(audit_directory(directory)):
         console.print(msgspec.json.encode(hold).decode())
 
 
-def _read_holds(where: Path) -> tuple[Hold, ...]:
+def _standing(where: Path) -> tuple[Hold, ...]:
     try:
-        return read_holds(where)
+        return standing_holds(where)
     except HoldError as error:
         fail(str(error))
 

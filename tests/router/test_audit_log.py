@@ -26,6 +26,7 @@ from router.ledger.checkpoint import (
     read_verifiers,
 )
 from router.ledger.disk import Disk
+from router.ledger.journal import pack_frame, segment_path
 from router.ledger.log import AuditLog
 from router.ledger.policies import policy_text, read_policy
 from router.ledger.reader import LogReader, find_logs, merged
@@ -99,6 +100,31 @@ def test_a_rollback_is_told_from_a_fork_and_a_checkpoint_of_another_log_says_not
 
 def test_a_directory_that_is_no_log_is_a_problem(tmp_path):
     assert "no journal" in verify_log(tmp_path, KEYS).problems[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["journal/\u00b2", "journal/\u0663", "journal/7", "journal/x/5", "tile/00/000", "tile/\u0660/000", "journal/\udcff"]
+)
+def test_a_file_that_has_almost_the_name_of_one_of_a_log_is_no_part_of_it(tmp_path, name):
+    store = fill(tmp_path / "log", [300])
+    store.close()
+    path = tmp_path / "log" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"what somebody hides here")
+    (problem,) = verify_log(tmp_path / "log", KEYS).problems
+    assert "is no part of a log" in problem and problem.isprintable()
+    assert LogStore(tmp_path / "log", SIGNER).size == 300
+
+
+def test_a_link_is_no_part_of_a_log_and_a_number_that_nobody_signed_is_not_counted_to(tmp_path):
+    store = fill(tmp_path / "log", [300])
+    store.close()
+    (tmp_path / "log" / "x").symlink_to(tmp_path)
+    assert verify_log(tmp_path / "log", KEYS).problems == ["x: this file is no part of a log"]
+    far = segment_path(tmp_path / "log", 1 << 62)
+    far.write_bytes(pack_frame(1 << 62, [b"entry"], b"no note"))
+    problems = verify_log(tmp_path / "log", KEYS).problems
+    assert any("only 300 entries are signed" in problem for problem in problems)
 
 
 # Crashes and full disks
@@ -589,6 +615,30 @@ def test_pruning_goes_in_steps_keeps_what_is_held_and_stops_when_the_clock_was_s
     (tmp_path / "holds.json").write_text("[{")
     with pytest.raises(HoldError, match="nothing will be removed"):
         pruner.step(now)
+
+
+def test_what_was_pruned_long_ago_stays_declared_when_the_record_of_it_is_pruned_too(tmp_path):
+    store = LogStore(tmp_path / "log", SIGNER, segment_bytes=1)
+    now = time.time()
+
+    def record(event, data):
+        store.append([records.encode(store.size, now - 2 * 86400, 0.0, event, "", data)])
+
+    pruner = Pruner(store, record, days=1)
+    gone = 0
+    for _ in range(3):  # each round takes the record of the round before with it
+        for _ in range(2 * WIDTH // 128):
+            store.append([records.encode(store.size + i, now - 2 * 86400, 0.0, "note", "", {}) for i in range(128)])
+        while not pruner.step(now)[1]:
+            pass
+        store.publish()
+        report = verify_log(tmp_path / "log", KEYS)
+        assert report.ok, report.problems
+        assert report.pruned > gone
+        gone = report.pruned
+    store.append([records.encode(store.size + i, now, 0.0, "note", "", {}) for i in range(WIDTH)])
+    store.drop_bundle(gone // WIDTH)
+    assert "no record says" in verify_log(tmp_path / "log", KEYS).problems[0]
 
 
 def test_a_hold_stands_until_its_release_is_recorded_whatever_the_file_says(tmp_path):

@@ -277,25 +277,31 @@ def test_retention_removes_old_payloads_and_their_keys_and_a_hold_keeps_them(tmp
     assert vault.key_ids("t", "me") == (seals[1].key_id,)
 
 
-def test_a_capture_prunes_by_itself_and_not_when_the_holds_cannot_be_read(tmp_path):
+def test_a_capture_prunes_by_itself_and_not_when_the_holds_cannot_be_read_or_the_clock_was_set_ahead(tmp_path):
     vault, policy = Vault(tmp_path / "vault", bytes(32)), make_policy()
     holds = tmp_path / "audit"
     write_holds(holds, [])
     (holds / "holds.json").write_text("{")
     old = vault.seal("t", "me", "req-1", "request", b"x", 1_700_000_000.0)
 
-    def prune() -> None:
+    def prune(clock_set_ahead_s: float = 0.0) -> None:
         log = AuditLog(LogWriter(LogStore(holds / "router-0", SIGNER)), policy.label_text)
         capture = Capture(vault, Place("eu", ()), frozenset(), 10, 10, log, 30, holds)
+        wall, monotonic = capture._clocks
+        capture._clocks = wall - clock_set_ahead_s, monotonic
         capture._prune()
         log.close()
 
     prune()
     assert vault.times(old.key_id)
     write_holds(holds, [])
+    prune(clock_set_ahead_s=7200.0)
+    assert vault.times(old.key_id), "a key that is destroyed because of a wrong clock does not come back"
     prune()
     assert not vault.times(old.key_id)
     assert [records.read_data(r)["payloads"] for r in LogReader(holds / "router-0").records() if r.e == records.PRUNE] == [1]
+    report = verify_log(holds / "router-0", [SIGNER.verifier])
+    assert report.ok and not report.pruned, report.problems
 
 
 @pytest.mark.parametrize(

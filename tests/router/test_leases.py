@@ -176,6 +176,29 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+def test_a_limit_that_is_changed_goes_on_from_what_was_used_here_and_in_the_store(tmp_path):
+    now = time.time()
+    day = [Limit("key:k", Kind.REQUESTS, Period.DAY, amount) for amount in (100, 50, 120)]
+    window, known = window_of(Period.DAY, now), [day[0]]
+    database = Database(f"sqlite:///{tmp_path / 'store.db'}")
+    book = LeasedBooks(Counters(database, "mine"), lambda: tuple(known))
+    book.start()
+    assert book.room(day[0], window, now) == 100
+    book.take(day[0], window.index, 95)
+    assert book.room(day[1], window, now) == -45, "at once, before the store is asked"
+    for limit, left in ((day[1], -45), (day[2], 25)):
+        known[0] = limit
+        book.ask_for((limit,))
+        assert book.room(limit, window, now) == left
+        book.take(day[0], window.index, 0)  # a request of before ends
+    book.close()
+    (grant,) = (
+        Counters(database, "other").lease([Wish(f"key:k|requests|day|{window.index}", 120, 0, 120, 0, 4e9)], now)[0].values()
+    )
+    assert grant.granted == 25
+    database.close()
+
+
 def test_what_a_killed_replica_used_last_is_known_to_the_next_and_counts_once(url, tmp_path):
     usage, limit = tmp_path / "usage", Limit("key:k", Kind.REQUESTS, Period.DAY, 1000)
     done = subprocess.run([sys.executable, "-c", KILLED, url, str(usage)], cwd=ROOT, capture_output=True, check=False)
@@ -242,7 +265,7 @@ def test_the_first_use_after_a_quiet_time_wakes_who_reports_it(tmp_path, monkeyp
     book = LeasedBooks(Counters(database, "mine"), lambda: (limit,))
     book.start()
     window = window_of(Period.DAY, time.time())
-    lease = book._leases[limit, window.index]
+    lease = book._leases[limit.counter, window.index]
     for used in (3, 5):
         assert until(lambda: book._asleep and not book._wake.is_set())
         book.take(limit, window.index, used - lease.used)
@@ -276,7 +299,7 @@ def test_without_the_store_each_replica_keeps_to_its_share_and_nobody_waits(tmp_
     while not book._failing and time.monotonic() < deadline:
         book.take(limit, window_of(Period.DAY, time.time()).index, 1)
         time.sleep(0.02)
-    used = book._leases[limit, window_of(Period.DAY, time.time()).index].used
+    used = book._leases[limit.counter, window_of(Period.DAY, time.time()).index].used
     assert book.room(limit, window_of(Period.DAY, time.time()), time.time()) == 50 - used
     book._closing = True
     database.close()

@@ -118,6 +118,20 @@ def test_windows_are_minutes_days_and_months_of_utc():
     assert window_of(Period.MINUTE, NOW + 30).weight == 0.5
 
 
+def test_a_limit_that_is_changed_goes_on_from_what_was_used():
+    """A new policy brings another amount: the day's budget does not begin anew with it, and what was at work still ends."""
+    limits, day = Limits(), [limit(Kind.USD, Period.DAY, usd * 1_000_000) for usd in (100, 50, 120)]
+    limits.settle(limits.reserve((day[0],), 1, 1, NOW, cost_usd=90.0), 1, 90.0)
+    running = limits.reserve((day[0],), 1, 1, NOW, cost_usd=10.0)
+    for changed in day:
+        with pytest.raises(LimitReached):
+            limits.reserve((changed,), 1, 1, NOW, cost_usd=21.0)
+    limits.settle(running, 1, 5.0)
+    limits.reserve((day[2],), 1, 1, NOW, cost_usd=25.0)
+    with pytest.raises(LimitReached):
+        limits.reserve((day[2],), 1, 1, NOW, cost_usd=0.01)
+
+
 def test_old_windows_are_forgotten():
     books, requests = OwnBooks(), limit(Kind.REQUESTS, Period.MINUTE, 5)
     for index in range(100_500):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shutil
 
+import msgspec
 import pytest
 
+from router.ledger import records
 from router.ledger.checkpoint import Signer
+from router.ledger.tiles import pack_entries, unpack_entries
 from tests.scripts.test_audit_cli import copy, logs, run, write_policy
 
 __all__ = ["copy", "logs"]
@@ -38,6 +41,39 @@ def test_a_damaged_log_is_said_so_by_every_command_that_reads_it(copy, tmp_path,
     code, text = run(*reading(tmp_path)[command], "--dir", copy)
     assert code in (1, 2) and "Traceback" not in text and text.strip()
     assert ("there is no audit log here" in text) if damage == "no log" else ("audit verify" in text)
+
+
+@pytest.mark.parametrize("command", ["search", "export", "whatif", "cost"])
+@pytest.mark.parametrize("data", [b"\xa2\xff\xfe", b"\xdc\xff\xff", b"\x91\x07", b"\x80", bytes([0xDC, 0, 22, *[1] * 22])])
+def test_records_whose_data_are_damaged_are_said_so_although_their_envelopes_are_whole(copy, tmp_path, command, data):
+    bundle = copy / "router-0" / "tile" / "entries" / "000"
+    broken = []
+    for record in map(records.decode, unpack_entries(bundle.read_bytes())):
+        event = records.REFUSE if data == b"\x80" else record.e
+        broken.append(records.encode(record.n, record.t, record.m, event, record.id, msgspec.Raw(data)))
+    bundle.write_bytes(pack_entries(broken))
+    code, text = run(*reading(tmp_path)[command], "--dir", copy)
+    assert "Traceback" not in text and text.strip()
+    if code == 0:
+        assert command in ("search", "whatif"), "the others look at such data"
+    else:
+        assert code in (1, 2) and ("audit verify" in text or (command == "whatif" and data == b"\x80"))
+
+
+@pytest.mark.parametrize("command", ["replay", "whatif"])
+def test_what_records_refer_to_is_not_believed_once_it_was_changed(copy, tmp_path, command):
+    for blob in copy.glob("*/blobs/*"):
+        blob.write_bytes(blob.read_bytes()[:-3])
+    code, text = run(*reading(tmp_path)[command], "--dir", copy)
+    assert "Traceback" not in text and "0 of" in text and (command == "whatif" or (code == 1 and "was changed" in text))
+
+
+def test_a_bundle_that_cannot_be_read_is_said_so(copy, tmp_path):
+    bundle = copy / "router-0" / "tile" / "entries" / "000"
+    bundle.unlink()
+    bundle.mkdir()
+    code, text = run("audit", "search", "--dir", copy)
+    assert code == 1 and "cannot be read" in text and "Traceback" not in text
 
 
 def test_a_verifier_key_of_somebody_else_is_told_from_no_key(copy, tmp_path):

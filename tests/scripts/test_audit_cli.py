@@ -13,6 +13,7 @@ from tidegate.cli import app
 from typer.testing import CliRunner
 
 from router.ledger.checkpoint import load_signer
+from router.ledger.retention import standing_holds
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
 
@@ -134,6 +135,10 @@ def test_holds_are_recorded_and_kept(copy):
     _, text = run("audit", "search", "--dir", copy, "--id", "case-7")
     assert [json.loads(line)["event"] for line in text.splitlines()] == ["hold", "release"]
     assert run("audit", "verify", "--dir", copy)[0] == 0
+    assert run("audit", "hold", "add", "case-8", "--reason", "its line is lost", "--dir", copy)[0] == 0
+    (copy / "holds.json").unlink()
+    assert "its line is lost" in run("audit", "hold", "list", "--dir", copy)[1], "it stands until its release is recorded"
+    assert run("audit", "hold", "release", "case-8", "--dir", copy)[0] == 0 and standing_holds(copy) == ()
     (copy / "holds.json").write_text("{")
     code, text = run("audit", "hold", "list", "--dir", copy)
     assert code == 2 and "nothing will be removed" in text

@@ -90,7 +90,7 @@ async def _drive(root: Path, targets: list[dict[str, Any]], requests: int, seed:
             await asyncio.sleep(0.05)
         limit = next(iter(state.policy.keys.values())).limits[0]
         used = state.limits.source._used  # type: ignore[attr-defined]
-        sums.charged = sum(amount for (counted, _), amount in used.items() if counted == limit)
+        sums.charged = sum(amount for (counted, _), amount in used.items() if counted == limit.counter)
     ends = [records.read_data(record, EndData) for record in LogReader(root).records() if record.e == records.END]
     known = [end for end in ends if end.prompt_tokens >= 0]
     sums.router = (sum(end.prompt_tokens for end in known), sum(max(0, end.completion_tokens) for end in known))
