@@ -75,6 +75,13 @@ async def _run(small: Path, large: Path, limit: int, minutes: float, live_limit:
             return await _compare(stack, asked, weights, live_limit)
 
 
+def _reuse(path: Path) -> bool:
+    """The comparison once more, from answers that were saved."""
+    with tempfile.TemporaryDirectory() as folder:
+        seen, held_out = report(msgspec.json.decode(path.read_bytes(), type=list[Asked]), Path(folder) / "own.tgcw")
+    return lead_interval(held_out, best_threshold(seen))[0] > 0
+
+
 async def _compare(stack: Stack, asked: list[Asked], weights: Path, live_limit: int) -> bool:
     """Fit and choose on one half of the questions, report on the other."""
     seen, held_out = report(asked, weights)
@@ -124,7 +131,19 @@ def report(asked: list[Asked], weights: Path) -> tuple[list[Asked], list[Asked]]
     lead = found.right - prompt_only.right
     print(f"\ncascade beyond the fitted prompt-only router at equal cost: {lead:+.1%} [{low:+.1%}, {high:+.1%}]")
     print(f"right by the cascade only: {ours}; by the router only: {theirs}; McNemar's exact test: p = {chance:.2g}")
+    _other_shares(seen, held_out)
     return seen, held_out
+
+
+def _other_shares(seen: list[Asked], held_out: list[Asked]) -> None:
+    """The same comparison where more is escalated than the best threshold would: whether another one had done better."""
+    confidences = sorted(one.confidence() for one in seen)
+    for share in (0.1, 0.2, 0.3, 0.5):
+        threshold = confidences[round(share * (len(confidences) - 1))]
+        found = cascaded(held_out, threshold)
+        lead = found.right - routed_at(held_out, gains_of(held_out), found.usd).right
+        low, high = lead_interval(held_out, threshold, 500)
+        print(f"  with {found.large:4.0%} escalated (log-probability < {threshold:.2f}): {lead:+.1%} [{low:+.1%}, {high:+.1%}]")
 
 
 def gains_of(asked: list[Asked]) -> list[float]:
@@ -142,7 +161,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=12, help="begin no question after so many minutes of asking")
     parser.add_argument("--live", type=int, default=80, help="ask so many of them through `model: auto`, too")
     parser.add_argument("--save", type=Path, help="write both models' answers here, question by question, as JSON")
+    parser.add_argument("--reuse", type=Path, help="compare what --save wrote, and ask nobody")
     options = parser.parse_args()
+    if options.reuse is not None:
+        return 0 if _reuse(options.reuse) else 1
     if not (options.large / "config.json").is_file():
         parser.error(f"no model at {options.large}: run scripts/quickstart first, or name one with --large")
     small = options.small or without_layers(options.large, options.large.with_name(f"{options.large.name}-worse"))
