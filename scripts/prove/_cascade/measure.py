@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import math
 import random
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,9 +19,8 @@ from router.complexity.cascade import token_logprobs
 from router.complexity.compile import load_model
 from router.complexity.features import read_features
 from router.complexity.model import read_gains
-from router.complexity.weights import DEFAULT
 
-_AT_ONCE = 6
+_AT_ONCE = 16
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -48,27 +49,47 @@ class Outcome(msgspec.Struct, frozen=True):
     seconds: float = 0.0
 
 
-async def ask_both(stack: Stack, questions: Sequence[Question]) -> list[Asked]:
-    """Every question by name to both models."""
-    model = load_model(DEFAULT)
+async def ask_both(stack: Stack, questions: Sequence[Question], minutes: float) -> list[Asked]:
+    """Every question by name to both models, as many as there is time for; the gains are nobody's yet (see `with_gains`)."""
     gate = asyncio.Semaphore(_AT_ONCE)
+    ends = time.monotonic() + minutes * 60
+    asked: list[Asked] = []
 
-    async def one(question: Question) -> Asked:
+    async def one(question: Question) -> None:
         async with gate:
+            if time.monotonic() > ends:
+                return
             said, small, response = await stack.ask(question.text, "m-small", logprobs=True)
             better, large, _ = await stack.ask(question.text, "m-large")
-        logprobs = token_logprobs(response.json()["choices"][0])
-        return Asked(
-            question,
-            question.is_right(said),
-            question.is_right(better),
-            cost(stack, small),
-            cost(stack, large),
-            logprobs,
-            read_gains(model, read_features(question.text)).gains[0],
+        asked.append(
+            Asked(
+                question,
+                question.is_right(said),
+                question.is_right(better),
+                cost(stack, small),
+                cost(stack, large),
+                token_logprobs(response.json()["choices"][0]),
+                0.0,
+            )
         )
+        if len(asked) % 100 == 0:
+            print(f"{len(asked)} of {len(questions)} questions asked", flush=True)
 
-    return list(await asyncio.gather(*map(one, questions)))
+    await asyncio.gather(*map(one, questions))
+    return asked
+
+
+def with_gains(asked: Sequence[Asked], weights: Path) -> list[Asked]:
+    """The same with the gain that the first head of a weights file expects of each prompt."""
+    model = load_model(weights)
+    return [msgspec.structs.replace(one, gain=read_gains(model, read_features(one.question.text), 0).gains[0]) for one in asked]
+
+
+def write_outcomes(asked: Sequence[Asked], path: Path) -> None:
+    """As the CSV that `scripts/train/complexity --csv` reads: the prompt, and both scores."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = [(one.question.text, int(one.small), int(one.large)) for one in asked]
+        csv.writer(file).writerows([("prompt", "small", "large"), *rows])
 
 
 def cost(stack: Stack, receipt: dict[str, Any]) -> float:
@@ -137,6 +158,29 @@ def lead_interval(asked: Sequence[Asked], threshold: float, rounds: int = 2000, 
         leads.append(found.right - routed_at(drawn, [one.gain for one in drawn], found.usd).right)
     leads.sort()
     return leads[math.floor(0.025 * rounds)], leads[math.ceil(0.975 * rounds) - 1]
+
+
+def paired(asked: Sequence[Asked], threshold: float) -> tuple[int, int, float]:
+    """Questions that only the cascade has right, those that only the prompt-only router has right at no less cost, and how
+    likely so uneven a split is by chance (McNemar's exact test, two-sided: McNemar 1947).
+    """
+    budget = cascaded(asked, threshold).usd * len(asked)
+    order = sorted(range(len(asked)), key=lambda place: -asked[place].gain)
+    spent, dear = sum(one.small_usd for one in asked), set()
+    for place in order:
+        if spent >= budget:
+            break
+        dear.add(place)
+        spent += asked[place].large_usd - asked[place].small_usd
+    ours = theirs = 0
+    for place, one in enumerate(asked):
+        cascade = one.large if one.confidence() < threshold else one.small
+        routed = one.large if place in dear else one.small
+        ours += cascade and not routed
+        theirs += routed and not cascade
+    count = ours + theirs
+    tail = sum(math.comb(count, place) for place in range(min(ours, theirs) + 1)) / 2**count
+    return ours, theirs, min(1.0, 2 * tail)
 
 
 async def live(stack: Stack, questions: Sequence[Question], complexity: dict[str, Any]) -> Outcome:
