@@ -242,6 +242,12 @@ class TargetBook:
 
 _STRICTEST, _LAXEST = 0.4, 1.4
 """Bounds on the share of the pace limit: at the lower one next to nothing fits, at the upper one a step full of prefill does."""
+_LEAST_CARE, _MOST_CARE = 0.5, 1.1
+"""Bounds on the care for the pace of others: at the lower one nothing waits for their sake."""
+_CARE_STEP = 0.04
+"""What a missed limit adds to the care; one that was kept takes away as much less as keeps the balance."""
+_SENT_MISSES = 0.2
+"""Of the misses that the goal allows, the part left to what was sent; the rest is for those that waited too long for its sake."""
 
 
 class Calibration:
@@ -249,12 +255,16 @@ class Calibration:
 
     `margin_s` follows the quantile of (actual - predicted) first tokens that `keep` of them stay below (a conformal margin,
     tracked by stochastic approximation). `pace_share` is raised after every answer that met its limits and lowered after one
-    that did not, so that in the long run the share `goal` meets them (Robbins-Monro).
+    that did not, so that in the long run the share `goal` meets them (Robbins-Monro). `crowd_share` is the same for requests
+    that may not leave, kept as its inverse (`care`).
     """
 
     def __init__(self, goal: float, keep: float = 0.9) -> None:
         self.margin_s = 0.0
         self.pace_share = 0.85
+        self.crowd_share = 0.0
+        self._care = _LEAST_CARE
+        self._allowed = _SENT_MISSES * (1.0 - goal)
         self._goal = goal
         self._keep = keep
         self._scale = 0.05
@@ -270,3 +280,6 @@ class Calibration:
         """An answer ended within its limits, or not."""
         share = self.pace_share + 0.01 * ((1.0 if met else 0.0) - self._goal)
         self.pace_share = share if _STRICTEST <= share <= _LAXEST else min(_LAXEST, max(_STRICTEST, share))
+        care = self._care + _CARE_STEP * ((0.0 if met else 1.0) - self._allowed)
+        self._care = care = care if _LEAST_CARE <= care <= _MOST_CARE else min(_MOST_CARE, max(_LEAST_CARE, care))
+        self.crowd_share = 1.0 / care if care > _LEAST_CARE else 0.0
