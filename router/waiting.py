@@ -212,6 +212,8 @@ class WaitingRoom:
                 self._queue.walk(now, lambda ticket, barred: self._attempt(ticket, barred, now))
         finally:
             self._walking = False
+        if self.depth and (late := self._queue.newly_late()):
+            self._state.fleet.calibration.waited_too_long(late)
 
     def _attempt(self, ticket: Ticket, barred: int, now: float) -> int | None:
         """Try one: None when it is gone, else the place it waits for."""

@@ -126,6 +126,7 @@ class AdmissionQueue:
         self._number = 0
         self._size = 0
         self._late_at = -math.inf
+        self._turned_late = 0
 
     def adopt(self, limit: int, weights: Mapping[str, float], size_limit: float) -> None:
         """Take new bounds and shares; what waits already keeps its place until `overflow` is asked for."""
@@ -169,6 +170,11 @@ class AdmissionQueue:
             self._drop(last, now)
             out.append(last)
         return out
+
+    def newly_late(self) -> int:
+        """How many became late while they waited since this was last asked."""
+        count, self._turned_late = self._turned_late, 0
+        return count
 
     def candidates(self, now: float) -> Iterator[Ticket]:
         """All tickets in order."""
@@ -336,5 +342,6 @@ class AdmissionQueue:
             if self._waiting.get(ticket.id) is ticket and not ticket.late:
                 self._unline(ticket)
                 ticket.late = True
+                self._turned_late += 1
                 ticket.key = (ticket.priority, True, *ticket.key[2:])
                 insort(self._lines.setdefault(ticket.group, []), (ticket.key, ticket))

@@ -246,6 +246,8 @@ _LEAST_CARE, _MOST_CARE = 0.5, 1.1
 """Bounds on the care for the pace of others: at the lower one nothing waits for their sake."""
 _CARE_STEP = 0.04
 """What a missed limit adds to the care; one that was kept takes away as much less as keeps the balance."""
+_WAIT_MISS = 1.0
+"""What a request that became late as it waited weighs beside an answer that was sent and missed its limits."""
 _SENT_MISSES = 0.2
 """Of the misses that the goal allows, the part left to what was sent; the rest is for those that waited too long for its sake."""
 
@@ -280,6 +282,13 @@ class Calibration:
         """An answer ended within its limits, or not."""
         share = self.pace_share + 0.01 * ((1.0 if met else 0.0) - self._goal)
         self.pace_share = share if _STRICTEST <= share <= _LAXEST else min(_LAXEST, max(_STRICTEST, share))
-        care = self._care + _CARE_STEP * ((0.0 if met else 1.0) - self._allowed)
-        self._care = care = care if _LEAST_CARE <= care <= _MOST_CARE else min(_MOST_CARE, max(_LEAST_CARE, care))
+        self._take_care(-self._allowed if met else 1.0 - self._allowed)
+
+    def waited_too_long(self, count: int) -> None:
+        """So many requests became late while they waited."""
+        self._take_care(-_WAIT_MISS * count)
+
+    def _take_care(self, change: float) -> None:
+        care = min(_MOST_CARE, max(_LEAST_CARE, self._care + _CARE_STEP * change))
+        self._care = care
         self.crowd_share = 1.0 / care if care > _LEAST_CARE else 0.0

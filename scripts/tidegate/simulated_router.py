@@ -252,6 +252,8 @@ class SimulatedRouter:
 
         if len(queue):
             queue.walk(now, attempt)
+            if late := queue.newly_late():
+                self.fleet.calibration.waited_too_long(late)
         return gone
 
 

@@ -377,6 +377,17 @@ def test_nothing_waits_for_others_until_answers_miss_their_pace_and_then_ever_le
     assert learned.crowd_share == 0.0
 
 
+def test_those_who_became_late_as_they_waited_make_it_rarer():
+    learned = Calibration(goal=0.95)
+    for _ in range(20):
+        learned.answered(False)
+    before = learned.crowd_share
+    learned.waited_too_long(3)
+    assert learned.crowd_share > before > 0.0
+    learned.waited_too_long(1000)
+    assert learned.crowd_share == 0.0
+
+
 @given(st.lists(st.booleans(), max_size=300))
 def test_what_is_learned_of_the_pace_stays_within_bounds(answers):
     learned = Calibration(goal=0.95)

@@ -166,6 +166,19 @@ def test_late_tickets_are_tried_now_and_then_and_hold_up_nobody_behind_them():
     assert tried == [*everybody, *without, *without, *everybody], "what the late one waits for stays kept from lower classes"
 
 
+def test_who_became_late_while_waiting_is_counted_once():
+    queue = AdmissionQueue()
+    queue.offer(ticket("soon", deadline=1.0), 0.0)
+    queue.offer(ticket("later", deadline=3.0), 0.0)
+    queue.offer(ticket("gone", deadline=0.5), 0.0)
+    queue.withdraw("gone", 0.1)
+    found = []
+    for now in (0.9, 2.0, 2.1, 4.0):
+        queue.walk(now, lambda one, barred: 1)
+        found.append(queue.newly_late())
+    assert found == [0, 1, 0, 1]
+
+
 EVENTS = st.lists(
     st.tuples(
         st.sampled_from(["offer", "offer", "walk", "withdraw", "expire", "overflow", "move", "hasten"]),
