@@ -246,8 +246,8 @@ _LEAST_CARE, _MOST_CARE = 0.5, 1.1
 """Bounds on the care for the pace of others: at the lower one nothing waits for their sake."""
 _CARE_STEP = 0.04
 """What a missed limit adds to the care; one that was kept takes away as much less as keeps the balance."""
-_WAIT_MISS = 1.0
-"""What a request that became late as it waited weighs beside an answer that was sent and missed its limits."""
+_MOST_LATE = 10.0
+"""Requests that became late as they waited are remembered up to so many."""
 _SENT_MISSES = 0.2
 """Of the misses that the goal allows, the part left to what was sent; the rest is for those that waited too long for its sake."""
 
@@ -266,6 +266,7 @@ class Calibration:
         self.pace_share = 0.85
         self.crowd_share = 0.0
         self._care = _LEAST_CARE
+        self._late = 0.0
         self._allowed = _SENT_MISSES * (1.0 - goal)
         self._goal = goal
         self._keep = keep
@@ -282,11 +283,17 @@ class Calibration:
         """An answer ended within its limits, or not."""
         share = self.pace_share + 0.01 * ((1.0 if met else 0.0) - self._goal)
         self.pace_share = share if _STRICTEST <= share <= _LAXEST else min(_LAXEST, max(_STRICTEST, share))
-        self._take_care(-self._allowed if met else 1.0 - self._allowed)
+        late = min(self._late, 1.0 - self._goal)
+        self._late -= late
+        self._take_care((0.0 if met else 1.0) - self._allowed - late)
 
     def waited_too_long(self, count: int) -> None:
-        """So many requests became late while they waited."""
-        self._take_care(-_WAIT_MISS * count)
+        """So many requests became late while they waited.
+
+        Counted with the answers, up to the share of misses that the goal allows: where more are late the cluster is full, and
+        to care less would help nobody.
+        """
+        self._late = min(_MOST_LATE, self._late + count)
 
     def _take_care(self, change: float) -> None:
         care = min(_MOST_CARE, max(_LEAST_CARE, self._care + _CARE_STEP * change))

@@ -381,11 +381,22 @@ def test_those_who_became_late_as_they_waited_make_it_rarer():
     learned = Calibration(goal=0.95)
     for _ in range(20):
         learned.answered(False)
-    before = learned.crowd_share
-    learned.waited_too_long(3)
-    assert learned.crowd_share > before > 0.0
-    learned.waited_too_long(1000)
-    assert learned.crowd_share == 0.0
+    other = Calibration(goal=0.95)
+    for _ in range(20):
+        other.answered(False)
+    other.waited_too_long(1000)
+    for _ in range(100):
+        learned.answered(True)
+        other.answered(True)
+    assert other.crowd_share > learned.crowd_share > 0.0
+
+
+def test_a_flood_of_late_ones_is_saturation_and_does_not_end_the_care():
+    learned = Calibration(goal=0.95)
+    for i in range(2000):
+        learned.waited_too_long(2)
+        learned.answered(i % 10 > 0)
+    assert 0.9 <= learned.crowd_share < 1.1
 
 
 @given(st.lists(st.booleans(), max_size=300))
