@@ -246,8 +246,8 @@ _LEAST_CARE, _MOST_CARE = 0.5, 1.1
 """Bounds on the care for the pace of others: at the lower one nothing waits for their sake."""
 _CARE_STEP = 0.04
 """What a missed limit adds to the care; one that was kept takes away as much less as keeps the balance."""
-_MOST_LATE = 10.0
-"""Requests that became late as they waited are remembered up to so many."""
+_MOST_LATE = 1.0
+"""Requests that became late as they waited are remembered up to so many: an old burst of them says nothing of now."""
 _SENT_MISSES = 0.2
 """Of the misses that the goal allows, the part left to what was sent; the rest is for those that waited too long for its sake."""
 
