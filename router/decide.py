@@ -34,6 +34,8 @@ MIN_BYTES_PER_TOKEN = 8
 """No tokenizer in use packs more bytes of ordinary text into a token: a prompt longer than this times the context cannot fit."""
 _RETRY_WHEN_DOWN_S = 5.0
 DOWN = "health: down"
+_FEW_BESIDE = 3
+"""Where no more than these are in flight a request goes at once: waiting would cost it more than it could save them."""
 _MOST_FORECASTS = 32
 """Forecasts made at most of a group, while all of them are late."""
 
@@ -51,12 +53,17 @@ class _Scored(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Question(msgspec.Struct, frozen=True, gc=False):
-    """One request as the scoring sees it. `patience` and `margin` in seconds, `pace` in seconds per token."""
+    """One request as the scoring sees it. `patience` and `margin` in seconds, `pace` and `crowded` in seconds per token.
+
+    Over `pace` a request leaves for outside where it may; where it may not, over `crowded` it waits for a better moment (0: only
+    where its own answer would be too slow).
+    """
 
     ask: Ask
     patience: float
     margin: float
     pace: float
+    crowded: float
     resume: float
 
 
@@ -107,6 +114,7 @@ def _pose(facts: Facts, policy: Policy, view: View, found: Shortlist) -> _Questi
         patience=timeout if 0 < timeout < patience else patience,
         margin=margin + facts.waited_s if margin > 0.0 else facts.waited_s,
         pace=slo.tpot_s * view.pace_share,
+        crowded=slo.tpot_s * view.crowd_share if view.crowd_share else 0.0,
         resume=slo.resume_ratio if view.spilling and (facts.label, found.models) in view.spilling else 1.0,
     )
 
@@ -126,23 +134,26 @@ def _scan(
     """
     best: _Scored | None = None
     timely: _Scored | None = None
+    outside = _cheapest_outside(facts, policy, view, now, found, question.ask) if found.outside else None
+    # Who can leave does so by one limit, who can only wait does so by another: waiting helps nobody's answer but the others'.
+    waits = outside is None and question.crowded > 0.0
+    bound = question.crowded if waits else question.pace
     for group in groups_for(facts, found, view.cached):
-        best, timely = _look(group, facts, policy, view, now, question, found.same_rank)
+        best, timely = _look(group, facts, policy, view, now, question, bound, found.same_rank)
         if timely is not None:
             break
-    outside = _cheapest_outside(facts, policy, view, now, found, question.ask) if found.outside else None
     if best is not None and timely is None and not best.late:
         load = view.loads[best.entry.index]
-        if outside is not None or _is_slow(best.entry, load, question, now):
+        if outside is not None or (load.inflight > _FEW_BESIDE if waits else _is_slow(best.entry, load, question, now)):
             best = _Scored(best.entry, best.forecast, True, best.limit)
-    # The price of a slow pace is in the cost already; the limit on it decides only whether something has to leave.
+    # The price of a slow pace is in the cost already; the limit on it decides only whether something leaves or waits.
     return (timely if timely is not None and outside is not None else best), outside
 
 
 def _look(
-    group: Group, facts: Facts, policy: Policy, view: View, now: float, question: _Question, same_rank: bool
+    group: Group, facts: Facts, policy: Policy, view: View, now: float, question: _Question, bound: float, same_rank: bool
 ) -> tuple[_Scored | None, _Scored | None]:
-    """The best of a group, and the best of those that keep both limits."""
+    """The best of a group, and the best of those that keep the limit on the first token and `bound` on the pace."""
     loads, cached, adapter_s, ask = view.loads, view.cached, view.adapter_s, question.ask
     best: _Scored | None = None
     timely: _Scored | None = None
@@ -171,7 +182,7 @@ def _look(
         key = (late, entry.rank, seen.cost, index)
         if key < best_key:
             best, best_key = _Scored(entry, seen, late, limit), key
-        if not late and seen.pace_s <= question.pace and key < timely_key:
+        if not late and seen.pace_s <= bound and key < timely_key:
             timely, timely_key = best if key is best_key else _Scored(entry, seen, False, limit), key
     return best, timely
 
@@ -287,7 +298,8 @@ def _pick(basis: _Basis, found: Shortlist, question: _Question, best: _Scored | 
     # What bounds the wait does not bound the request's own work: a long prompt that nobody else delays would never be sent, and
     # a prediction that is wrong never found out.
     if seen.ttft_s - seen.prefill_s <= question.patience and (not basis.facts.timeout_s or seen.ttft_s <= basis.facts.timeout_s):
-        reason = f"predicted {_ms(seen.ttft_s)} ms: waits, no spill ({_why_no_spill(basis, found)})"
+        what = f"{_ms(seen.ttft_s)} ms" if _is_late(seen, limit, question) else f"{seen.pace_s * 1e3:.1f} ms per token"
+        reason = f"predicted {what}: waits, no spill ({_why_no_spill(basis, found)})"
         return _chose(best, basis, question, reason, models, saturated)
     return Decision(None, _refuse_capacity(basis, best), models, saturated, basis=basis)
 

@@ -25,7 +25,7 @@ from router.ledger.metrics import Durations
 from router.outage import may_come_up
 from router.placement.admission import MIN_RETRY_S, AdmissionQueue, Ticket
 from router.placement.targets import Endpoint
-from router.placement.waiting import Bounds, counted_wait_s, make_ticket, work_anywhere, worth_waiting
+from router.placement.waiting import Bounds, counted_wait_s, make_ticket, seen_by, work_anywhere, worth_waiting
 from router.screen import shortlist
 from router.wire.errors import ApiError
 
@@ -212,6 +212,8 @@ class WaitingRoom:
                 self._queue.walk(now, lambda ticket, barred: self._attempt(ticket, barred, now))
         finally:
             self._walking = False
+        if self.depth and (late := self._queue.newly_late()):
+            self._state.fleet.calibration.waited_too_long(late)
 
     def _attempt(self, ticket: Ticket, barred: int, now: float) -> int | None:
         """Try one: None when it is gone, else the place it waits for."""
@@ -219,14 +221,14 @@ class WaitingRoom:
         try:
             waited_s = counted_wait_s(ticket, now)
             facts = replace(waiter.facts(), waited_s=waited_s)
-            view, decision = self._decide(waiter, facts, now)
+            view, decision = self._decide(waiter, ticket, facts, now)
             choice = decision.chosen
             if choice is None:
                 return self._refused_for_good(ticket, facts, view, decision, now)
             place = 1 << choice.index
             if place & barred:
                 facts = replace(facts, excluded=facts.excluded | _incarnations(view, barred))
-                view, decision = self._decide(waiter, facts, now)
+                view, decision = self._decide(waiter, ticket, facts, now)
                 if decision.chosen is None or decision.late or decision.chosen.work is None:
                     return place
             if self._is_held(view, decision, now, waited_s):
@@ -238,9 +240,9 @@ class WaitingRoom:
         self._out(ticket, now, "sent").resume(facts, view, decision, now, now - ticket.arrived)
         return None
 
-    def _decide(self, waiter: Waiter, facts: Facts, now: float) -> tuple[View, Decision]:
+    def _decide(self, waiter: Waiter, ticket: Ticket, facts: Facts, now: float) -> tuple[View, Decision]:
         state = self._state
-        view = state.view_for(facts, waiter.admitted.chains, now)
+        view = seen_by(ticket, state.view_for(facts, waiter.admitted.chains, now))
         return view, decide(facts, state.policy, view, now)
 
     def _refused_for_good(self, ticket: Ticket, facts: Facts, view: View, decision: Decision, now: float) -> int | None:

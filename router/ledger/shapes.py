@@ -65,7 +65,7 @@ FACTS: Shape = (
     "priority",
 )
 """`router.decision.Facts` without its id, which is the record's, and its key, which is the grant."""
-VIEW: Shape = ("spilling", "spend_left_usd", "cached", "output_tokens", "margin_s", "pace_share", "adapter_s")
+VIEW: Shape = ("spilling", "spend_left_usd", "cached", "output_tokens", "margin_s", "pace_share", "adapter_s", "crowd_share")
 """`router.placement.targets.View` without membership and loads, which have records of their own."""
 LABEL: Shape = ("process", "store", "duties")
 COMPLEXITY: Shape = ("tier", "score", "reasons", "model", "pinned", "context", "propensity", "trial")

@@ -29,6 +29,9 @@ DOWN_RETRY_S = 5.0
 _MOST_TRIES = 8
 """Tickets of a group tried in vain in one walk; the rest is for the next change."""
 
+LATE_EVERY_S = 0.05
+"""Late tickets are tried this often at most, in seconds: they wait for a quiet moment, not for the next place."""
+
 _Key = tuple[int, bool, float, float, int]
 
 
@@ -122,6 +125,8 @@ class AdmissionQueue:
         """Places kept in the latest walk, by class, lateness and tenant of those they are kept for."""
         self._number = 0
         self._size = 0
+        self._late_at = -math.inf
+        self._turned_late = 0
 
     def adopt(self, limit: int, weights: Mapping[str, float], size_limit: float) -> None:
         """Take new bounds and shares; what waits already keeps its place until `overflow` is asked for."""
@@ -166,13 +171,18 @@ class AdmissionQueue:
             out.append(last)
         return out
 
+    def newly_late(self) -> int:
+        """How many became late while they waited since this was last asked."""
+        count, self._turned_late = self._turned_late, 0
+        return count
+
     def candidates(self, now: float) -> Iterator[Ticket]:
         """All tickets in order."""
         self._turn_late(now)
         return (ticket for _, ticket in sorted(pair for line in self._lines.values() for pair in line))
 
     def walk(self, now: float, attempt: Callable[[Ticket, int], int | None]) -> None:
-        """Try to place tickets in order, a bounded number of each group.
+        """Try to place tickets in order, a bounded number of each group; late ones only every `LATE_EVERY_S`.
 
         Args:
             now: UNIX time.
@@ -180,7 +190,10 @@ class AdmissionQueue:
                 returns the place the ticket waits for, as a bit mask (0: none is up).
         """
         self._turn_late(now)
-        keeps = self._keeps = {}
+        late_too = now >= self._late_at
+        if late_too:
+            self._late_at = now + LATE_EVERY_S
+        keeps = self._keeps = {} if late_too else {keeper: place for keeper, place in self._keeps.items() if keeper[1]}
         failed: dict[Hashable, int] = {}
         fronts = sorted(((line[0][0], group) for group, line in self._lines.items()), key=_key_of)
         while fronts:
@@ -190,6 +203,11 @@ class AdmissionQueue:
             if found is None:
                 continue
             ticket = found[1]
+            if ticket.late and not late_too:
+                behind = self._next(group, (ticket.priority + 1, False, -math.inf, -math.inf, 0))
+                if behind is not None:
+                    insort(fronts, (behind[0], group), key=_key_of)
+                continue
             place = attempt(ticket, self.barred(ticket.priority, ticket.tenant, late=ticket.late))
             self._drain(ticket.pool).stalls(now, place == 0)
             if place is not None:
@@ -324,5 +342,6 @@ class AdmissionQueue:
             if self._waiting.get(ticket.id) is ticket and not ticket.late:
                 self._unline(ticket)
                 ticket.late = True
+                self._turned_late += 1
                 ticket.key = (ticket.priority, True, *ticket.key[2:])
                 insort(self._lines.setdefault(ticket.group, []), (ticket.key, ticket))

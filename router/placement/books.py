@@ -242,6 +242,14 @@ class TargetBook:
 
 _STRICTEST, _LAXEST = 0.4, 1.4
 """Bounds on the share of the pace limit: at the lower one next to nothing fits, at the upper one a step full of prefill does."""
+_LEAST_CARE, _MOST_CARE = 0.5, 1.1
+"""Bounds on the care for the pace of others: at the lower one nothing waits for their sake."""
+_CARE_STEP = 0.04
+"""What a missed limit adds to the care; one that was kept takes away as much less as keeps the balance."""
+_MOST_LATE = 1.0
+"""Requests that became late as they waited are remembered up to so many: an old burst of them says nothing of now."""
+_SENT_MISSES = 0.2
+"""Of the misses that the goal allows, the part left to what was sent; the rest is for those that waited too long for its sake."""
 
 
 class Calibration:
@@ -249,12 +257,17 @@ class Calibration:
 
     `margin_s` follows the quantile of (actual - predicted) first tokens that `keep` of them stay below (a conformal margin,
     tracked by stochastic approximation). `pace_share` is raised after every answer that met its limits and lowered after one
-    that did not, so that in the long run the share `goal` meets them (Robbins-Monro).
+    that did not, so that in the long run the share `goal` meets them (Robbins-Monro). `crowd_share` is the same for requests
+    that may not leave, kept as its inverse (`care`).
     """
 
     def __init__(self, goal: float, keep: float = 0.9) -> None:
         self.margin_s = 0.0
         self.pace_share = 0.85
+        self.crowd_share = 0.0
+        self._care = _LEAST_CARE
+        self._late = 0.0
+        self._allowed = _SENT_MISSES * (1.0 - goal)
         self._goal = goal
         self._keep = keep
         self._scale = 0.05
@@ -270,3 +283,19 @@ class Calibration:
         """An answer ended within its limits, or not."""
         share = self.pace_share + 0.01 * ((1.0 if met else 0.0) - self._goal)
         self.pace_share = share if _STRICTEST <= share <= _LAXEST else min(_LAXEST, max(_STRICTEST, share))
+        late = min(self._late, 1.0 - self._goal)
+        self._late -= late
+        self._take_care((0.0 if met else 1.0) - self._allowed - late)
+
+    def waited_too_long(self, count: int) -> None:
+        """So many requests became late while they waited.
+
+        Counted with the answers, up to the share of misses that the goal allows: where more are late the cluster is full, and
+        to care less would help nobody.
+        """
+        self._late = min(_MOST_LATE, self._late + count)
+
+    def _take_care(self, change: float) -> None:
+        care = min(_MOST_CARE, max(_LEAST_CARE, self._care + _CARE_STEP * change))
+        self._care = care
+        self.crowd_share = 1.0 / care if care > _LEAST_CARE else 0.0

@@ -111,6 +111,7 @@ class Fleet:
             self._expected,
             calibration.margin_s,
             calibration.pace_share,
+            crowd_share=calibration.crowd_share,
         )
 
     def update(self, reports: Sequence[Report]) -> None:

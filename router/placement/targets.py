@@ -261,3 +261,6 @@ class View(msgspec.Struct, frozen=True, gc=False):
     """Share of the pace limit that a prediction may use up (learned from how many requests met their limits)."""
     adapter_s: Mapping[int, float] = {}
     """Seconds that the adapter this request names takes to get ready at a target, by its place; absent: none."""
+    crowd_share: float = 0.0
+    """Share of the pace limit past which a request that may not leave waits for a moment when it slows others less (learned
+    from how many answers kept their pace); 0: none does."""

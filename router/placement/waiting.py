@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 import msgspec
+from msgspec.structs import replace
 
 from router.placement.admission import DEFAULT_CLASS, Ticket
 from router.placement.predict import GENERIC, ask_of, forecast
-from router.placement.targets import Load, Target, Work
+from router.placement.targets import Load, Target, View, Work
 
 
 class Bounds(msgspec.Struct, frozen=True, gc=False):
@@ -82,6 +83,16 @@ def make_ticket(
     """
     deadline = now + work.limit_s - work.prefill_s - max(0.0, margin_s)
     return Ticket(id, tenant, now, work.prefill_s, deadline, now + patience_s, priority, group, pool, size)
+
+
+_LATE_CROWD = 0.8
+"""Part of the bearable crowd that there may be where a late request goes."""
+
+
+def seen_by(ticket: Ticket, view: View) -> View:
+    """What a waiting request is decided on. Nobody is helped by the haste of one that is late already: it goes where it slows
+    others the less."""
+    return replace(view, crowd_share=_LATE_CROWD * view.crowd_share) if ticket.late and view.crowd_share else view
 
 
 def counted_wait_s(ticket: Ticket, now: float) -> float:

@@ -24,7 +24,7 @@ from router.placement.prefix import PrefixIndex
 from router.placement.profile import EngineProfile
 from router.placement.targets import Address, Endpoint, Kind, Price, Report, Signals, Target, View, Work
 from router.placement.trust import FRESH_PROOF_S
-from router.placement.waiting import Bounds, counted_wait_s, make_ticket, worth_waiting
+from router.placement.waiting import Bounds, counted_wait_s, make_ticket, seen_by, worth_waiting
 from router.policy import Policy
 from router.residency.label import Evidence
 
@@ -161,11 +161,14 @@ class SimulatedRouter:
         bounds = Bounds(calibration.margin_s, tpot_s * calibration.pace_share, tpot_s)
         return worth_waiting(choice.target, self.fleet.load_of(choice.target.incarnation), choice.work, bounds, now, waited_s)
 
-    def _decide(self, request: SimulatedRequest, now: float, waited_s: float, barred: int = 0) -> Decision:
+    def _decide(
+        self, request: SimulatedRequest, now: float, waited_s: float, ticket: Ticket | None = None, barred: int = 0
+    ) -> Decision:
         facts = self.facts(request, waited_s)
         if barred:
             facts = replace(facts, excluded=frozenset(t.incarnation for i, t in enumerate(self._targets) if barred >> i & 1))
-        decision = decide(facts, self.policy, self.view(request.blocks, now), now)
+        view = self.view(request.blocks, now)
+        decision = decide(facts, self.policy, view if ticket is None else seen_by(ticket, view), now)
         self.fleet.set_saturated(facts.label, decision.models, decision.saturated)
         return decision
 
@@ -232,12 +235,12 @@ class SimulatedRouter:
         def attempt(ticket: Ticket, barred: int) -> int | None:
             request = self._held[ticket.id]
             waited_s = counted_wait_s(ticket, now)
-            decision = self._decide(request, now, waited_s)
+            decision = self._decide(request, now, waited_s, ticket)
             choice = decision.chosen
             if choice is None:
                 return 0
             if barred >> choice.index & 1:
-                decision = self._decide(request, now, waited_s, barred)
+                decision = self._decide(request, now, waited_s, ticket, barred)
                 if decision.chosen is None or decision.late:
                     return 1 << choice.index
             if self._worth_waiting(decision, now, waited_s):
@@ -249,6 +252,8 @@ class SimulatedRouter:
 
         if len(queue):
             queue.walk(now, attempt)
+            if late := queue.newly_late():
+                self.fleet.calibration.waited_too_long(late)
         return gone
 
 

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from router.decide import decide
 from router.decision import Verdict
+from router.placement.books import Calibration
 from router.placement.fleet import Fleet
 from router.placement.peers import END, FIRST, SENT, Notice
 from router.placement.predict import ask_of, forecast, rank_costs
@@ -149,6 +150,53 @@ def test_a_long_prompt_is_not_held_for_a_pace_that_only_its_own_prefill_makes():
     slow = Load(profile=LLAMA_8B_H100, inflight=120, context_tokens=1_500_000)
     for load, late in ((idle, False), (slow, True)):
         assert decide(facts, POLICY, replace(make_view((TARGETS[0], load)), pace_share=0.8), NOW).late is late
+
+
+CROWDED = Load(profile=LLAMA_8B_H100, inflight=20, context_tokens=150_000, work_s=2.0, work_at=NOW)
+QUIET = Load(profile=LLAMA_8B_H100, inflight=20, context_tokens=150_000)
+
+
+def test_a_long_prompt_that_may_not_leave_waits_while_it_would_slow_answers_past_their_limit():
+    long = make_facts(POLICY, prompt_tokens=30_000, prompt_bytes=120_000)
+    short = make_facts(POLICY, prompt_tokens=300, prompt_bytes=1200)
+    view = replace(make_view((TARGETS[0], CROWDED), (TARGETS[1], CROWDED)), pace_share=1.4)
+    assert not decide(long, POLICY, view, NOW).late, "nothing was learned that would call for it"
+    careful = replace(view, crowd_share=1.0)
+    held = decide(long, POLICY, careful, NOW)
+    assert held.late and "ms per token: waits" in held.chosen.reason
+    beside_two = replace(make_view((TARGETS[0], replace(CROWDED, inflight=2))), pace_share=1.4, crowd_share=0.9)
+    assert not decide(long, POLICY, beside_two, NOW).late, "two answers are not worth its waiting"
+    assert not decide(long, POLICY, replace(careful, crowd_share=1.9), NOW).late
+    assert not decide(short, POLICY, replace(make_view((TARGETS[0], QUIET)), crowd_share=1.0), NOW).late
+
+
+def test_nobody_waits_while_one_target_would_keep_the_pace_and_the_price_says_which():
+    facts = make_facts(POLICY, prompt_tokens=12_000, prompt_bytes=48_000)
+    far = replace(QUIET, unstarted=2, queue_s=1.0)
+    alone, both = make_view((TARGETS[0], CROWDED)), make_view((TARGETS[0], CROWDED), (TARGETS[1], far))
+    alone, both = (replace(view, cached={0: 6000}, crowd_share=1.0, pace_share=1.4) for view in (alone, both))
+    assert decide(facts, POLICY, alone, NOW).late
+    chosen = decide(facts, POLICY, both, NOW)
+    assert not chosen.late and chosen.chosen.index == decide(facts, POLICY, replace(both, crowd_share=0.0), NOW).chosen.index
+
+
+def test_the_share_for_those_that_may_leave_is_not_that_for_those_that_wait():
+    facts = make_facts(POLICY, SPILL_KEY, prompt_tokens=30_000, prompt_bytes=120_000)
+    inside, both = make_view((TARGETS[0], CROWDED)), make_view((TARGETS[0], CROWDED), (CLOUD, Load()))
+    assert decide(facts, POLICY, replace(both, pace_share=1.0), NOW).chosen.target.id == CLOUD.id
+    assert decide(facts, POLICY, replace(both, pace_share=1.9, crowd_share=0.9), NOW).chosen.target.id == TARGETS[0].id
+    assert decide(facts, POLICY, replace(inside, pace_share=1.9, crowd_share=0.9), NOW).late
+
+
+@given(loads, heavier, prompts, st.floats(0.9, 2.0))
+def test_more_on_a_target_never_lets_go_who_waited(load, more, prompt, share):
+    facts = make_facts(POLICY, prompt_tokens=prompt, prompt_bytes=4 * prompt)
+    changes = {name: getattr(load, name) + value for name, value in more.items()}
+    before, after = (
+        decide(facts, POLICY, replace(make_view((TARGETS[0], one)), crowd_share=share), NOW)
+        for one in (load, replace(load, **changes))
+    )
+    assert after.chosen is None or after.late or not before.late
 
 
 def test_the_margin_and_the_time_already_waited_count_against_the_limit():
@@ -314,6 +362,50 @@ def test_missed_limits_make_the_pace_limit_stricter_and_kept_ones_relax_it():
         fleet.first_byte(booking, NOW + i + 0.5)
         fleet.end(booking, NOW + i + 0.9, completed=True, output_tokens=20)
     assert fleet.calibration.pace_share > strict
+
+
+def test_nothing_waits_for_others_until_answers_miss_their_pace_and_then_ever_less():
+    learned = Calibration(goal=0.95)
+    assert learned.crowd_share == 0.0
+    shares = []
+    for _ in range(40):
+        learned.answered(False)
+        shares.append(learned.crowd_share)
+    assert shares == sorted(shares, reverse=True) and 0.85 < shares[-1] < 1.0
+    for _ in range(5000):
+        learned.answered(True)
+    assert learned.crowd_share == 0.0
+
+
+def test_those_who_became_late_as_they_waited_make_it_rarer():
+    learned = Calibration(goal=0.95)
+    for _ in range(20):
+        learned.answered(False)
+    other = Calibration(goal=0.95)
+    for _ in range(20):
+        other.answered(False)
+    other.waited_too_long(1000)
+    for _ in range(100):
+        learned.answered(True)
+        other.answered(True)
+    assert other.crowd_share > learned.crowd_share > 0.0
+
+
+def test_a_flood_of_late_ones_is_saturation_and_does_not_end_the_care():
+    learned = Calibration(goal=0.95)
+    for i in range(2000):
+        learned.waited_too_long(2)
+        learned.answered(i % 10 > 0)
+    assert 0.9 <= learned.crowd_share < 1.1
+
+
+@given(st.lists(st.booleans(), max_size=300))
+def test_what_is_learned_of_the_pace_stays_within_bounds(answers):
+    learned = Calibration(goal=0.95)
+    for met in answers:
+        learned.answered(met)
+    assert learned.crowd_share == 0.0 or 0.9 <= learned.crowd_share < 2.0
+    assert 0.4 <= learned.pace_share <= 1.4
 
 
 def test_gauges_stuck_at_zero_change_nothing():

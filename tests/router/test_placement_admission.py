@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.placement.admission import AdmissionQueue, Ticket
+from router.placement.admission import LATE_EVERY_S, AdmissionQueue, Ticket
 
 
 def ticket(name, tenant="t", arrived=0.0, cost=1.0, deadline=100.0, give_up=200.0, priority=1, group="", pool=""):
@@ -147,6 +147,36 @@ def test_a_place_is_kept_from_other_tenants_and_lower_classes_but_not_within_one
     queue.withdraw("theirs", 0.0)
     queue.walk(0.0, attempt)
     assert seen["short"] == 0 and queue.barred(1, "one") == 0 and queue.barred(1, "two") == 0b10
+
+
+def test_late_tickets_are_tried_now_and_then_and_hold_up_nobody_behind_them():
+    queue, tried = AdmissionQueue(), []
+    queue.offer(ticket("late", "one", deadline=1.0), 0.0)
+    queue.offer(ticket("in time", "one"), 0.0)
+    queue.offer(ticket("low", "one", priority=2), 0.0)
+
+    def attempt(one, barred):
+        tried.append((one.id, barred))
+        return 0b100 if one.id == "late" else 0b1
+
+    for now in (2.0, 2.001, 2.002, 2.0 + LATE_EVERY_S):
+        queue.walk(now, attempt)
+    everybody = [("in time", 0), ("late", 0), ("low", 0b101)]
+    without = [("in time", 0), ("low", 0b101)]
+    assert tried == [*everybody, *without, *without, *everybody], "what the late one waits for stays kept from lower classes"
+
+
+def test_who_became_late_while_waiting_is_counted_once():
+    queue = AdmissionQueue()
+    queue.offer(ticket("soon", deadline=1.0), 0.0)
+    queue.offer(ticket("later", deadline=3.0), 0.0)
+    queue.offer(ticket("gone", deadline=0.5), 0.0)
+    queue.withdraw("gone", 0.1)
+    found = []
+    for now in (0.9, 2.0, 2.1, 4.0):
+        queue.walk(now, lambda one, barred: 1)
+        found.append(queue.newly_late())
+    assert found == [0, 1, 0, 1]
 
 
 EVENTS = st.lists(

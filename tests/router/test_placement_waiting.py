@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from router.placement.profile import LLAMA_8B_H100
 from router.placement.targets import Load, Work
-from router.placement.waiting import Bounds, counted_wait_s, make_ticket, worth_waiting
-from tests.router.builders import NOW, make_policy, make_target
+from router.placement.waiting import Bounds, counted_wait_s, make_ticket, seen_by, worth_waiting
+from tests.router.builders import NOW, make_policy, make_target, make_view
 
 TARGET = make_target(make_policy(), "a", "eu", slots=64)
 BOUNDS = Bounds(0.1, 0.05, 0.05)
@@ -60,3 +61,13 @@ def test_a_late_ticket_is_tried_as_if_it_had_just_come():
     assert counted_wait_s(ticket, NOW + 1.0) == 1.0
     ticket.late = True
     assert counted_wait_s(ticket, NOW + 3.0) == 0.0
+
+
+def test_a_late_ticket_goes_where_it_slows_others_less_than_one_in_time_may():
+    ticket = make_ticket("1", "t", work(5.0), 0.1, NOW, 30.0)
+    calm = make_view((TARGET, Load()))
+    careful = replace(calm, crowd_share=1.0)
+    assert seen_by(ticket, careful) is careful
+    ticket.late = True
+    assert 0.5 < seen_by(ticket, careful).crowd_share < 1.0
+    assert seen_by(ticket, calm) is calm, "while nobody waits for others, it does not either"

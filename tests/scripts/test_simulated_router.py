@@ -36,6 +36,14 @@ def test_past_saturation_the_queue_keeps_goodput_and_refuses_what_cannot_be_serv
     assert far.refused > 0 and far.goodput >= below.goodput
 
 
+def test_near_saturation_long_prompts_wait_for_the_pace_of_the_others(monkeypatch):
+    setup = RouterSetup(PROFILE, engines=4, believed=PROFILE, queue=500, max_wait_s=30.0)
+    careful = outcome(75.0, setup)
+    monkeypatch.setattr("router.placement.books._MOST_CARE", 0.5)
+    careless = outcome(75.0, setup)
+    assert careful.met > careless.met + 0.02 and careful.refused < 0.03
+
+
 def test_spilling_sends_few_and_keeps_the_limits():
     setup = RouterSetup(PROFILE, engines=4, believed=PROFILE, cloud=True, goal=0.955)
     over = outcome(50.0, setup)
