@@ -14,12 +14,13 @@ from router.placement.targets import Signals
 _RUNNING = b"vllm:num_requests_running"
 _WAITING = b"vllm:num_requests_waiting"
 _KV_USAGE = b"vllm:kv_cache_usage_perc"
+_PREEMPTIONS = b"vllm:num_preemptions_total"
 _ADAPTERS = b"vllm:lora_requests_info"
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 def parse_signals(page: bytes, sampled_at: float) -> Signals:
-    """Read running, waiting and KV cache usage.
+    """Read running, waiting, KV cache usage, adapters and preemptions.
 
     Several series of one name (data-parallel engines) are summed for requests; for the KV cache the fullest one counts,
     because that is the one that will make a request wait.
@@ -39,6 +40,7 @@ def parse_signals(page: bytes, sampled_at: float) -> Signals:
         kv_usage=max(_values(page, _KV_USAGE), default=-1.0),
         adapters=adapters,
         adapter_slots=slots,
+        preemptions=round(sum(_values(page, _PREEMPTIONS))),
     )
 
 

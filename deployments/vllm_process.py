@@ -19,6 +19,7 @@ import httpx
 import msgspec
 
 from cluster.gpu import read_gpus, with_gpus
+from cluster.gpu_faults import GpuFaults
 from cluster.vllm_metrics import parse_signals
 from deployments import leash
 from deployments.adapters import adapter_arguments
@@ -90,6 +91,7 @@ class VllmProcess:
         self.guard_policy = ""
         """The epoch of the policy its guard has; empty while it has none."""
         self._policy_issued = 0.0
+        self._gpu_faults = GpuFaults()
 
     @property
     def kv_port(self) -> int:
@@ -162,7 +164,8 @@ class VllmProcess:
         visible = self._plan.visible_gpus
         if visible == "":
             return signals
-        return with_gpus(signals, await asyncio.to_thread(read_gpus, visible))
+        readings = await asyncio.to_thread(read_gpus, visible)
+        return with_gpus(signals, readings, await asyncio.to_thread(self._gpu_faults.count, readings))
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until it works on nothing; True when that happened within `timeout_s` seconds.

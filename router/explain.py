@@ -16,7 +16,7 @@ from router.decision import Decision, Facts
 from router.facts import gather_facts, judge_complexity
 from router.handler import classify, conversation_of, identify, must_classify, named_headers
 from router.placement.breaker import hold, state_of
-from router.placement.targets import Endpoint
+from router.placement.targets import Endpoint, Load
 from router.placement.trust import FALLBACK
 from router.policy import Policy
 from router.residency.resolve import resolve_label
@@ -105,6 +105,17 @@ def describe_decision(facts: Facts, decision: Decision, policy: Policy, tags: tu
     }
 
 
+def gpu_health(load: Load) -> str:
+    """What a target's GPUs say is wrong with them, in words; empty where that is nothing."""
+    found = []
+    if load.throttle > 1.0:
+        found.append(f"a GPU runs {load.throttle:.1f} times slower than it could (heat or power supply)")
+    if load.signals is not None and load.signals.gpu_faults:
+        count = load.signals.gpu_faults
+        found.append(f"{count} broken GPU{'s' if count > 1 else ''} (memory errors or a critical XID)")
+    return "; ".join(found)
+
+
 def describe_cluster(state: RouterState) -> dict[str, Any]:
     """Targets, zones, signals and their age: what `GET /tidegate/v1/cluster` answers."""
     now = time.time()
@@ -128,6 +139,7 @@ def describe_cluster(state: RouterState) -> dict[str, Any]:
                 "slots": target.slots,
                 "up": load.down_until <= now and hold(load.breaker, now) is None,
                 "breaker": state_of(load.breaker, now).name.lower(),
+                "health": gpu_health(load),
                 "inflight": load.inflight,
                 "foreign": load.foreign,
                 "ttft_s": round(load.ttft_s, 4),

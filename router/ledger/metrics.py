@@ -39,6 +39,8 @@ class _FleetCollector(Collector):
         kv = GaugeMetricFamily("tidegate_target_kv_usage", "KV-cache usage, 0..1", labels=names)
         age = GaugeMetricFamily("tidegate_target_signal_age_seconds", "age of the target's signals", labels=names)
         health = GaugeMetricFamily("tidegate_breaker_state", "circuit breaker: 0 closed, 1 half-open, 2 open", labels=names)
+        throttle = GaugeMetricFamily("tidegate_gpu_throttle", "how many times slower heat or power makes the GPUs", labels=names)
+        faults = GaugeMetricFamily("tidegate_gpu_faults", "broken GPUs: memory errors or a critical XID", labels=names)
         trust = GaugeMetricFamily("tidegate_trust_state", "2: EXACT, 1: DEGRADED, 0: BLIND", labels=names)
         now = time.time()
         view = self._fleet.view(now)
@@ -53,7 +55,9 @@ class _FleetCollector(Collector):
             if load.signals is not None and signal_age is not None:
                 kv.add_metric(values, load.signals.kv_usage)
                 age.add_metric(values, signal_age)
-        yield from (up, inflight, foreign, kv, age, health, trust)
+                throttle.add_metric(values, load.throttle)
+                faults.add_metric(values, load.signals.gpu_faults)
+        yield from (up, inflight, foreign, kv, age, health, trust, throttle, faults)
 
 
 class Durations:

@@ -94,6 +94,7 @@ LOAD: Shape = (
     "long_work_s",
     "fresh",
     "fresh_at",
+    "throttle",
 )
 SIGNALS: Shape = (
     "sampled_at",
@@ -105,6 +106,10 @@ SIGNALS: Shape = (
     "gpu_temperature_c",
     "adapters",
     "adapter_slots",
+    "preemptions",
+    "gpu_power",
+    "gpu_throttle",
+    "gpu_faults",
 )
 BREAKER: Shape = (
     "consecutive",

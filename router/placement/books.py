@@ -197,7 +197,7 @@ class TargetBook:
         busy = min(0.8, load.work_s / entry.work.tau_s)
         step = profile.step_s(decoding, load.context_tokens)
         full = profile.step_s(profile.step_tokens, load.context_tokens)
-        usual = 1.0 / (busy / max(full, step) + (1.0 - busy) / step)
+        usual = load.throttle / (busy / max(full, step) + (1.0 - busy) / step)
         return self._pace.observe(seen / usual, self.shared.pace)
 
     def told(self, load: Load) -> Load:

@@ -1,7 +1,8 @@
 """A circuit breaker per target: when a target fails or is much slower than its peers, it gets no work for a while.
 
-Pure functions over one frozen `Breaker`; the books (`router.placement.fleet`) own the state and the clock. Three things open it:
-failures in a row, the share of failures, and a first token that is late against the peers of the same model. It stays open for
+Pure functions over one frozen `Breaker`; the books (`router.placement.fleet`) own the state and the clock. Four things open it:
+failures in a row, the share of failures, a first token that is late against the peers of the same model, and a GPU
+that says it is broken. It stays open for
 a time that doubles with every opening, up to a cap; then it is half-open and lets exactly one request through as a probe.
 
 Its verdict is a `Hold`, a statement about health and nothing else. It is not a permission and not a refusal: residency is
@@ -29,6 +30,8 @@ SLOW_FROM_S = 0.25
 """Below this nobody is slow: small numbers differ by large factors."""
 SAMPLES = 8
 """First tokens seen before a target's pace counts, its own or as a peer."""
+GPU_HOLD_S = 30.0
+"""Longer than the time between two readings of a machine's GPUs."""
 BASE_OPEN_S = 1.0
 MAX_OPEN_S = 30.0
 EJECTED_SHARE = 0.5
@@ -53,6 +56,7 @@ class Cause(StrEnum):
     FAILURES_IN_A_ROW = "failures in a row"
     FAILURE_SHARE = "failure share"
     SLOW = "slow first tokens"
+    GPU = "a GPU is broken"
 
 
 class Breaker(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -171,6 +175,12 @@ def opened(breaker: Breaker, cause: Cause, now: float) -> Breaker:
     pause = min(MAX_OPEN_S, BASE_OPEN_S * 2.0**breaker.trips)
     trips = min(breaker.trips + 1, _MAX_TRIPS)
     return Breaker(cause=cause, trips=trips, opened_at=now, until=now + pause)
+
+
+def broken(breaker: Breaker, now: float) -> Breaker:
+    """Held because its machine says that a GPU is broken; each further word of that holds it for `GPU_HOLD_S` more."""
+    began = breaker.opened_at if breaker.cause is Cause.GPU else now
+    return Breaker(cause=Cause.GPU, trips=breaker.trips, opened_at=began, until=now + GPU_HOLD_S)
 
 
 def closed_on_trial(breaker: Breaker, now: float) -> Breaker:

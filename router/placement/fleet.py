@@ -138,6 +138,21 @@ class Fleet:
             for incarnation in gone:
                 del self._books[incarnation]
         self._loads = loads
+        for index, report in enumerate(reports):
+            if report.signals is not None:
+                self._judge_gpus(index, report.signals)
+
+    def _judge_gpus(self, index: int, signals: Signals) -> None:
+        """Give a target with a broken GPU no work while others can do it, as with any breaker."""
+        load = self._loads[index]
+        breaker = load.breaker
+        if signals.gpu_faults:
+            peers = self._peers(index)
+            held = sum(self._loads[i].breaker.cause is not None for i in peers)
+            if breaker.cause is not None or breakers.may_eject(held, len(peers) + 1):
+                self._loads[index] = replace(load, breaker=breakers.broken(breaker, signals.sampled_at))
+        elif breaker.cause is Cause.GPU:
+            self._loads[index] = replace(load, breaker=breakers.closed_on_trial(breaker, signals.sampled_at))
 
     def adopt(
         self,
@@ -463,7 +478,7 @@ def _with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
         return load
     foreign = max(0, signals.running + signals.waiting - max(own_share, load.inflight))
     waiting = min(foreign, max(0, signals.waiting - load.unstarted))
-    return replace(load, signals=signals, foreign=foreign, foreign_waiting=waiting)
+    return replace(load, signals=signals, foreign=foreign, foreign_waiting=waiting, throttle=max(1.0, signals.gpu_throttle))
 
 
 def _explained(load: Load) -> Load:

@@ -88,7 +88,8 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
         ttft = load.ttft_s or DEFAULT_CLOUD_TTFT_S
         return Forecast(ttft, 0.0, 0.0, ttft)
     profile = load.profile or GENERIC
-    slowdown = load.slowdown or 1.0
+    throttle = load.throttle
+    slowdown = (load.slowdown or 1.0) * throttle
     waiting = load.foreign_waiting
     queued = load.unstarted + waiting
     ahead = load.inflight + load.foreign
@@ -109,7 +110,7 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
     per_context = profile.per_context
     step = profile.overhead + per_context * (load.context_tokens + prompt)
     own_s = (decoding + 1) * profile.per_token if decoding < profile.knee else profile.tokens_s(decoding + 1)
-    decode = (load.pace_slowdown or slowdown) * (step + own_s)
+    decode = (load.pace_slowdown * throttle or slowdown) * (step + own_s)
     chunk = slowdown * (step + profile.tokens_s(profile.step_tokens))
     since = now - load.work_at
     recent = load.work_s * exp(-since / tau) if since > 0 else load.work_s
@@ -166,7 +167,7 @@ def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cache
         wait = load.clear_at - now
         queue = load.queue_s
         price = own + _DECODE_DELAY * (load.inflight + load.foreign) + more * (load.unstarted + load.foreign_waiting)
-        slowdown = load.slowdown or 1.0
+        slowdown = (load.slowdown or 1.0) * load.throttle
         cost = slowdown * (alone * price + slow_s * load.work_s) + (wait if wait > queue else queue)
         if held:
             cost -= slowdown * alone * price * (held / prompt if held < prompt else 1.0)

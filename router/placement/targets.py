@@ -148,6 +148,14 @@ class Signals(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """LoRA adapters that its running and waiting requests use."""
     adapter_slots: int = 0
     """How many adapters it can apply at once (`--max-loras`); 0: none, or not known."""
+    preemptions: int = 0
+    """Requests it has thrown out of its KV cache since it started, to be computed again."""
+    gpu_power: float = -1.0
+    """Share of the power limit."""
+    gpu_throttle: float = 1.0
+    """How many times faster a GPU's clock could run, were it not for heat or a failing power supply."""
+    gpu_faults: int = 0
+    """GPUs with memory errors, bad memory that waits for a reset, or a critical XID."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -210,6 +218,8 @@ class Load(msgspec.Struct, frozen=True, gc=False, array_like=True):
     fresh: float = 0.0
     """Answers that have just begun, each counting less with its age (`FRESH_S`); as it was at `fresh_at` (UNIX time)."""
     fresh_at: float = 0.0
+    throttle: float = 1.0
+    """How many times slower it computes than it would at full clock, as its GPUs say; what is learned comes on top."""
 
     def wait_s(self, now: float) -> float:
         """Seconds until the prefills booked here are expected to be done."""

@@ -38,7 +38,7 @@ def worth_waiting(target: Target, load: Load, work: Work, bounds: Bounds, now: f
     """
     if load.inflight == 0:
         return False
-    idle = Load(profile=load.profile, slowdown=load.slowdown, pace_slowdown=load.pace_slowdown)
+    idle = Load(profile=load.profile, slowdown=load.slowdown, pace_slowdown=load.pace_slowdown, throttle=load.throttle)
     ask = ask_of(work.prompt_tokens, work.output_tokens, bounds.tpot_s)
     alone = forecast(target, idle, ask, work.cached_tokens, now)
     if alone.ttft_s + max(0.0, bounds.margin_s) <= work.limit_s + waited_s:

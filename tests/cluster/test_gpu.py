@@ -2,7 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.gpu import read_gpus, with_gpus
+from cluster.gpu import GpuReading, read_gpus, with_gpus
+from cluster.gpu_faults import GpuFaults
 from router.placement.targets import Signals
 
 UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2"]
@@ -84,3 +85,91 @@ def test_without_a_driver_or_library_there_is_nothing_to_say():
     assert read_gpus(None, FakeNvml(driver=False)) == ()
     assert read_gpus(None, object()) == ()
     assert with_gpus(Signals(1.0), ()) == Signals(1.0)
+
+
+class ShakyNvml(FakeNvml):
+    """GPU 0 is held down by heat; what else befalls the GPUs is set by the test."""
+
+    NVML_CLOCK_SM = 1
+
+    def __init__(self):
+        super().__init__()
+        self.reasons = 0x20
+        self.errors = [3, 0]
+        self.rows = (0, 0, 0, 0)
+        self.xids = []
+        self.registered = []
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):
+        return self.reasons if handle == 0 else 0x4
+
+    def nvmlDeviceGetClockInfo(self, handle, _kind):
+        return 660
+
+    def nvmlDeviceGetMaxClockInfo(self, handle, _kind):
+        return 1980
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        return 350_000
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle):
+        return 700_000
+
+    def nvmlDeviceGetTotalEccErrors(self, handle, kind, counter):
+        assert (kind, counter) == (1, 0)
+        return self.errors[handle]
+
+    def nvmlDeviceGetRemappedRows(self, handle):
+        return self.rows
+
+    def nvmlEventSetCreate(self):
+        return "set"
+
+    def nvmlDeviceRegisterEvents(self, handle, kind, events):
+        self.registered.append((handle, kind, events))
+
+    def nvmlEventSetWait_v2(self, events, milliseconds):
+        assert (events, milliseconds) == ("set", 0)
+        if not self.xids:
+            raise RuntimeError("Timeout")
+        handle, xid = self.xids.pop(0)
+        return SimpleNamespace(device=handle, eventData=xid)
+
+
+def test_a_clock_that_heat_holds_down_is_told_and_the_power_limit_is_not_taken_for_that():
+    hot, capped = read_gpus(None, ShakyNvml())
+    assert (hot.throttle, capped.throttle, hot.power) == (3.0, 1.0, 0.5)
+    assert with_gpus(Signals(1.0), (hot, capped)).gpu_throttle == 3.0
+    # A GPU that tells none of this is taken for a sound one.
+    assert {(reading.throttle, reading.uncorrected, reading.needs_reset) for reading in read_gpus(None, FakeNvml())} == {
+        (1.0, 0, False)
+    }
+
+
+def test_a_gpu_is_broken_by_new_memory_errors_bad_rows_or_a_critical_xid_and_stays_so():
+    nvml = ShakyNvml()
+    faults = GpuFaults(nvml)
+
+    def count():
+        return faults.count(read_gpus(None, nvml))
+
+    assert count() == 0, "errors from before the engine started are the driver's history"
+    assert nvml.registered == [(0, 8, "set"), (1, 8, "set")] or nvml.registered == [(1, 8, "set"), (0, 8, "set")]
+    nvml.xids = [(0, 31), (1, 43)]
+    assert count() == 0, "a program's own faults"
+    nvml.xids = [(1, 79)]
+    assert count() == 1
+    nvml.errors[0] = 4
+    assert count() == 2
+    assert count() == 2
+    fresh = GpuFaults(nvml)
+    assert fresh.count(read_gpus(None, nvml)) == 0, "another engine process begins anew"
+    nvml.rows = (0, 1, 1, 0)
+    assert fresh.count(read_gpus("0", nvml)) == 1
+    nvml.rows = (0, 0, 0, 0)
+    assert fresh.count(read_gpus("0", nvml)) == 0
+
+
+def test_no_events_are_no_faults():
+    assert GpuFaults(object()).count((GpuReading("GPU", uuid="GPU-x"),)) == 0
+    assert GpuFaults(FakeNvml(driver=False)).count(()) == 0

@@ -51,3 +51,8 @@ vllm:lora_requests_info{max_lora="2",running_lora_adapters="old",waiting_lora_ad
     idle = parse_signals(page.replace(b"1.7e+09", b"1.8e+09"), 1.0)
     assert (idle.adapters, idle.adapter_slots) == ((), 2)
     assert parse_signals(PAGE, 1.0).adapters == ()
+
+
+def test_preemptions_are_summed():
+    lines = (b'preemptions_total{engine="0"} 3.0', b'preemptions_total{engine="1"} 4.0', b"preemptions_created 9.0")
+    assert parse_signals(b"".join(b"vllm:num_%b\n" % line for line in lines), 1.0).preemptions == 7
