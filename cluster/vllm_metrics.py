@@ -19,6 +19,11 @@ _ADAPTERS = b"vllm:lora_requests_info"
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
+def has_signals(page: bytes) -> bool:
+    """Whether it is a page of vLLM's: another server's would read as one that is always idle."""
+    return next(_values(page, _RUNNING), None) is not None
+
+
 def parse_signals(page: bytes, sampled_at: float) -> Signals:
     """Read running, waiting, KV cache usage, adapters and preemptions.
 

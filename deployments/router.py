@@ -20,6 +20,7 @@ from deployments.demand import demand_on, encode_demand
 from deployments.membership import GuardPolicies, Membership
 from deployments.news import hear_announcement, tell_in_rounds
 from deployments.secret import cluster_secret
+from deployments.server_gauges import ServerGauges
 from router.config import Config, home
 from router.identity.stored import open_shared
 from router.ledger.capturing import open_capture
@@ -30,6 +31,7 @@ from router.placement.targets import Report
 from router.policy_source import Loaded, PolicySource
 from router.process import RouterProcess
 from router.state import RouterState
+from router.wire.tls import TlsContexts
 
 DEPLOYMENT = "router"
 GRACE_S = 30.0
@@ -57,6 +59,7 @@ class RouterReplica:
         self._process = RouterProcess(config, policy, secret, credentials, f"router-{actor[:8]}", GRACE_S, audit, shared, capture)
         state = self._process.state
         state.find_elsewhere = self._ask_peers
+        self._gauges = ServerGauges(config, credentials, TlsContexts(home()))
         self._guards = GuardPolicies(loaded, time.time(), state.stored_ceilings())
         labels = ray.get_runtime_context().get_node_labels()
         state.stand_in(zone_of(labels, config.residency.zone_label, config.zones))
@@ -87,7 +90,7 @@ class RouterReplica:
 
     async def _run(self) -> None:
         """Watch the cluster and the policy's files for ever."""
-        watches = [self._membership.run(), self._watch_policy(), self._tell_lineage(), self._tell_demand()]
+        watches = [self._membership.run(), self._gauges.run(), self._watch_policy(), self._tell_lineage(), self._tell_demand()]
         if self._process.link is not None:
             watches.append(tell_in_rounds(self._process.link, self._broadcast_news))
         await asyncio.gather(*watches)
@@ -162,9 +165,10 @@ class RouterReplica:
     def _hand_over(self, loaded: Loaded) -> None:
         self._guards.adopt(loaded, time.time(), self._process.state.stored_ceilings())
         self._membership.adopt(loaded.config, loaded.policy)
+        self._gauges.adopt(loaded.config)
 
     def _update(self, reports: Sequence[Report]) -> None:
-        self._process.take_reports(reports)
+        self._process.take_reports(self._gauges.fill(reports))
 
     async def check_health(self) -> None:
         """Called by Serve.

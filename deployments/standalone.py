@@ -15,7 +15,8 @@ import typer
 import uvloop
 
 from deployments.credentials import read_credentials, read_secret
-from router.config import ConfigError, home, parse_config, read_args
+from deployments.server_gauges import ServerGauges
+from router.config import Config, ConfigError, home, parse_config, read_args
 from router.config.access import place_of
 from router.fixed_targets import address_of, fixed_targets
 from router.identity.stored import open_shared
@@ -28,6 +29,7 @@ from router.placement.targets import Report
 from router.policy_source import PolicySource
 from router.process import RouterProcess
 from router.residency.guard import new_secret
+from router.wire.tls import TlsContexts
 
 POLICY_PERIOD_S = 0.2
 """How often the policy's files are looked at."""
@@ -77,8 +79,8 @@ async def _serve(source: PolicySource) -> None:
             raise ConfigError("`router.peers` needs the same `secret` for all of them: by it routers know each other's word")
         router.state.fleet.news = News(unique)
         router.link = _open_link(router.state.fleet, secret, config.router.peers)
-    egress = address_of(config.egress.url, config.egress.tls) if config.egress.url else None
-    router.take_reports([Report(t) for t in fixed_targets(config, egress, "egress")])
+    gauges = ServerGauges(config, credentials, TlsContexts(home()))
+    router.take_reports(gauges.fill(_reports(config)))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -88,9 +90,14 @@ async def _serve(source: PolicySource) -> None:
     typer.echo(
         f"tidegate router: {len(config.targets)} targets, port {listen.port}, admin on {admin.host}:{admin.port}", err=True
     )
-    watch = loop.create_task(_watch_policy(router, source))
+
+    def take_gauges() -> None:
+        router.take_reports(gauges.fill([Report(target) for target in router.state.fleet.membership.targets]))
+
+    watching = [loop.create_task(watch) for watch in (_watch_policy(router, source, gauges), gauges.run(take_gauges))]
     await stop.wait()
-    watch.cancel()
+    for task in watching:
+        task.cancel()
     await router.drain()
 
 
@@ -109,13 +116,18 @@ def _open_link(fleet: Fleet, secret: bytes, peers: Sequence[str]) -> PeerLink:
     raise ConfigError(f"router.peers: none of {', '.join(peers)} can be listened at here: not this machine's, or all taken")
 
 
-async def _watch_policy(router: RouterProcess, source: PolicySource) -> None:
+def _reports(config: Config) -> list[Report]:
+    egress = address_of(config.egress.url, config.egress.tls) if config.egress.url else None
+    return [Report(target) for target in fixed_targets(config, egress, "egress")]
+
+
+async def _watch_policy(router: RouterProcess, source: PolicySource, gauges: ServerGauges) -> None:
     """Take a changed policy file, and cut what time has come to forbid, for ever."""
     while True:
         await asyncio.sleep(POLICY_PERIOD_S)
         if source.changed():
             taken = router.take_policy(source)
             if taken is not None:
-                egress = address_of(taken.config.egress.url) if taken.config.egress.url else None
-                router.state.fleet.update([Report(target) for target in fixed_targets(taken.config, egress, "egress")])
+                gauges.adopt(taken.config)
+                router.take_reports(gauges.fill(_reports(taken.config)))
         router.state.recheck(time.time())

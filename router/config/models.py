@@ -12,6 +12,9 @@ from router.config.access import Credential
 from router.config.providers import check_provider
 from router.config.strict import Name, Strict, check_model, check_name
 
+_METRICS = "/metrics"
+_PATH = re.compile(r"/[\w.~%-][\w.~%/-]*", re.ASCII)
+
 
 class Replicas(Strict):
     """How many engines of a model run in one zone, and what each of them takes."""
@@ -201,11 +204,27 @@ class ExternalTarget(Strict):
     """`server` only: it is a vLLM of 0.10.2 or newer, which can be asked for token ids, so that a broken stream can be carried
     on at another server with the same model under the same name."""
     price: Prices = Prices()
+    metrics: bool | str = True
+    """`server` only: whether, or under which path, its gauges are read if it is a vLLM (`true`: under `/metrics`)."""
     prefill: Prefill | None = None
     """`server` only: it is half of a pair, and this is the other half."""
 
     _plain_url = field_validator("url")(check_url)
     _id = field_validator("id")(check_name)
+
+    @field_validator("metrics")
+    @classmethod
+    def _plain_path(cls, value: bool | str) -> bool | str:
+        if isinstance(value, str) and not _PATH.fullmatch(value):
+            raise ValueError("metrics: true, false, or a path that begins with `/`, such as /metrics")
+        return value
+
+    @property
+    def metrics_path(self) -> str:
+        """Where its gauges are, under its URL; "" where none are read."""
+        if self.kind != "server" or self.metrics is False:
+            return ""
+        return _METRICS if self.metrics is True else self.metrics
 
     @model_validator(mode="after")
     def _vouch(self) -> ExternalTarget:
@@ -223,6 +242,8 @@ class ExternalTarget(Strict):
             raise ValueError("prefill: only a `server` that generates can be half of a pair")
         if self.token_ids and self.kind != "server":
             raise ValueError("token_ids: only a `server` can be asked for them")
+        if self.metrics is not True and self.kind != "server":
+            raise ValueError("metrics: only a `server` has them read")
         if self.kind == "cloud" and self.task == "transcription":
             raise ValueError("the egress passes JSON only: a cloud target cannot have the task `transcription`")
         for model in self.models:

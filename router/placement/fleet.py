@@ -472,9 +472,12 @@ def _with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
     """Gauges correct the books: what the engine has beyond our own share is foreign work.
 
     `own_share` is the most we had in flight during the last two reports, because a gauge lags: a request of ours that has
-    just ended may still be in it. A gauge that says less than we have is late, not right: our own count leads.
+    just ended may still be in it. A gauge that says less than we have is late, not right: our own count leads. Who no longer says
+    anything is reckoned with as one who never did: what foreign work it had is anybody's guess.
     """
-    if signals is None or (load.signals is not None and signals.sampled_at <= load.signals.sampled_at):
+    if signals is None:
+        return load if load.signals is None else replace(load, signals=None, foreign=0, foreign_waiting=0)
+    if load.signals is not None and signals.sampled_at <= load.signals.sampled_at:
         return load
     foreign = max(0, signals.running + signals.waiting - max(own_share, load.inflight))
     waiting = min(foreign, max(0, signals.waiting - load.unstarted))

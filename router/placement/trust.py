@@ -65,7 +65,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
 def judge_trust(facts: TrustFacts) -> Verdict:
     """The state of one target. Pure; more age or a failed proof never makes it better."""
-    if facts.kind is not Kind.REPLICA:
+    if facts.kind is Kind.CLOUD or (facts.kind is Kind.SERVER and facts.signals_age_s is None):
         return Verdict(Trust.BLIND, "no replica of this cluster: it tells nothing of itself")
     if facts.signals_age_s is None or facts.signals_age_s > FRESH_SIGNALS_S:
         return Verdict(Trust.BLIND, "no gauges" if facts.signals_age_s is None else "gauges are old")

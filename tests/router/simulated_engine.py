@@ -56,6 +56,12 @@ class SimulatedEngine:
         self.port = 0
         self.release = asyncio.Event()
         self.gate = asyncio.Semaphore(0)
+        self.gauges: bytes | None = None
+        """Its `/metrics`; None: it has none, as most servers."""
+        self.hangs = False
+        """Whether those who read them get no answer until `release`."""
+        self.asked_gauges: list[dict[str, str]] = []
+        """Path and headers of each time that they were read, kept apart from `requests`."""
         self._server: asyncio.Server | None = None
 
     async def start(self, port: int = 0, *, tls: ssl.SSLContext | None = None, uds: str | None = None) -> None:
@@ -76,6 +82,12 @@ class SimulatedEngine:
                 head = await reader.readuntil(b"\r\n\r\n")
                 lines = head.decode("latin-1").split("\r\n")
                 headers = dict(line.lower().split(": ", 1) for line in lines[1:] if ": " in line)
+                if lines[0].startswith("GET "):
+                    self.asked_gauges.append({"path": lines[0].split(" ")[1], **headers})
+                    if self.hangs:
+                        await self.release.wait()
+                    writer.write(answer(b"{}", "404 Not Found") if self.gauges is None else answer(self.gauges))
+                    continue
                 raw = await reader.readexactly(int(headers["content-length"]))
                 body = json.loads(raw) if headers["content-type"] == "application/json" else {}
                 self.requests.append({"line": lines[0], "headers": headers, "body": body, "raw": raw})

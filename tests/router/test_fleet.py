@@ -122,3 +122,11 @@ def test_saturation_is_remembered_per_label_and_models():
     assert fleet.view(NOW).spilling == {(label, ("m", "n"))}
     fleet.set_saturated(label, ("m", "n"), False)
     assert fleet.view(NOW).spilling == frozenset()
+
+
+def test_who_no_longer_tells_its_gauges_is_not_held_to_the_last_ones():
+    fleet = make_fleet(A)
+    fleet.update([Report(A, Signals(NOW, running=5, waiting=2))])
+    assert (load(fleet).foreign, load(fleet).foreign_waiting) == (7, 2)
+    fleet.update([Report(A)])
+    assert (load(fleet).signals, load(fleet).foreign, load(fleet).foreign_waiting) == (None, 0, 0)

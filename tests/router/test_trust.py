@@ -21,7 +21,9 @@ def test_a_healthy_replica_is_exact():
     [
         ({"signals_age_s": None}, Trust.BLIND, "no gauges"),
         ({"signals_age_s": 6.0}, Trust.BLIND, "gauges are old"),
-        ({"kind": Kind.SERVER}, Trust.BLIND, "no replica"),
+        ({"kind": Kind.SERVER, "signals_age_s": None, "proof_age_s": None}, Trust.BLIND, "no replica"),
+        ({"kind": Kind.SERVER, "proof_age_s": None}, Trust.DEGRADED, "no KV-cache events"),
+        ({"kind": Kind.SERVER, "signals_age_s": 6.0}, Trust.BLIND, "gauges are old"),
         ({"kind": Kind.CLOUD}, Trust.BLIND, "no replica"),
         ({"proof_age_s": None}, Trust.DEGRADED, "no KV-cache events"),
         ({"proof_age_s": None, "limit": "the tokenizer is odd"}, Trust.DEGRADED, "the tokenizer is odd"),

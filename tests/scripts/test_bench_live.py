@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts" / "bench"
 from _datapath import mock_engine
 from _live import cli, systems
 from _live.conversations import Seen, Shape, converse
-from _live.engines import LiveEngine
+from _live.engines import LiveEngine, engine_arguments
 from _throughput import stack
 
 SHAPE = Shape(sessions=3, turns=2, houses=2, house_words=5, turn_words=3, tokens=8, pause_s=0.0)
@@ -77,3 +77,36 @@ def test_an_unknown_system_is_refused_by_name(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--systems", "tidegate,nginx"])
     assert "unknown nginx" in capsys.readouterr().err
+
+
+def test_engines_on_one_card_share_its_memory_and_what_is_given_comes_last():
+    assert engine_arguments(2, "", None, None, gpu=False) == []
+    assert engine_arguments(4, "", "dummy", None, gpu=True) == ["--load-format", "dummy", "--gpu-memory-utilization", "0.225"]
+    given = engine_arguments(2, "--max-model-len 8192 --hf-overrides '{\"a\": 1}'", None, 0.3, gpu=True)
+    assert given == ["--gpu-memory-utilization", "0.3", "--max-model-len", "8192", "--hf-overrides", '{"a": 1}']
+
+
+@pytest.mark.parametrize(
+    ("gpu", "memory", "words"), [(True, 0.6, "do not fit"), (True, 0.0, "do not fit"), (False, 0.3, "no GPU")]
+)
+def test_shares_that_no_card_has_are_refused(gpu, memory, words):
+    with pytest.raises(ValueError, match=words):
+        engine_arguments(2, "", None, memory, gpu=gpu)
+
+
+def test_a_quotation_without_its_end_is_a_line_and_no_traceback(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--engine-args", "--x 'y"])
+    assert "quotation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("visible", "gpu"), [("", False), ("0", True)])
+def test_an_engine_gets_its_arguments_after_ours_and_no_guard(visible, gpu, monkeypatch, tmp_path):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert stack.on_gpu() is gpu
+    argv, env = stack.engine_command(tmp_path, 8, 3, 1234, prefix_cache=True, more=["--max-model-len", "8192"])
+    assert "--middleware" not in argv and argv[argv.index("--port") + 1] == "1234"
+    ours, theirs = (place for place, word in enumerate(argv) if word == "--max-model-len")
+    assert (argv[ours + 1], argv[theirs + 1]) == ("2048", "8192")
+    assert env["VLLM_SERVER_DEV_MODE"] == "1" and ("OMP_NUM_THREADS" in env) is not gpu

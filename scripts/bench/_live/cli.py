@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .conversations import Seen, Shape, converse
-from .engines import LiveEngine, cache_counts, engines, forget
+from .engines import LiveEngine, cache_counts, engine_arguments, engines, forget
 from .systems import DEFAULT, PEERS, TIDEGATE, running
 
 ROOT = stack.ROOT
@@ -30,9 +30,18 @@ Several real vLLM engines behind one router after another, under the same conver
 
 The engines stay up; before each router's turn their prefix caches are emptied. TTFT is what clients see, the hit rate
 what the engines count. Rounds alternate the order of the routers, and a round that began is finished, so that all have
-as many. tidegate meets plain vLLM servers and goes by what it sent where (DEGRADED); kv_aware of vllm-router gets the
-engines' KV events. Two cores under two engines make noisy times; the hit rate is what carries over. What other
-processes of the machine took during a turn is told: a table with more than a few per cent of that is worth little.
+as many. tidegate meets plain vLLM servers and goes by their gauges and what it sent where (DEGRADED); kv_aware of
+vllm-router gets the engines' KV events. Two cores under two engines make noisy times; the hit rate is what carries
+over. What other processes of the machine took during a turn is told: a table with more than a few per cent of that is
+worth little.
+
+On a GPU, where vLLM's build for it is installed, the engines share one card, by default in equal parts:
+
+  CUDA_VISIBLE_DEVICES=0 scripts/bench/live --engines 4 --sessions 64 --model DIR --load-format dummy \\
+      --engine-args='--no-enforce-eager --max-model-len 8192'
+
+With --load-format dummy, DIR needs config.json and the tokenizer, no weights: times are those of a model of that shape,
+answers are noise. What cannot be compared there: engines on one card take each other's time.
 """
 _BUSY = 0.1
 """Share of the machine that others may take before the table says that it is worth little."""
@@ -58,6 +67,11 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=9.0, help="no round begins that would end later (default %(default)s)")
     parser.add_argument("--systems", default=",".join(DEFAULT), help=f"of {TIDEGATE}, {', '.join(PEERS)} (default %(default)s)")
     parser.add_argument("--cpus", type=int, default=1, help="threads of each engine (default %(default)s)")
+    parser.add_argument("--engine-args", default="", metavar="ARGS", help="vLLM's own, as one text after `=`; the last word")
+    parser.add_argument("--load-format", metavar="FORMAT", help="vLLM's; `dummy`: made-up weights")
+    parser.add_argument(
+        "--gpu-memory-utilization", type=float, metavar="SHARE", help="of the card, for each engine (default 0.9 / engines)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return parser
 
@@ -170,10 +184,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := set(options.systems.split(",")) - {TIDEGATE, *PEERS}:
         parser.error(f"--systems: unknown {', '.join(sorted(unknown))}; there are {TIDEGATE}, {', '.join(PEERS)}")
+    try:
+        more = engine_arguments(
+            options.engines, options.engine_args, options.load_format, options.gpu_memory_utilization, stack.on_gpu()
+        )
+    except ValueError as error:
+        parser.error(str(error))
     work = ROOT / ".bench"
     work.mkdir(exist_ok=True)
     try:
-        with engines(options.engines, default_model(options.model), options.sessions, work, options.cpus) as up:
+        with engines(options.engines, default_model(options.model), options.sessions, work, options.cpus, more) as up:
             takes = _measure(console, options, up, work)
     except stack.NotUp as error:
         console.print(f"[red]cannot run[/]: {error}", highlight=False)

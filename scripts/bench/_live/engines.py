@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import httpx
 from _throughput import stack
 
 _COUNTER = re.compile(r"^(vllm:prefix_cache_(?:hits|queries)_total|vllm:prompt_tokens_total)\{[^}]*\} ([0-9.e+]+)$", re.MULTILINE)
-
+_ALONE = 0.9
+"""Share of a card's memory that vLLM takes when it is told nothing."""
 _BLOCK = re.compile(r'^vllm:cache_config_info\{[^}]*\bblock_size="(\d+)"', re.MULTILINE)
 
 
@@ -39,9 +41,36 @@ class LiveEngine:
     block_tokens: int = 0
 
 
+def engine_arguments(count: int, given: str, load_format: str | None, memory: float | None, gpu: bool) -> list[str]:
+    """What vLLM is told beyond the bench's own arguments.
+
+    Args:
+        count: engines; on a GPU they share one card.
+        given: arguments as a shell would split them; they count before all others.
+        load_format: vLLM's `--load-format`; None: its own choice.
+        memory: share of the card's memory for each; None: an equal part of what vLLM would take alone.
+        gpu: whether they run on a GPU.
+
+    Raises:
+        ValueError: the shares do not fit on one card, there is no GPU to share, or a quotation in `given` does not end.
+    """
+    found = [] if load_format is None else ["--load-format", load_format]
+    if memory is not None and not gpu:
+        raise ValueError("--gpu-memory-utilization: no GPU is used here; name one in CUDA_VISIBLE_DEVICES")
+    if gpu:
+        share = _ALONE / count if memory is None else memory
+        if not 0 < share * count <= 1:
+            raise ValueError(f"--gpu-memory-utilization: {count} engines with {share:g} each do not fit on one card")
+        found += ["--gpu-memory-utilization", f"{share:.3g}"]
+    return [*found, *shlex.split(given)]
+
+
 @contextlib.contextmanager
-def engines(count: int, source: Path, slots: int, work: Path, cpus: int) -> Iterator[list[LiveEngine]]:
-    """So many engines of one model, one after the other (each needs both cores to start).
+def engines(
+    count: int, source: Path, slots: int, work: Path, cpus: int, arguments: Sequence[str] = ()
+) -> Iterator[list[LiveEngine]]:
+    """So many engines of one model, one after the other: each needs both cores to start, and on a shared card each measures what
+    memory is free.
 
     They publish KV events, for the peers that go by them. That is a port with the tokens of every prompt, which nothing but a
     bench with made-up prompts may open.
@@ -51,7 +80,7 @@ def engines(count: int, source: Path, slots: int, work: Path, cpus: int) -> Iter
         for number in range(count):
             port = stack.free_port()
             settings = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": f"tcp://*:{port}"}
-            more = ["--kv-events-config", json.dumps(settings)]
+            more = ["--kv-events-config", json.dumps(settings), *arguments]
             url = up.enter_context(stack.engine(source, slots, work, cpus, name=f"live-{number}", prefix_cache=True, more=more))
             page = httpx.get(f"{url}/metrics", timeout=30, trust_env=False).text
             found = _BLOCK.search(page)

@@ -46,18 +46,39 @@ def engine(
     more: Sequence[str] = (),
 ) -> Iterator[str]:
     """vLLM without the guard, so that it may be asked directly too; its prefix cache, if any, can be emptied from outside."""
+    port = free_port()
+    argv, env = engine_command(source, slots, cpus, port, prefix_cache=prefix_cache, more=more)
+    with _running(name, argv, env, work, f"http://127.0.0.1:{port}", "/health", 600) as url:
+        yield url
+
+
+def on_gpu() -> bool:
+    """Whether engines are started on a GPU: where `CUDA_VISIBLE_DEVICES` names one."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "") != ""
+
+
+def engine_command(
+    source: Path, slots: int, cpus: int, port: int, *, prefix_cache: bool, more: Sequence[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Command line and environment of an engine.
+
+    Args:
+        source: directory of the model.
+        slots: sequences at once.
+        cpus: threads, where it computes on the CPU.
+        port: where it listens.
+        prefix_cache: whether it has one.
+        more: vLLM's arguments after ours; of two that say the same thing the later one counts.
+    """
     args = ["--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "2048", "--max-num-seqs", str(slots)]
     args.append("--enable-prefix-caching" if prefix_cache else "--no-enable-prefix-caching")
     model = Model(id=MODEL, source=str(source), args=[*args, *more], replicas=[{"zone": "local"}])
-    port = free_port()
     argv = build_argv(model, str(source), "127.0.0.1", port)
     guard = argv.index("--middleware")
-    gpus = 0.0 if os.environ.get("CUDA_VISIBLE_DEVICES", "") == "" else 1.0
-    env = build_env(model, str(source), {}, cpus=cpus, gpus=gpus)
+    env = build_env(model, str(source), {}, cpus=cpus, gpus=1.0 if on_gpu() else 0.0)
     if prefix_cache:
         env["VLLM_SERVER_DEV_MODE"] = "1"  # it has /reset_prefix_cache
-    with _running(name, argv[:guard] + argv[guard + 2 :], env, work, f"http://127.0.0.1:{port}", "/health", 600) as url:
-        yield url
+    return argv[:guard] + argv[guard + 2 :], env
 
 
 @contextlib.contextmanager

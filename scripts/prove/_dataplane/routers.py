@@ -50,6 +50,7 @@ def make_config(engines: dict[str, tuple[int, str]], **changes: Any) -> dict[str
                 "id": name,
                 "kind": "server",
                 "vouched": True,
+                "metrics": False,  # these engines speak of requests only, some of them brokenly
                 "url": f"http://127.0.0.1:{port}",
                 "zone": "here",
                 "tier": "small",
