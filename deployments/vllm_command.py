@@ -53,6 +53,9 @@ _OUR_ENV = {
 }
 _KEEP_ALIVE_S = "120"
 """vLLM closes an idle connection after 5 s, which is just when the router may be writing the next request into it."""
+_QUEUED = "max-num-queued-reqs"
+_MOST_QUEUED = 4096
+"""Requests that an engine has unfinished at most: the last line, far behind the router's own queue."""
 _CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
@@ -157,19 +160,27 @@ def build_argv(model: Model, source: str, host: str, port: int, kv_arguments: Se
     """
     ours = ["--host", host, "--port", str(port), "--served-model-name", model.id, "--middleware", GUARD]
     ours += ["--disable-uvicorn-access-log", *kv_arguments]
-    return [sys.executable, "-m", _server_module(), "--model", source, *model.args, *ours]
+    limit = [f"--{_QUEUED}", str(_MOST_QUEUED)] if _bounds_its_queue() else []
+    return [sys.executable, "-m", _server_module(), "--model", source, *limit, *model.args, *ours]
+
+
+def _vllm_folders() -> list[Path]:
+    """Where vLLM is. It is located, not imported: importing it takes seconds and half a gigabyte."""
+    spec = importlib.util.find_spec("vllm")
+    return [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
 
 
 def _server_module() -> str:
-    """vLLM's server program. The old module warns that it will go, and the new one is not in every version yet.
-
-    vLLM is located, not imported: importing it takes seconds and half a gigabyte.
-    """
-    spec = importlib.util.find_spec("vllm")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(folder) / "entrypoints/launchers/api_server/entry.py").is_file():
-            return "vllm.entrypoints.launchers.api_server.entry"
+    """vLLM's server program. The old module warns that it will go, and the new one is not in every version yet."""
+    if any((folder / "entrypoints/launchers/api_server/entry.py").is_file() for folder in _vllm_folders()):
+        return "vllm.entrypoints.launchers.api_server.entry"
     return "vllm.entrypoints.openai.api_server"
+
+
+def _bounds_its_queue() -> bool:
+    """Whether this vLLM has `--max-num-queued-reqs`: an option it does not know would end it."""
+    files = (folder / "engine/arg_utils.py" for folder in _vllm_folders())
+    return any(file.is_file() and f"--{_QUEUED}" in file.read_text() for file in files)
 
 
 def build_env(

@@ -69,11 +69,20 @@ def test_the_users_arguments_pass_as_they_are():
     ]
     check_model(model(*args))
     argv = build_argv(model(*args), "/models/m", "10.0.0.1", 31000)
-    start = argv.index("--model") + 2
-    assert argv[start : start + len(args)] == args
+    assert argv[argv.index("--host") - len(args) : argv.index("--host")] == args
     assert argv[argv.index("--host") + 1] == "10.0.0.1" and argv[argv.index("--port") + 1] == "31000"
     assert argv[argv.index("--middleware") + 1] == "router.residency.engine_guard.EngineGuard"
     assert "--disable-uvicorn-access-log" in argv
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_the_queue_of_an_engine_is_bounded_where_it_can_be_and_the_user_has_the_last_word(monkeypatch, tmp_path, knows):
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine/arg_utils.py").write_text('"--max-num-queued-reqs"' if knows else "")
+    monkeypatch.setattr("deployments.vllm_command._vllm_folders", lambda: [tmp_path])
+    assert option(build_argv(model(), "/m", "h", 1), "max-num-queued-reqs") == ("4096" if knows else None)
+    argv = build_argv(model("--max-num-queued-reqs", "9"), "/m", "h", 1)
+    assert option(argv, "max-num-queued-reqs") == "9"
 
 
 @pytest.mark.parametrize(
