@@ -109,6 +109,8 @@ def _print_target(console: Console, target: dict[str, Any]) -> None:
         parts += [f"KV cache {usage:.0%}"] if isinstance(usage, int | float) and usage >= 0 else []
     parts.append(f"signals {age:.1f} s old" if isinstance(age, int | float) else "no signals")
     console.print(f"     {', '.join(parts)}", markup=False, highlight=False, soft_wrap=True)
+    if target.get("health"):
+        console.print(f"     [red]health[/]: {escape(str(target['health']))}", highlight=False, soft_wrap=True)
     _print_trust(console, target)
 
 

@@ -24,6 +24,11 @@ def test_a_doubt_comes_with_its_reason_and_its_fallback():
     assert "trust: DEGRADED (KV-cache events are cut; placed by its gauges)" in text
 
 
+def test_what_is_wrong_with_its_gpus_stands_under_a_target_and_nothing_where_nothing_is():
+    assert "health: 1 broken GPU" in shown(health="1 broken GPU (memory errors or a critical XID)", trust="EXACT")
+    assert "health" not in shown(health="", trust="EXACT")
+
+
 def test_who_waits_in_the_router_has_a_line_of_its_own():
     stream = io.StringIO()
     waiting = {"depth": 3, "by_class": {"high": 0, "normal": 1, "low": 2}, "longest_s": 1.25, "drain_per_s": 4.0}
