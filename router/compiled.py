@@ -278,6 +278,7 @@ def grant_of_key(
         capture=key.capture,
         cache=compile_rule(key, config, vocabulary_of(config), ceiling, where),
         vote=key.vote,
+        max_body_bytes=key.max_body_bytes,
     )
 
 

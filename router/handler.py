@@ -77,6 +77,8 @@ class ModelHandler:
             if request.method != "POST":
                 raise ApiError(405, "invalid_request", f"Use POST for {request.path}.")
             grant, label, tags = identify(state, request.headers, request.peer)
+            if grant.max_body_bytes is not None:
+                request.limit = min(request.limit, grant.max_body_bytes)
             check_announced(request.headers, request.limit)
             request.context = _Opened(request_id, grant, label, tags, state.policy)
         except ApiError as error:

@@ -70,6 +70,8 @@ class KeyGrant(msgspec.Struct, frozen=True):
     """Tags that hold for a token besides the key's ceiling: its own, and those of its tenant. Guards are told of them."""
     cache: CacheRule | None = None
     """Its part in the response cache; None: it has none."""
+    max_body_bytes: int | None = None
+    """How large a body may be, where that is less than for everybody."""
 
 
 class Site(msgspec.Struct, frozen=True):

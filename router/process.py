@@ -29,7 +29,8 @@ from router.policy_source import Loaded, PolicySource
 from router.self_test import run_self_test
 from router.state import RouterState
 from router.teaching import Teaching
-from router.wire.http_server import make_server, open_socket
+from router.wire.listening import make_server, open_socket
+from router.wire.sources import Sources
 
 _log = logging.getLogger("tidegate.router")
 
@@ -105,11 +106,14 @@ class RouterProcess:
         except OSError:
             sockets[0].close()
             raise
+        listen = config.listen
         public = make_server(
             Discreet(public_app(self.state)),
             direct=model_operations(self.state),
             grace_s=self._grace_s,
-            balancers=self.state.proxies if config.listen.proxy_protocol else None,
+            balancers=self.state.proxies if listen.proxy_protocol else None,
+            sources=Sources(listen.connections_per_source, self.state.proxies) if listen.connections_per_source else None,
+            most_requests=listen.requests_per_connection,
         )
         admin = make_server(Discreet(admin_app(self.state)), grace_s=self._grace_s)
         for server, listener in zip((public, admin), sockets, strict=True):

@@ -23,7 +23,7 @@ from router.app import Discreet
 from router.config import ConfigError, home, read_args
 from router.crash import forbid_core_dumps
 from router.policy_source import PolicySource
-from router.wire.http_server import make_server, open_socket
+from router.wire.listening import make_server, open_socket
 
 INCARNATION = "egress"
 """The incarnation of an egress outside Ray: it is named by configuration, so its name does not change."""

@@ -20,7 +20,7 @@ from router.config import home, parse_config
 from router.crash import forbid_core_dumps
 from router.policy_source import compile_loaded
 from router.residency.guard import StoredCeilings
-from router.wire.http_server import make_server, open_socket
+from router.wire.listening import make_server, open_socket
 
 
 class EgressFacts(msgspec.Struct, frozen=True):

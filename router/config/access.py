@@ -23,6 +23,8 @@ class Access(BaseModel):
     priority: Literal["high", "normal", "low"] = "normal"
     """Who goes first where requests wait. `x-tidegate-priority` on a request may only lower it."""
 
+    max_body_bytes: int | None = Field(default=None, ge=1024)
+    """How large a request's body may be. Default, and at most: the top-level `max_body_bytes`."""
     capture: bool = False
     """Keeps its requests and answers, encrypted, where there is a `capture:` block."""
 
@@ -80,6 +82,11 @@ class PublicListen(Listen):
     by one of them; a client whose address such a proxy does not tell has none."""
     proxy_protocol: bool = False
     """Connections of trusted proxies begin with a PROXY header, version 1 or 2, that tells the client's address."""
+    connections_per_source: int = Field(default=0, ge=0)
+    """How many connections one IPv4 address, or one IPv6 /64, may have open at each router; one more gets 429. 0: no limit,
+    because a whole company may stand behind one address. A PROXY header's client is the source; trusted proxies are not."""
+    requests_per_connection: int = Field(default=100_000, ge=1)
+    """After so many a connection is closed; the last answer says so. With fewer, clients find routers that joined sooner."""
 
     @field_validator("trusted_proxies")
     @classmethod

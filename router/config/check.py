@@ -91,6 +91,8 @@ def check_references(config: Config) -> None:
         if not config.audit.enabled:
             raise ValueError("capture: payloads are found through the audit log, and `audit.enabled` is false")
     for i, key in enumerate(config.keys):
+        if (key.max_body_bytes or 0) > config.max_body_bytes:
+            raise ValueError(f"keys[{i}].max_body_bytes: it is above the top-level `max_body_bytes`, {config.max_body_bytes}")
         if key.capture and config.capture is None:
             raise ValueError(f"keys[{i}].capture: there is no `capture` block that says where payloads are kept")
 

@@ -12,6 +12,10 @@ MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADERS = 100
 MAX_TARGET_BYTES = 4 * 1024
 _END = b"\r\n\r\n"
+_HOST = re.compile(
+    rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[A-Za-z0-9._~!$&'()*+,;=:-]+\])(?::[0-9]{0,5})?\Z"
+)
+"""RFC 3986, section 3.2.2, and a port. It may be empty: the target then has no authority."""
 _UPGRADE = re.compile(rb"\r\nupgrade(?=[ \t]*:)", re.IGNORECASE)
 
 
@@ -103,8 +107,12 @@ def framing_problem(version: str, headers: HeaderBlock, target: bytes) -> str | 
         return "Only HTTP/1.1 and HTTP/1.0 are understood here."
     if len(headers) > MAX_HEADERS or len(target) > MAX_TARGET_BYTES:
         return "Too many headers, or the request target is too long."
-    if b"host" not in headers.first and version == "1.1":
-        return "An HTTP/1.1 request names its host."
+    host = headers.first.get(b"host")
+    if host is None:
+        if version == "1.1":
+            return "An HTTP/1.1 request names its host."
+    elif _HOST.match(host) is None:
+        return "The Host header is no host with a port."
     if headers.unique and b"transfer-encoding" not in headers.first:
         return None
     lengths = hosts = 0

@@ -9,26 +9,23 @@ other path goes to the ASGI application, as uvicorn does it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
-import logging
-import socket
+import sys
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import httptools
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from router.identity.networks import Networks, packed
 from router.wire.client_head import MAX_HEADER_BYTES, BadHead, HeadCollector, HeaderBlock, framing_problem
 from router.wire.direct import ClientListener, DirectHandler, DirectRequest
 from router.wire.errors import ApiError
-from router.wire.keepalive import has_vanished, probe
+from router.wire.keepalive import has_vanished
 from router.wire.known_head import KnownHead
 from router.wire.patience import Patience, Verdict, has_hung_up
 from router.wire.proxy_header import BadProxyHeader, read_proxy_header
+from router.wire.sources import Sources, TooManyConnections
 
 _WRITE_HIGH_WATER = 32 * 1024
 
@@ -37,11 +34,20 @@ class RelayProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol with the relay seam, and stricter about what a client sends and how slowly."""
 
     def __init__(
-        self, *args: Any, direct: Mapping[bytes, DirectHandler], balancers: Networks | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        direct: Mapping[bytes, DirectHandler],
+        balancers: Networks | None = None,
+        sources: Sources | None = None,
+        most_requests: int = sys.maxsize,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._direct = direct
         self._balancers = balancers
+        self._sources = sources
+        self._source: bytes | None = None
+        self._left = most_requests
         self._preface: bytes | None = None
         """What has come of the PROXY header that must come first; None where none is expected any more."""
         self.listener: ClientListener | None = None
@@ -65,11 +71,22 @@ class RelayProtocol(HttpToolsProtocol):
             peer = packed(self.client[0])
             if peer is not None and self._balancers.holds(peer):
                 self._preface = b""
+                return
+        if self._sources is not None:
+            self._count_source(self._sources)
+
+    def _count_source(self, sources: Sources) -> None:
+        try:
+            self._source = None if self.client is None else sources.enter(self.client[0])
+        except TooManyConnections:
+            self._refuse(429, "Too many connections are open from this address; close some.", "rate_limited")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """As uvicorn does, and tell the listener at once."""
         listener, self.listener = self.listener, None
         super().connection_lost(exc)
+        if self._source is not None and self._sources is not None:
+            self._sources.leave(self._source)
         if listener is not None:
             listener.client_gone()
 
@@ -152,7 +169,9 @@ class RelayProtocol(HttpToolsProtocol):
             self._preface = data
             return b""
         self._preface, self.client = None, found.client
-        return data[found.length :]
+        if self._sources is not None:
+            self._count_source(self._sources)
+        return b"" if self._refused else data[found.length :]
 
     def on_message_begin(self) -> None:
         """A request begins. What uvicorn prepares here is prepared once the path is known."""
@@ -201,7 +220,7 @@ class RelayProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.url, self.headers, self.scope["headers"], self.expect_100_continue = url, headers, headers, expects
         super().on_headers_complete()
-        if expects:  # whether the body follows a final answer is the client's choice: do not guess
+        if expects or self._left <= 1:  # whether the body follows a final answer is the client's choice: do not guess
             self.cycle.keep_alive = False
 
     def _start_direct(self, handler: DirectHandler, path: str, headers: HeaderBlock, modern: bool) -> None:
@@ -211,7 +230,7 @@ class RelayProtocol(HttpToolsProtocol):
             self.parser.get_method().decode("ascii"),
             path,
             headers,
-            keep_alive=modern and not self.expect_100_continue and self.parser.should_keep_alive(),
+            keep_alive=modern and self._left > 1 and not self.expect_100_continue and self.parser.should_keep_alive(),
             speaks_chunked=modern,
             expects_100=self.expect_100_continue,
         )
@@ -282,6 +301,9 @@ class RelayProtocol(HttpToolsProtocol):
         """As uvicorn does, but without a timer per response (`judge` ends idle connections). After the last answer that was
         due comes the refusal of what stood behind its request."""
         self.server_state.total_requests += 1
+        self._left -= 1
+        if self._left == 1:
+            self._known.handler = None  # the next request is read, and told that it is the last
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
@@ -296,11 +318,11 @@ class RelayProtocol(HttpToolsProtocol):
         """True once nothing more on this connection counts. What every request passes has this written out."""
         return self._refusal is not None or self.transport.is_closing()
 
-    def _refuse(self, status: int, message: str) -> None:
+    def _refuse(self, status: int, message: str, code: str = "invalid_request") -> None:
         """End the connection with an error. Requests before the refused one are whole and are answered first."""
         if self._refused:
             return
-        body = ApiError(status, "invalid_request", message).body()
+        body = ApiError(status, code, message).body()
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         refusal = STATUS_LINE[status] + head + body
         cycle = self.cycle
@@ -328,76 +350,3 @@ def _path_of(target: bytes) -> bytes:
     except httptools.HttpParserInvalidURLError:
         return b""
     return urllib.parse.unquote_to_bytes(path)
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """A listening TCP socket that several router processes can share (`SO_REUSEPORT`).
-
-    Raises:
-        OSError: the address is taken by somebody who does not share it, or cannot be used.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named, because asyncio turns Nagle's algorithm off only where the protocol is; uvloop does so always.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        probe(listener)
-        listener.bind((host, port))
-        listener.listen(4096)
-    except OSError as error:
-        listener.close()
-        step = "end what holds it, or choose another port"
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}; next step: {step}") from None
-    listener.setblocking(False)
-    return listener
-
-
-class _QuietServer(uvicorn.Server):
-    """A uvicorn server that leaves signals to whoever runs the loop, and waits for no client without an end."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Nothing: the owner of the process decides."""
-        yield
-
-    async def on_tick(self, counter: int) -> bool:
-        """Called ten times a second: look for clients that take too long, at a tenth of them, so that 10,000 cost no pause."""
-        now = asyncio.get_running_loop().time()
-        for connection in list(self.server_state.connections)[counter % 10 :: 10]:
-            if isinstance(connection, RelayProtocol):
-                connection.judge(now)
-        return await super().on_tick(counter)
-
-
-def make_server(
-    app: Any,
-    *,
-    direct: Mapping[bytes, DirectHandler] | None = None,
-    grace_s: float = 30.0,
-    balancers: Networks | None = None,
-) -> uvicorn.Server:
-    """A uvicorn server over `app` with the relay protocol; run it with `await server.serve(sockets=[...])`.
-
-    Args:
-        app: the ASGI application.
-        direct: handlers by path for requests that do not go through it.
-        grace_s: how long running responses may go on after `server.should_exit` is set.
-        balancers: addresses whose connections begin with a PROXY header; None: nobody's do.
-    """
-    config = uvicorn.Config(
-        app,
-        http=cast(Any, functools.partial(RelayProtocol, direct=direct or {}, balancers=balancers)),
-        loop="none",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level=logging.ERROR,  # it would warn of every request that is not HTTP, and those cost a client nothing
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, round(grace_s)),
-        backlog=4096,
-    )
-    return _QuietServer(config)

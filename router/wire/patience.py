@@ -15,7 +15,8 @@ BODY_S = 10.0
 BODY_BYTES_PER_S = 1024
 """A body may take `BODY_S`, and a second more for each of these bytes that came."""
 KEEP_ALIVE_S = 75.0
-"""A connection on which nothing is asked for so long is closed."""
+"""A connection on which nothing is asked for so long is closed. More than the 60 s after which common balancers (nginx, AWS) let
+go of theirs: if we were first, they would now and then send a request into a connection that is just being closed."""
 UNREAD_S = 60.0
 """An answer of which the client has read nothing for so long is given up."""
 

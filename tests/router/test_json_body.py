@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.wire.errors import ApiError
-from router.wire.json_body import parse_object, replace_model
+from router.wire.json_body import MAX_CONTAINERS, MAX_VALUES, parse_object, replace_model
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -54,6 +54,24 @@ def test_depth_is_counted_in_structure_not_in_text():
     assert parse_object(deep)
     with pytest.raises(ApiError, match="deeper"):
         parse_object(b'{"a":' + b"[" * 64 + b"]" * 64 + b"}")
+
+
+def test_what_is_made_of_too_many_parts_is_refused_before_it_is_parsed():
+    for part, most in ((b"{}", MAX_CONTAINERS - 2), (b"[1,2]", MAX_CONTAINERS - 2), (b"1", MAX_VALUES)):
+        assert len(parse_object(b'{"a":[' + b",".join([part] * most) + b"]}")["a"]) == most
+        for more in (b",".join([part] * (most + 1)), b'"\\"",' + b",".join([part] * most)):
+            if part != b"1" and more.startswith(b'"'):
+                more += b"," + part
+            with pytest.raises(ApiError, match="more than"):
+                parse_object(b'{"a":[' + more + b"]}")
+
+
+@pytest.mark.parametrize("text", ["{[,", ',"', "\\", '\\",{['])
+def test_text_is_no_part_however_much_of_it_there_is(text):
+    whole = text * (MAX_VALUES // len(text) + 10)
+    assert parse_object(json.dumps({"a": whole}).encode()) == {"a": whole}
+    with pytest.raises(ApiError):
+        parse_object(b'{"a":"' + json.dumps(whole)[1:-1].encode())
 
 
 def test_errors_do_not_quote_content():

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from router.wire.direct import DirectRequest
-from router.wire.http_server import RelayProtocol, make_server
+from router.wire.http_server import RelayProtocol
 from router.wire.known_head import KnownHead
+from router.wire.listening import make_server
 
 PATH = b"/v1/chat/completions"
 
