@@ -99,7 +99,9 @@ def _has_too_many_parts(body: bytes) -> bool:
 
 
 def _exceeds_parts(body: bytes) -> bool:
-    return body.count(b",") >= MAX_VALUES or body.count(b"{") + body.count(b"[") > MAX_CONTAINERS
+    if body.count(b"{") + body.count(b"[") > MAX_CONTAINERS:
+        return True
+    return len(body) > 2 * MAX_VALUES - 1 and body.count(b",") >= MAX_VALUES  # a value and its comma are two bytes at least
 
 
 def _has_many_brackets(body: bytes) -> bool:

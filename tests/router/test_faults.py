@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from router.placement.targets import Endpoint
 from tests.router.conftest import KEY
 from tests.router.simulated_engine import JSON_ANSWER, STREAM_HEAD, answer, chunk, event
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
 
-from _dataplane import decoder, disconnects, joins, kills, mutate, smuggle, streams
+from _dataplane import decoder, disconnects, endpoints, joins, kills, mutate, smuggle, streams
 
 
 def request(wish: str, *, version: str = "1.1", extra: str = "", indent: int | None = None, **more: object) -> bytes:
@@ -52,6 +53,13 @@ async def test_streams_of_killed_engines_go_on_elsewhere_as_the_unbroken_answer(
 async def test_clients_that_leave_leave_nothing_behind():
     result = await disconnects.run(60, apart=False, at_once=20)
     assert result.violations == [] and result.seen_by_engine
+
+
+async def test_a_client_that_leaves_cuts_the_engine_whatever_it_asked_for():
+    result = await endpoints.run(2)
+    assert result.violations == []
+    assert {name.removesuffix(" streamed") for name in result.delays} == {*Endpoint, endpoints.FLOOR}
+    assert all(len(found) == 2 for found in result.delays.values())
 
 
 def test_the_oracle_itself_refuses_what_is_cut_or_ambiguous():

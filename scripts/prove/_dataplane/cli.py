@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from _dataplane import disconnects, joins, kills, memory, slow, smuggle, streams
+from _dataplane import disconnects, endpoints, joins, kills, memory, slow, smuggle, streams
 
 Totals = dict[str, int]
 
@@ -67,6 +67,16 @@ def _disconnects(args: argparse.Namespace, totals: Totals) -> None:
     totals["wrong"] += len(result.violations)
 
 
+def _endpoints(args: argparse.Namespace, totals: Totals) -> None:
+    result = uvloop.run(endpoints.run(args.each))
+    floor = result.delays[endpoints.FLOOR]
+    for case in result.delays:
+        print(f"    {case:<36} p50 {result.p50_ms(case):6.1f} ms, p99 {result.p99_ms(case):6.1f} ms")
+    line = f"{args.each} clients left each of {len(result.delays) - 1} kinds of request; {result.verdict}"
+    _report("endpoints", line if floor else "nothing was measured", result.violations)
+    totals["wrong"] += len(result.violations)
+
+
 def _slow(args: argparse.Namespace, totals: Totals) -> None:
     result = uvloop.run(slow.run(args.slow_clients))
     line = f"{result.clients} clients that read 1 B at a time or nothing: {result.per_client_kib:.0f} KiB each; others' latency "
@@ -91,6 +101,7 @@ PROOFS: dict[str, Callable[[argparse.Namespace, Totals], Any]] = {
     "kills": _kills,
     "joins": _joins,
     "disconnects": _disconnects,
+    "endpoints": _endpoints,
     "slow": _slow,
     "memory": _memory,
 }
@@ -109,6 +120,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=5_000, help="streams: how many responses (default %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="streams: the number of the first (to see one case again)")
     parser.add_argument("--clients", type=int, default=500, help="disconnects: how many clients (default %(default)s)")
+    parser.add_argument("--each", type=int, default=100, help="endpoints: clients per kind of request (default %(default)s)")
     parser.add_argument("--slow-clients", type=int, default=200, help="slow: how many (default %(default)s)")
     parser.add_argument("--connections", type=int, default=2_000, help="memory: idle connections (default %(default)s)")
     parser.add_argument("--live", type=int, default=200, help="memory: live streams (default %(default)s)")

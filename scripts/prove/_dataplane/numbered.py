@@ -1,8 +1,9 @@
 """A simulated engine process with numbered tokens: `python -m _dataplane.numbered PORT LOG`.
 
 A request's message says what it wants: `json N` or `sse N [MS]` (N tokens, a pause of MS milliseconds after each), `flood N`
-(N blocks of 16 KiB as fast as they are taken), `hang`. Every token carries the request's id, so that answers cannot be
-mistaken for each other. The log gets one line per event (`start ID`, `gone ID TIME`), unbuffered, so that it survives SIGKILL.
+(N blocks of 16 KiB as fast as they are taken), `hang`. Requests without messages say it as `wish<...>` anywhere in their body.
+Every token carries the request's id, so that answers cannot be mistaken for each other. The log gets one line per event
+(`start ID`, `gone ID TIME`), unbuffered, so that it survives SIGKILL.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 import time
 
 import uvloop
 
+_WISH = re.compile(rb"wish<([^>]*)>")
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
@@ -67,7 +70,8 @@ class Engine(asyncio.Protocol):
         self._buffer = body[size:]
         self._current = fields[b"x-request-id"].decode()
         self._note(f"start {self._current}")
-        wish = json.loads(body[:size])["messages"][-1]["content"].split()
+        marked = _WISH.search(body[:size])
+        wish = marked[1].decode().split() if marked else json.loads(body[:size])["messages"][-1]["content"].split()
         self._task = asyncio.get_running_loop().create_task(self._answer(self._current, wish))
 
     def _note(self, line: str) -> None:
