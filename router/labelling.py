@@ -16,6 +16,7 @@ import time
 from msgspec.structs import replace
 
 from router.admitted import AdmittedRequest
+from router.complexity.cascade import TOOL_CALL
 from router.complexity.held import read_answer
 from router.complexity.label import Label, append_labels, features_of, file_of, make_label
 from router.complexity.peel import peel_request
@@ -41,7 +42,6 @@ MAX_RUNNING = 2
 """Labels of one router at a time."""
 _TIMEOUT_S = 300.0
 _MAX_BODY = 64 * 1024
-_SAID_NOTHING = "(tool call)"
 
 _log = logging.getLogger("tidegate.labels")
 
@@ -246,7 +246,7 @@ class LabelRun:
 
 def _text_of(step: Step) -> str | None:
     answer = read_answer(bytes(step.body), wants_json=False, strip=False) if step.status == 200 and step.whole else None
-    return None if answer is None or answer.evidence.text == _SAID_NOTHING else answer.evidence.text
+    return None if answer is None or answer.evidence.text.startswith(TOOL_CALL) else answer.evidence.text
 
 
 def _asks_one_text(admitted: AdmittedRequest) -> bool:

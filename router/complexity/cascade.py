@@ -7,6 +7,7 @@ or misses the demanded format is escalated. For a stream only the first `hold_to
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -26,6 +27,10 @@ _REFUSALS = re.compile(
 _REFUSAL_CHARS = 200
 _SPACE = re.compile(r"\s+")
 _FENCE = re.compile(r"^```[a-zA-Z]*\s*|\s*```$")
+_BRACE = re.compile(r"\\.|[{}]", re.S)
+_MARK = re.compile(r"(?i)(?:final )?answer\s*(?:is)?\s*[:=]?\s*")
+TOOL_CALL = "(tool call)"
+"""An answer that calls tools is compared as text that begins so and goes on with the calls: not empty, and not to be read."""
 
 
 class Doubt(msgspec.Struct, frozen=True):
@@ -116,7 +121,17 @@ def token_logprobs(choice: Any) -> tuple[float, ...]:
     else:
         listed = found.get("token_logprobs")
         values = listed if isinstance(listed, list) else []
-    return tuple(float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool))
+    return tuple(_logprob(value) for value in values if value is not None)
+
+
+def _logprob(value: Any) -> float:
+    """NaN for what is no number: it must not pass for a sure token."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def token_logprobs_mean(logprobs: Sequence[float]) -> float:
@@ -135,11 +150,61 @@ def agreement(answers: Sequence[str]) -> tuple[str, float]:
 
 
 def plain_answer(text: str) -> str:
-    """An answer for comparison: what is boxed or on the line after `answer:`, else the last line; case and space do not count."""
+    """An answer for comparison; case and space do not count, except in calls of tools, which are compared as they are.
+
+    It is JSON in its canonical form, else what is boxed or stands after `answer:`, else the last line. Where that says nothing
+    (a closing bracket or fence), or is the end of a block of code or markup, it is the whole text: answers that only end alike
+    are different answers.
+    """
+    if text.startswith(TOOL_CALL):
+        return text
+    unfenced = _FENCE.sub("", text.strip())
+    found = canonical_json(unfenced) if unfenced[:1] in ("{", "[") else None
+    if found is not None:
+        return found.casefold()
+    said = _plain(_conclusion(text))
+    if any(map(str.isalnum, said)):
+        return said
+    return _plain(unfenced) or _SPACE.sub(" ", text).strip()
+
+
+def canonical_json(text: str) -> str | None:
+    """JSON without what does not count: space, the order of keys, and how a number is written; None where it is none."""
+    try:
+        value = json.loads(text, parse_float=_canonical_number, parse_constant=str)
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _canonical_number(written: str) -> int | float | str:
+    value = float(written)
+    if not math.isfinite(value):
+        return written
+    return int(value) if value.is_integer() else value
+
+
+def _conclusion(text: str) -> str:
     boxed = text.rfind("\\boxed{")
     if boxed >= 0:
-        text = text[boxed + 7 :].split("}")[0]
-    else:
-        marked = re.split(r"(?i)(?:final )?answer\s*(?:is)?\s*[:=]?\s*", text[-2000:])
-        text = marked[-1] if len(marked) > 1 and marked[-1].strip() else text.strip().rsplit("\n", 1)[-1]
-    return _SPACE.sub(" ", text).strip(" .*`$\"'").casefold()
+        return _to_closing_brace(text[boxed + 7 :])
+    marked = _MARK.split(text[-2000:])
+    if len(marked) > 1 and marked[-1].strip():
+        return marked[-1]
+    last = text.strip().rsplit("\n", 1)[-1]
+    ends_a_block = last.lstrip().startswith("</") or text.count("```") % 2
+    return "" if ends_a_block else last
+
+
+def _to_closing_brace(text: str) -> str:
+    """What stands before the brace that closes one opened before the text; where none does, its first line."""
+    depth = 1
+    for brace in _BRACE.finditer(text):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+        if not depth:
+            return text[: brace.start()]
+    return text.split("\n", 1)[0]
+
+
+def _plain(text: str) -> str:
+    return _SPACE.sub(" ", text).strip().lstrip("*`$\"' ").rstrip(" .*`$\"'").casefold()

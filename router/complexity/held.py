@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
 import msgspec
 
-from router.complexity.cascade import Evidence, token_logprobs
+from router.complexity.cascade import TOOL_CALL, Evidence, canonical_json, token_logprobs
 
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _JSON_FORMATS = ("json_object", "json_schema")
 _GUIDED = ("guided_json", "structured_outputs")
-_TOOL = "(tool call)"
-"""Stands for an answer that is a call of a tool: not empty, and not to be read."""
 
 
 def demands_json(parsed: dict[str, Any]) -> bool:
@@ -49,13 +48,70 @@ def read_answer(body: bytes, wants_json: bool, strip: bool) -> Answer | None:
     if found is None:
         return None
     answer, choice = found
-    text = _text_of(choice)
-    wants_json = wants_json and text != _TOOL
+    calls = Calls()
+    calls.add(choice)
+    text = calls.text() or _text_of(choice)
+    wants_json = wants_json and not calls
     evidence = Evidence(token_logprobs(choice), text, str(choice.get("finish_reason") or ""), wants_json)
     if strip and "logprobs" in choice:
         choice["logprobs"] = None
         body = msgspec.json.encode(answer)
     return Answer(evidence, body)
+
+
+class Calls:
+    """The calls of tools in an answer: whole ones, or pieces of them that a stream brings one after the other."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, tuple[list[str], list[str]]] = {}
+        """The pieces of name and arguments by the call's place in the answer; -1: the one call of the older shape."""
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def add(self, choice: dict[str, Any]) -> bool:
+        """Take what a choice has of them; False where it has none."""
+        message = choice.get("message", choice.get("delta"))
+        if not isinstance(message, dict):
+            return False
+        listed, older = message.get("tool_calls"), message.get("function_call")
+        calls = listed if isinstance(listed, list) else [listed] if listed else []
+        for place, call in enumerate(calls):
+            given = call.get("index") if isinstance(call, dict) else None
+            self._take(given if isinstance(given, int) else place, call)
+        if older:
+            self._take(-1, {"function": older})
+        return bool(calls or older)
+
+    def text(self) -> str:
+        """All calls in one text, the same for calls that mean the same; "" where there are none."""
+        if not self._parts:
+            return ""
+        calls = [("".join(name), _arguments("".join(given))) for _, (name, given) in sorted(self._parts.items())]
+        return f"{TOOL_CALL} {json.dumps(calls)}"
+
+    def _take(self, place: int, call: Any) -> None:
+        names, pieces = self._parts.setdefault(place, ([], []))
+        called = (call.get("function") or call.get("custom")) if isinstance(call, dict) else None
+        if not isinstance(called, dict):
+            return
+        name, given = called.get("name"), called.get("arguments", called.get("input"))
+        if isinstance(name, str):
+            names.append(name)
+        if given is not None:
+            pieces.append(given if isinstance(given, str) else _written(given))
+
+
+def _written(given: Any) -> str:
+    try:
+        return json.dumps(given)
+    except RecursionError:
+        return "(too deep)"
+
+
+def _arguments(written: str) -> str:
+    found = canonical_json(written if written.strip() else "{}")
+    return written.strip() if found is None else found
 
 
 class HeldStream:
@@ -72,6 +128,7 @@ class HeldStream:
         self._rest = b""
         self._logprobs: list[float] = []
         self._texts: list[str] = []
+        self._calls = Calls()
         self._finish = ""
         self._pieces = 0
         self._judged = False
@@ -109,12 +166,14 @@ class HeldStream:
         """The check is over: only what must be taken out is looked at from here on, and nothing is kept."""
         self._judged = True
         self._texts.clear()
+        self._calls = Calls()
         self._logprobs.clear()
 
     def evidence(self, complete: bool) -> Evidence:
         """What is known of the answer so far."""
-        wants_json = self._wants_json and _TOOL not in self._texts
-        return Evidence(tuple(self._logprobs), "".join(self._texts), self._finish, wants_json, complete)
+        text = self._calls.text() or "".join(self._texts)
+        wants_json = self._wants_json and not self._calls
+        return Evidence(tuple(self._logprobs), text, self._finish, wants_json, complete)
 
     def _take(self, event: bytes) -> bytes:
         if self._judged and not (self._strip and b'"logprobs"' in event):
@@ -128,6 +187,7 @@ class HeldStream:
             text = _text_of(choice)
             if text:
                 self._texts.append(text)
+            if self._calls.add(choice) or text:
                 self._pieces += 1
             self._logprobs += token_logprobs(choice)
             self._finish = str(choice.get("finish_reason") or "") or self._finish
@@ -155,7 +215,5 @@ def _text_of(choice: dict[str, Any]) -> str:
     if not isinstance(message, dict):
         text = choice.get("text")
         return text if isinstance(text, str) else ""
-    if message.get("tool_calls") or message.get("function_call"):
-        return _TOOL
     content = message.get("content")
     return content if isinstance(content, str) else ""

@@ -194,6 +194,32 @@ async def test_limits_count_every_step_and_can_forbid_the_second():
         assert second.headers["x-tidegate-model"] == "m-small" and "leave no room" in second.headers["x-tidegate-reason"]
 
 
+async def test_samples_that_the_limits_forbid_take_nothing_from_them():
+    keys = [{"id": "front", "sha256": digest(KEY), "tokens_per_minute": 55}]
+    async with cascade(SURE, keys=keys, cascade={"agreement": 0.6, "samples": 3}) as (door, small, _):
+        left = [int((await ask(door, max_tokens=16)).headers["x-ratelimit-remaining-tokens"]) for _ in range(2)]
+        assert len(small.requests) == 2  # room for a second sample, but not for a third: neither was asked
+        assert left[0] - left[1] == 12  # what the first request used
+
+
+async def test_samples_that_call_a_tool_with_other_arguments_disagree():
+    async with cascade(SURE, cascade={"agreement": 0.6, "samples": 3}) as (door, small, _):
+        given = iter(
+            ['{"city": "Paris", "days": 1}', '{"city": "Lyon"}', '{"city": "Nice"}'] + ['{"a": 1, "b": 2}', '{"b":2,"a":1}'] * 2
+        )
+        whole = small.whole
+
+        def calling(body):
+            found = whole(body)
+            call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": next(given)}}
+            found["choices"][0]["message"] = {"role": "assistant", "content": None, "tool_calls": [call]}
+            return found
+
+        small.whole = calling
+        assert "1 of 3 samples agree" in (await ask(door)).headers["x-tidegate-reason"]
+        assert "3 of 3 samples agree" in (await ask(door)).headers["x-tidegate-reason"]
+
+
 async def test_a_client_that_leaves_stops_every_engine():
     async with cascade(UNSURE * 30) as (door, small, _):
         small.pause_after = 3

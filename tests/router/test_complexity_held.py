@@ -8,7 +8,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.complexity.cascade import Doubt, judge_answer
+from router.complexity.cascade import TOOL_CALL, Doubt, judge_answer, plain_answer
 from router.complexity.held import HeldStream, asked_logprobs, demands_json, read_answer
 
 ENDS = ("\n\n", "\r\n\r\n", "\r\r")
@@ -76,6 +76,57 @@ def test_a_call_of_a_tool_is_an_answer():
     held = HeldStream(wants_json=True, strip=True)
     held.feed(b"data: " + msgspec.json.encode({"choices": [{"delta": {"tool_calls": [{"id": "1"}]}}]}) + b"\n\n")
     assert not judge_answer(held.evidence(complete=True), Doubt()).escalate
+
+
+def called(*calls: tuple[str, object], older: bool = False) -> str:
+    """What is compared of an answer that makes these calls."""
+    made = [{"id": str(place), "function": {"name": name, "arguments": said}} for place, (name, said) in enumerate(calls)]
+    message = {"function_call": made[0]["function"]} if older else {"tool_calls": made}
+    found = read_answer(msgspec.json.encode({"choices": [{"message": message}]}), wants_json=False, strip=False)
+    assert found is not None
+    return plain_answer(found.evidence.text)
+
+
+def test_calls_of_tools_are_compared_by_name_and_arguments():
+    one = called(("weather", '{"city": "Paris", "days": 3}'))
+    assert one == called(("weather", '{ "days": 3.0, "city":"Paris"}')) == called(("weather", {"city": "Paris", "days": 3}))
+    assert one == called(("weather", '{"city": "Paris", "days": 3}'), older=True)
+    others = [
+        called(("weather", '{"city": "paris", "days": 3}')),
+        called(("weather", '{"city": "Paris", "days": 4}')),
+        called(("news", '{"city": "Paris", "days": 3}')),
+        called(("weather", '{"city": "Paris", "days": 3')),
+        called(("weather", '{"city": "Paris", "days": 3}'), ("news", "{}")),
+        called(("weather", "")),
+        called(("ask", '{"answer": 1}')),
+        called(("ask", '{"other answer": 1}')),
+    ]
+    assert len({one, *others}) == len(others) + 1
+    assert called(("now", "")) == called(("now", "{}")) == called(("now", None))
+
+
+@given(
+    st.lists(st.tuples(st.text(min_size=1, max_size=5), st.dictionaries(st.text(max_size=3), st.integers())), min_size=1),
+    st.data(),
+)
+def test_calls_in_pieces_compare_like_whole_ones(calls, data):
+    held = HeldStream(wants_json=True, strip=True)
+    for place, (name, said) in enumerate(calls):
+        written = json.dumps(said)
+        cut = data.draw(st.integers(0, len(written)))
+        for function in ({"name": name, "arguments": ""}, {"arguments": written[:cut]}, {"arguments": written[cut:]}):
+            piece = {"choices": [{"delta": {"tool_calls": [{"index": place, "function": function}]}}]}
+            held.feed(b"data: " + msgspec.json.encode(piece) + b"\n\n")
+    assert plain_answer(held.evidence(complete=True).text) == called(*((name, json.dumps(said)) for name, said in calls))
+
+
+@given(st.recursive(st.none() | st.booleans() | st.text(max_size=5) | st.integers(), lambda s: st.lists(s) | st.dictionaries(
+    st.sampled_from(["function", "custom", "name", "arguments", "index", "input"]), s)))  # fmt: skip
+def test_calls_of_any_shape_are_read(calls):
+    for message in ({"tool_calls": calls}, {"function_call": calls}, {"tool_calls": [calls]}):
+        body = msgspec.json.encode({"choices": [{"message": message}]})
+        found = read_answer(body, wants_json=True, strip=False)
+        assert found is not None and found.evidence.text.startswith(TOOL_CALL) is not found.evidence.wants_json
 
 
 def test_what_a_request_asks_for():

@@ -17,6 +17,7 @@ from router.complexity.cascade import (
     fits_json,
     is_refusal,
     judge_answer,
+    plain_answer,
     token_logprobs,
 )
 from router.complexity.experiment import Branch, Trial, assign, is_in
@@ -59,6 +60,13 @@ def test_refusals_json_and_logprobs():
     assert token_logprobs({}) == token_logprobs(None) == ()
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400), "NaN", "-0.1", True, [], math.inf])
+def test_a_logprob_that_is_no_number_is_no_sure_token(value):
+    for found in ({"content": [{"logprob": value}]}, {"token_logprobs": [value]}):
+        logprobs = token_logprobs({"logprobs": found})
+        assert len(logprobs) == 1 and judge_answer(Evidence(logprobs, "Paris", "stop"), Doubt()).escalate
+
+
 def test_agreement_and_votes():
     assert agreement(["Answer: 12", "the answer is 12.", "Answer: 13"]) == ("Answer: 12", pytest.approx(2 / 3))
     assert agreement([]) == ("", 0.0)
@@ -67,6 +75,45 @@ def test_agreement_and_votes():
     alone = count_votes([Ballot("a", "x", 0), Ballot("b", "y", 3), Ballot("c", "", 9), Ballot("d", "x", 9, failed=True)])
     assert alone.winner == 1 and "no two" in alone.reason
     assert count_votes([]).winner == -1 and wants_vote(b" Vote ") and not wants_vote(b"")
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    ("```python\nreturn a + b\n```", "```python\nreturn a - b\n```"),
+    ("x:\n```\na = 1\nreturn a", "x:\n```\na = 2\nreturn a"),
+    ('{\n  "total": 3\n}', '{\n  "total": 4\n}'),
+    ('So:\n{\n  "total": 3\n}', 'So:\n{\n  "total": 4\n}'),
+    ('[{"answer": 3, "x": 1}]', '[{"answer": 4, "x": 1}]'),
+    ('{"a": 1e400}', '{"a": 1e500}'),
+    ("<p>1</p>\n</html>", "<p>2</p>\n</html>"),
+    ("\\boxed{\\frac{1}{2}}", "\\boxed{\\frac{1}{3}}"),
+    ("\\boxed{\\frac{1}{2}", "\\boxed{\\frac{1}{3}"),
+    ("\\boxed{\\{1, \\{2\\}, 3\\}}", "\\boxed{\\{1, \\{2\\}, 4\\}}"),
+    ("Answer: A\n```", "Answer: B\n```"),
+    ("Paris. That is my answer.", "Lyon. That is my answer."),
+    (".5", "5"),
+    ("...", "***"),
+    ("[" * 5000 + "1", "[" * 5000 + "2"),
+])  # fmt: skip
+def test_answers_that_only_end_alike_do_not_agree(one, other):
+    assert agreement([one, other]) == (one, 0.5)
+    assert agreement([one, one]) == (one, 1.0)
+    assert "no two" in count_votes([Ballot("a", one), Ballot("b", other)]).reason
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    ('{"a": 1, "b": [2.0]}', '```json\n{\n  "b": [2],\n  "a": 1e0\n}\n```'),
+    ("So \\boxed{\\frac{1}{2}}.", "It follows that $\\boxed{\\frac{1}{2}}$"),
+    ("```\n42\n```", "The answer is **42**."),
+    ("Let me think.\nparis", "Answer: Paris"),
+])  # fmt: skip
+def test_answers_that_are_only_written_differently_agree(one, other):
+    assert agreement([one, other]) == (one, 1.0)
+
+
+@given(st.text(max_size=60) | st.from_regex(r"(\\boxed|[{}\[\]`\\\n\"a1:,.])*", fullmatch=True))
+def test_any_answer_agrees_with_itself_and_says_something(text):
+    assert agreement([text, text]) == (text, 1.0)
+    assert bool(plain_answer(text)) is bool(text.strip())
 
 
 def test_feedback_is_read_strictly_and_takes_no_text():
