@@ -125,9 +125,12 @@ async def _watch_policy(router: RouterProcess, source: PolicySource, gauges: Ser
     """Take a changed policy file, and cut what time has come to forbid, for ever."""
     while True:
         await asyncio.sleep(POLICY_PERIOD_S)
-        if source.changed():
-            taken = router.take_policy(source)
-            if taken is not None:
-                gauges.adopt(taken.config)
-                router.take_reports(gauges.fill(_reports(taken.config)))
-        router.state.recheck(time.time())
+        try:
+            if source.changed():
+                taken = router.take_policy(source)
+                if taken is not None:
+                    gauges.adopt(taken.config)
+                    router.take_reports(gauges.fill(_reports(taken.config)))
+            router.state.recheck(time.time())
+        except Exception as error:  # nobody watches this task: it must see the next policy
+            router.state.refuse_policy(f"it cannot be put into force ({type(error).__name__})")

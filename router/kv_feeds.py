@@ -52,10 +52,13 @@ class KvFeeds:
         """Follow until cancelled."""
         try:
             while True:
-                self._reconcile()
-                now = time.monotonic()
-                self._prefixes.tend(now)
-                self._start_tests(now)
+                try:
+                    self._reconcile()
+                    now = time.monotonic()
+                    self._prefixes.tend(now)
+                    self._start_tests(now)
+                except Exception as error:  # one replica that nobody foresaw must not end the feeds of all
+                    _log.error("tidegate: the prefix caches could not be looked after (%s)", type(error).__name__)
                 await asyncio.sleep(1.0)
         finally:
             tasks = [task for _, task in self._following.values()] + list(self._tests.values())

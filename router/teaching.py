@@ -35,7 +35,12 @@ class Teaching:
     async def run(self) -> None:
         """Exchange for ever."""
         while True:
-            await self.exchange()
+            try:
+                await self.exchange()
+            except Exception as error:  # nobody watches this task: it must not end
+                if not self._failing:
+                    _log.error("feedback: %s; what it has taught stays with this router", type(error).__name__)
+                self._failing = True
             await asyncio.sleep(PERIOD_S)
 
     async def exchange(self) -> None:

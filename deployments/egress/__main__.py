@@ -69,7 +69,10 @@ async def _watch_policy(egress: EgressServer, source: PolicySource) -> None:
                 _log.error("policy refused, epoch %s stays: %s", egress.policy.epoch, error)
             else:
                 source.running = taken
-                egress.adopt(taken.config, taken.policy, time.time())
+                try:
+                    egress.adopt(taken.config, taken.policy, time.time())
+                except Exception as error:  # nobody watches this task: it must see the next policy
+                    _log.error("policy refused, epoch %s stays (%s)", egress.policy.epoch, type(error).__name__)
 
 
 async def _watch_store(egress: EgressServer) -> None:

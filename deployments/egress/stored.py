@@ -42,9 +42,10 @@ class StoreReader:
                 grants = compile_all(table.all(), config, policy).values()
                 self._known, self._seen = ceilings_of((grant for grant, _ in grants), policy), seen
             self._failing = False
-        except StoreError as error:
+        except Exception as error:  # whatever it is, whoever asks must ask again: the next revocation counts
             if not self._failing:
-                _log.error("%s; nothing leaves for stored keys that are not known yet", error)
+                why = error if isinstance(error, StoreError) else type(error).__name__
+                _log.error("%s; nothing leaves for stored keys that are not known yet", why)
             self._failing = True
         return self._known if self._seen[0] == policy.epoch else NONE_STORED
 

@@ -166,8 +166,8 @@ class LeasedBooks:
             try:
                 self._counters.bury(dead.replica, dead.read(), time.time())
                 entered = True
-            except (StoreError, OSError) as error:
-                _log.warning("limits: the use of a router that was killed is not entered yet: %s", error)
+            except Exception as error:  # a damaged file raises what it likes
+                _log.warning("limits: the use of a router that was killed is not entered yet: %s", _why(error))
             dead.close(entered=entered)
 
     def _run(self) -> None:
@@ -181,7 +181,10 @@ class LeasedBooks:
                 used_at = moment
             if used_at == moment or moment - beat >= _HEARTBEAT_S:
                 beat = moment
-                self._renew()
+                try:
+                    self._renew()
+                except Exception as error:  # whatever it is, the thread goes on
+                    self._miss(error)
                 time.sleep(0.005)
             # First asleep, then a last look: what is used from here on wakes it, and what was used before is seen.
             self._asleep = moment - used_at >= _QUIET_AFTER_S
@@ -221,10 +224,8 @@ class LeasedBooks:
         wishes = [self._wish(lease, now) for lease in leases]
         try:
             grants, alive = self._counters.lease(wishes, now)
-        except StoreError as error:
-            if not self._failing and time.monotonic() - self._reached > _ALONE_AFTER_S:
-                self._failing = True
-                _log.error("limits: %s; this router keeps to its share, 1 of %d", error, self._alive)
+        except Exception as error:
+            self._miss(error)
             return
         if self._failing:
             _log.warning("limits: the store is reached again")
@@ -232,6 +233,12 @@ class LeasedBooks:
         for lease, wish in zip(leases, wishes, strict=True):
             grant = grants[wish.counter]
             lease.granted, lease.free, lease.reported, lease.asked = grant.granted, grant.free, wish.used, True
+
+    def _miss(self, error: Exception) -> None:
+        """The leases were not renewed; after a while this router keeps to its share."""
+        if not self._failing and time.monotonic() - self._reached > _ALONE_AFTER_S:
+            self._failing = True
+            _log.error("limits: %s; this router keeps to its share, 1 of %d", _why(error), self._alive)
 
     def _wish(self, lease: _Lease, now: float) -> Wish:
         """Ask for a few times what was used since the last time; keep a little where there is plenty."""
@@ -269,6 +276,11 @@ def _open_file(directory: Path, replica: str) -> UsageFile | None:
     except OSError as error:
         _log.warning("limits: %s cannot be used (%s); what a killed router used last is lost", directory, error.strerror)
         return None
+
+
+def _why(error: Exception) -> str:
+    """What a log may say of an error; the text of one that nobody foresaw is not known to be harmless."""
+    return str(error) if isinstance(error, StoreError | OSError) else type(error).__name__
 
 
 def _name(limit: Limit, window: int) -> str:

@@ -119,9 +119,10 @@ class StoredKeys:
             if version != self._version:
                 self._load(tuple(self._table.all()))
                 self._version = version
-        except StoreError as error:
+        except Exception as error:  # whatever it is, the thread must see the next revocation
             if not self._failing:
-                _log.error("keys: %s; the keys that were known stay valid", error)
+                why = error if isinstance(error, StoreError) else type(error).__name__
+                _log.error("keys: %s; the keys that were known stay valid", why)
             self._failing = True
         else:
             self._failing = False
@@ -160,6 +161,8 @@ def compile_all(rows: Iterable[StoredKey], config: Config, policy: Policy) -> di
         except (ConfigError, ValueError) as error:
             # Its tags or models are not in this configuration: such a key may do nothing.
             _log.error("keys: the stored key %s cannot be used: %s", key.id, error)
+        except Exception as error:  # one key that nobody foresaw must not keep the revocation of another from being seen
+            _log.error("keys: the stored key %s cannot be used (%s)", key.id, type(error).__name__)
     return grants
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from router.store.database import Database, StoreError
 from router.store.tables import changes, keys
 
 _NEWS = "keys"
+_log = logging.getLogger("tidegate.keys")
 
 
 class StoredKey(msgspec.Struct, frozen=True):
@@ -71,17 +73,14 @@ class KeyTable:
             return _version(connection)
 
     def all(self) -> list[StoredKey]:
-        """Every key, the oldest first.
+        """Every key whose row can be read, the oldest first.
 
         Raises:
             StoreError: the store cannot be reached.
         """
         with self._database.transaction() as connection:
             rows = connection.execute(select(keys).order_by(keys.c.created)).all()
-        return [
-            StoredKey(bytes.fromhex(row.mac), row.id, row.tenant, row.scopes, row.created, row.expires, row.revoked)
-            for row in rows
-        ]
+        return [key for row in rows if (key := _read(row)) is not None]
 
     def add(self, key: StoredKey) -> None:
         """Store a key.
@@ -132,11 +131,16 @@ class KeyTable:
 
 def _valid(connection: Connection, name: str, now: float) -> list[StoredKey]:
     rows = connection.execute(select(keys).where((keys.c.id == name) & keys.c.revoked.is_(None)).order_by(keys.c.created))
-    return [key for key in map(_read, rows) if key.is_valid(now)]
+    return [key for row in rows if (key := _read(row)) is not None and key.is_valid(now)]
 
 
-def _read(row: Any) -> StoredKey:
-    return StoredKey(bytes.fromhex(row.mac), row.id, row.tenant, row.scopes, row.created, row.expires, row.revoked)
+def _read(row: Any) -> StoredKey | None:
+    """The key in a row; None for a row that holds none. Nobody can use such a key, and the others must not suffer from it."""
+    try:
+        return StoredKey(bytes.fromhex(row.mac), row.id, row.tenant, row.scopes, row.created, row.expires, row.revoked)
+    except (TypeError, ValueError):
+        _log.error("keys: the row of the stored key %s cannot be read: this key is not valid", row.id)
+        return None
 
 
 def _insert(connection: Connection, key: StoredKey) -> None:

@@ -19,6 +19,7 @@ from router.ledger.replay import Gap, Replayer, decide_again, differences
 from router.ledger.retention import Hold, HoldError, standing_holds, write_holds
 from router.ledger.search import Query, parse_time, requests, search
 from router.ledger.slots import SIGNING_KEY, open_slot
+from router.ledger.store import LogBusy
 from router.ledger.tiles import TileError
 from router.ledger.verify import Report, verify_log
 from tidegate.home import find_home
@@ -328,5 +329,5 @@ def _record(where: Path, event: str, subject: str, data: dict[str, Any]) -> None
         store = open_slot(where, load_signer(where / SIGNING_KEY), "cli")
         store.append([records.encode(store.size, time.time(), time.monotonic(), event, subject, data)])
         store.close()
-    except (OSError, CheckpointError) as error:
+    except (OSError, CheckpointError, LogBusy) as error:
         fail(f"this could not be recorded, so it was not done: {error}")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,3 +143,36 @@ def test_what_was_not_told_yet_counts_on_top_of_what_is_heard():
     (arms,) = learning.describe()["t"].values()
     assert arms[1] == {"weight": 11.0, "total": 5.0} and arms[0] == {"weight": 0.0, "total": 0.0}
     assert "r2" not in repr(learning.fresh[0].slot) and len(learning.fresh) == 1
+
+
+async def test_an_error_nobody_foresaw_does_not_end_the_exchange(monkeypatch):
+    """Nobody watches the task: the second exchange must come although the first failed."""
+    monkeypatch.setattr(teaching, "PERIOD_S", 0.0)
+    again = asyncio.Event()
+
+    class Broken:
+        shared = True
+        setting = "s"
+        tries = 0
+
+        @property
+        def fresh(self) -> list[object]:
+            self.tries += 1
+            if self.tries == 1:
+                raise RuntimeError("unforeseen")
+            again.set()
+            return []
+
+        def hear(self, sums: object, told: int) -> None:
+            """Nothing to learn here."""
+
+    class Table:
+        def exchange(self, *_: object) -> tuple[int, None]:
+            return 0, None
+
+    state = SimpleNamespace(complexity=SimpleNamespace(learning=Broken()))
+    task = asyncio.create_task(teaching.Teaching(state, Table()).run())
+    try:
+        await asyncio.wait_for(again.wait(), 10)
+    finally:
+        task.cancel()

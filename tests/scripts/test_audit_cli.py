@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tidegate import audit
 from tidegate.cli import app
 from typer.testing import CliRunner
 
 from router.ledger.checkpoint import load_signer
 from router.ledger.retention import standing_holds
+from router.ledger.store import LogBusy
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
 
@@ -202,3 +204,13 @@ def test_the_cost_report_adds_up_by_every_name(logs):
     assert run("report", "cost", "--by", "colour", "--dir", logs)[0] == 2
     assert "provider" in run("report", "cost", "--by", "target", "--dir", logs)[1]
     assert run("report", "cost", "--format", "csv", "--dir", logs)[1].startswith("name,requests,")
+
+
+def test_a_hold_that_finds_no_free_log_is_refused_and_not_done(copy, monkeypatch):
+    def busy(*_: object) -> None:
+        raise LogBusy("all are in use")
+
+    monkeypatch.setattr(audit, "open_slot", busy)
+    code, text = run("audit", "hold", "add", "case-9", "--reason", "no log is free", "--dir", copy)
+    assert code == 2 and "all are in use" in text and "Traceback" not in text
+    assert "case-9" not in run("audit", "hold", "list", "--dir", copy)[1]
