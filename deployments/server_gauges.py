@@ -19,7 +19,7 @@ PERIOD_S = 1.0
 ANSWER_S = 0.8
 """For the whole page: who needs longer is late, and its next reading begins in time."""
 _MOST_PER_S = 64
-"""Pages read in a second, over all servers: each costs the router's loop under a millisecond."""
+"""Pages read in a second, over all servers: each costs the router's loop about a millisecond."""
 _AGAIN_S = 30.0
 """After an answer that is no page of vLLM's: it may be upgraded, but hardly within seconds."""
 _LONGEST_PAGE = 8 << 20
