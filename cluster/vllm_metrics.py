@@ -13,6 +13,8 @@ from router.placement.targets import Signals
 
 _RUNNING = b"vllm:num_requests_running"
 _WAITING = b"vllm:num_requests_waiting"
+_BY_REASON = b"vllm:num_requests_waiting_by_reason"
+_DEFERRED = b'reason="deferred"'
 _KV_USAGE = b"vllm:kv_cache_usage_perc"
 _PREEMPTIONS = b"vllm:num_preemptions_total"
 _ADAPTERS = b"vllm:lora_requests_info"
@@ -25,7 +27,7 @@ def has_signals(page: bytes) -> bool:
 
 
 def parse_signals(page: bytes, sampled_at: float) -> Signals:
-    """Read running, waiting, KV cache usage, adapters and preemptions.
+    """Read running, waiting (and how many of them not for room), KV cache usage, adapters and preemptions.
 
     Several series of one name (data-parallel engines) are summed for requests; for the KV cache the fullest one counts,
     because that is the one that will make a request wait.
@@ -46,6 +48,7 @@ def parse_signals(page: bytes, sampled_at: float) -> Signals:
         adapters=adapters,
         adapter_slots=slots,
         preemptions=round(sum(_values(page, _PREEMPTIONS))),
+        deferred=round(sum(value for value, line in _series(page, _BY_REASON) if _DEFERRED in line)),
     )
 
 

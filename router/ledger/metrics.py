@@ -41,6 +41,8 @@ class _FleetCollector(Collector):
         health = GaugeMetricFamily("tidegate_breaker_state", "circuit breaker: 0 closed, 1 half-open, 2 open", labels=names)
         throttle = GaugeMetricFamily("tidegate_gpu_throttle", "how many times slower heat or power makes the GPUs", labels=names)
         faults = GaugeMetricFamily("tidegate_gpu_faults", "broken GPUs: memory errors or a critical XID", labels=names)
+        deferred = GaugeMetricFamily("tidegate_target_deferred", "requests that wait there for other than room", labels=names)
+        evicted = GaugeMetricFamily("tidegate_target_preemptions", "requests thrown out of its KV cache so far", labels=names)
         trust = GaugeMetricFamily("tidegate_trust_state", "2: EXACT, 1: DEGRADED, 0: BLIND", labels=names)
         now = time.time()
         view = self._fleet.view(now)
@@ -57,7 +59,9 @@ class _FleetCollector(Collector):
                 age.add_metric(values, signal_age)
                 throttle.add_metric(values, load.throttle)
                 faults.add_metric(values, load.signals.gpu_faults)
-        yield from (up, inflight, foreign, kv, age, health, trust, throttle, faults)
+                deferred.add_metric(values, load.signals.deferred)
+                evicted.add_metric(values, load.signals.preemptions)
+        yield from (up, inflight, foreign, kv, age, health, trust, throttle, faults, deferred, evicted)
 
 
 class Durations:

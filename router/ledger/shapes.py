@@ -110,6 +110,7 @@ SIGNALS: Shape = (
     "gpu_power",
     "gpu_throttle",
     "gpu_faults",
+    "deferred",
 )
 BREAKER: Shape = (
     "consecutive",

@@ -156,6 +156,8 @@ class Signals(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """How many times faster a GPU's clock could run, were it not for heat or a failing power supply."""
     gpu_faults: int = 0
     """GPUs with memory errors, bad memory that waits for a reset, or a critical XID."""
+    deferred: int = 0
+    """Of those waiting, how many wait for something other than room: an adapter's turn, keys and values on their way."""
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -56,3 +56,12 @@ vllm:lora_requests_info{max_lora="2",running_lora_adapters="old",waiting_lora_ad
 def test_preemptions_are_summed():
     lines = (b'preemptions_total{engine="0"} 3.0', b'preemptions_total{engine="1"} 4.0', b"preemptions_created 9.0")
     assert parse_signals(b"".join(b"vllm:num_%b\n" % line for line in lines), 1.0).preemptions == 7
+
+
+def test_those_that_wait_for_other_than_room_are_summed_over_engines():
+    name = b"vllm:num_requests_waiting_by_reason"
+    rows = ((b"0", b"capacity", b"4.0"), (b"0", b"deferred", b"2.0"), (b"1", b"capacity", b"0.0"), (b"1", b"deferred", b"1.0"))
+    page = b"".join(b'%b{engine="%b",model_name="a",reason="%b"} %b\n' % (name, *row) for row in rows)
+    signals = parse_signals(page + b"vllm:num_requests_waiting 7.0\n", 1.0)
+    assert (signals.waiting, signals.deferred) == (7, 3)
+    assert parse_signals(PAGE, 1.0).deferred == 0, "that page defers nothing"

@@ -453,7 +453,7 @@ def test_records_read_by_place_keep_their_places():
             Signals,
             shapes.SIGNALS,
             "sampled_at running waiting kv_usage gpu_utilisation gpu_memory gpu_temperature_c adapters adapter_slots "
-            "preemptions gpu_power gpu_throttle gpu_faults",
+            "preemptions gpu_power gpu_throttle gpu_faults deferred",
         ),
         (Breaker, shapes.BREAKER, "consecutive good bad counted_at pace paces judged_at cause trips opened_at until probing"),
     ):

@@ -9,16 +9,19 @@ from msgspec.structs import replace
 
 from router.decide import decide
 from router.explain import gpu_health
+from router.ledger.metrics import Metrics
 from router.placement.breaker import GPU_HOLD_S, Cause, hold
 from router.placement.fleet import Fleet
 from router.placement.predict import ask_of, forecast, rank_costs
 from router.placement.targets import Load, Report, Signals
+from router.placement.trust import Trust, Verdict
 from tests.router.builders import NOW, make_facts, make_policy, make_target
 
 POLICY = make_policy()
 A, B = (make_target(POLICY, name, "eu") for name in "ab")
 ABROAD = make_target(POLICY, "us", "us")
 ASK = ask_of(1_000, 200, 0.1)
+SCRAPED = {"gpu_faults": 2.0, "gpu_throttle": 1.5, "target_deferred": 3.0, "target_preemptions": 9.0}
 
 
 def reported(fleet, at, **signals):
@@ -94,3 +97,10 @@ def test_a_breaker_that_is_open_for_something_else_is_not_lost_to_a_sound_gpu():
     assert fleet.load_of(A.incarnation).breaker.cause is Cause.FAILURES_IN_A_ROW
     reported(fleet, NOW + 0.5)
     assert fleet.load_of(A.incarnation).breaker.cause is Cause.FAILURES_IN_A_ROW
+
+
+def test_what_an_engine_says_of_its_queue_and_its_gpus_can_be_scraped():
+    fleet = reported(Fleet(float("inf")), NOW, gpu_faults=2, gpu_throttle=1.5, deferred=3, preemptions=9)
+    page = Metrics(fleet, lambda target, age: Verdict(Trust.BLIND, "")).render().decode()
+    told = {name: f'tidegate_{name}{{target="a",zone="eu"}} {value}' for name, value in SCRAPED.items()}
+    assert {name: line in page.splitlines() for name, line in told.items()} == dict.fromkeys(SCRAPED, True)
