@@ -70,8 +70,9 @@ class ModelHandler:
     def open(self, request: DirectRequest) -> None:
         """Refuse what the headers alone condemn: nobody without a key gets us to keep a body."""
         state = self._state
-        request_id = request_id_of(request.headers)
-        if request_id in state.receipts:
+        chosen = header(request.headers, b"x-request-id") is not None
+        request_id = request_id_of(request.headers) if chosen else fresh_request_id()
+        if chosen and request_id in state.receipts:
             request_id = fresh_request_id()
         try:
             if request.method != "POST":
@@ -81,6 +82,8 @@ class ModelHandler:
                 request.limit = min(request.limit, grant.max_body_bytes)
             check_announced(request.headers, request.limit)
             request.context = _Opened(request_id, grant, label, tags, state.policy)
+            if chosen:
+                state.receipts.claim(request_id, request)
         except ApiError as error:
             if state.audit is not None:
                 state.audit.turned_away(f"{error.code} {error.key}" if isinstance(error, WrongSource) else error.code)
@@ -134,6 +137,7 @@ class ModelHandler:
 
     def _refuse(self, request: DirectRequest, grant: KeyGrant, error: ApiError, request_id: str) -> None:
         """Refuse before any decision, and have it recorded."""
+        self._state.receipts.disclaim(request_id)
         if self._state.audit is not None:
             self._state.audit.refused(request_id, grant.id, grant.tenant, request.path, error.status, error.code)
         refuse(self._state, request, error, request_id)

@@ -7,6 +7,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -192,9 +193,20 @@ class ReceiptBook:
         self._capacity = capacity
         self._receipts: OrderedDict[str, tuple[Receipt, Decision | None]] = OrderedDict()
         self._watched: dict[str, Callable[[Receipt], None]] = {}
+        self._claimed: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        """Ids that clients chose, of requests in flight. Weak, so that no way out of a request can keep its id."""
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._receipts
+        """Whether an id is taken: by a request in flight that claimed it, or by a receipt."""
+        return request_id in self._receipts or request_id in self._claimed
+
+    def claim(self, request_id: str, holder: object) -> None:
+        """Keep an id from being given to another request for as long as `holder` lives."""
+        self._claimed[request_id] = holder
+
+    def disclaim(self, request_id: str) -> None:
+        """Give an id back at once: an error's traceback may keep its holder for a while."""
+        self._claimed.pop(request_id, None)
 
     def add(self, receipt: Receipt, decision: Decision | None) -> None:
         """Keep a receipt together with its last decision; candidates are written out only when somebody asks."""

@@ -15,6 +15,7 @@ does what waits for the medium: `sync`, `roll_back`, `tidy`, `publish`, `drop_bu
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -89,6 +90,8 @@ class LogStore:
         """Directories of tiles that are not full; a look at the disk for each that becomes full costs more than remembering."""
         self._blobs: list[Path] = []
         self._known_blobs: set[str] = set()
+        self._doubtful: set[Path] = set()
+        """Blobs of a sync that failed: the system may have dropped their pages, so that to sync them again proves nothing."""
         self._segment_is_new = False
         self._published = b""
         self._journal = -1
@@ -197,6 +200,7 @@ class LogStore:
             self._blobs = []
         try:
             if blobs:
+                self._write_doubtful()
                 self._disk.settle(blobs)
             if self._segment_is_new:
                 self._disk.sync_directory(self.root / "journal")
@@ -205,9 +209,20 @@ class LogStore:
         except OSError:
             with self.lock:
                 self._blobs = [*blobs, *self._blobs]
+                self._doubtful.update(blobs)
+                self._known_blobs.clear()
             raise
         self._synced = state
         self._segments[-1] = (self._segments[-1][0], state.growth.size)
+
+    def _write_doubtful(self) -> None:
+        """Write anew, as other files, the blobs that an earlier sync left in doubt."""
+        for path in list(self._doubtful):
+            data = path.read_bytes()
+            if sha256(data).hexdigest() != path.name:
+                raise OSError(errno.EIO, "a blob was lost in a failed write; it is kept again when it comes again", str(path))
+            self._disk.put(path, data, durable=False)
+            self._doubtful.discard(path)
 
     def roll_back(self) -> None:
         """Take back everything that was written and not brought to the medium."""

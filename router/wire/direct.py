@@ -63,6 +63,7 @@ class DirectRequest:
     """
 
     __slots__ = (
+        "__weakref__",
         "_body",
         "_protocol",
         "_size",

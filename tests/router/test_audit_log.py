@@ -664,3 +664,33 @@ def test_usage_is_the_engines_own_count_although_half_of_the_clients_leave(tmp_p
     sums = count_simulated(tmp_path, 150, seed=2)
     assert sums.problems == []
     assert sums.router == sums.engines and sums.left > 30
+
+
+def test_a_blob_whose_sync_failed_is_written_anew_and_not_only_synced_again(tmp_path):
+    """After a failed fsync the system may call pages clean that never reached the medium."""
+
+    class FailingOnce(Disk):
+        def __init__(self) -> None:
+            self.failures, self.put_again = 1, []
+
+        def settle(self, paths) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(5, "Input/output error")
+            super().settle(paths)
+
+        def put(self, path, data, *, durable) -> None:
+            self.put_again += [path.name] if path.parent.name == "blobs" else []
+            super().put(path, data, durable=durable)
+
+    disk = FailingOnce()
+    store = LogStore(tmp_path / "log", SIGNER, disk=disk)
+    blob = store.put_blob(b"what a record refers to")
+    entry = records.encode(0, 1.0, 1.0, records.GRANT, "key", {"blob": blob})
+    with pytest.raises(OSError, match="Input/output"):
+        store.append([entry])
+    assert disk.put_again == [blob]
+    assert store.append([entry]) == 0
+    assert disk.put_again == [blob, blob]
+    store.close()
+    assert verify_log(tmp_path / "log", KEYS).ok

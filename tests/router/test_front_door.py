@@ -407,3 +407,28 @@ async def test_usage_is_counted_wherever_an_answer_has_it(name, framing):
         assert (receipt["prompt_tokens"], receipt["completion_tokens"]) == (7000, 900)
         assert (await door.chat("hello")).status_code == 200
         assert (await door.chat("hello")).status_code == 429, "what was used is charged"
+
+
+async def test_requests_in_flight_together_never_share_the_id_a_client_chose(door):
+    """Receipts and the audit log tell requests apart by it: one of them keeps it, the others get ids of their own."""
+    given = {"x-request-id": "twice-the-same"}
+    waiting = asyncio.create_task(door.chat("gated", headers=given))
+    async with asyncio.timeout(10):
+        while not any(engine.requests for engine in door.engines.values()):
+            await asyncio.sleep(0.005)
+    second = await door.chat("hello", headers=given)
+    for engine in door.engines.values():
+        engine.gate.release()
+    answers = [await waiting, second, await door.chat("hello", headers=given)]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    found = [answer.headers["x-request-id"] for answer in answers]
+    assert len(set(found)) == 3 and found[0] == "twice-the-same"
+    assert [door.receipt(answer)["request_id"] for answer in answers] == found
+
+
+async def test_the_id_of_a_request_that_was_refused_before_any_receipt_is_free_again(door):
+    given = {"x-request-id": "to-be-repeated"}
+    refused = await door.client.post("/v1/chat/completions", content=b"no json", headers=given)
+    again = await door.chat("hello", headers=given)
+    assert refused.status_code == 400 and again.status_code == 200
+    assert refused.headers["x-request-id"] == again.headers["x-request-id"] == "to-be-repeated"
