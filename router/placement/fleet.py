@@ -138,9 +138,9 @@ class Fleet:
             for incarnation in gone:
                 del self._books[incarnation]
         self._loads = loads
-        for index, report in enumerate(reports):
-            if report.signals is not None:
-                self._judge_gpus(index, report.signals)
+        for index, load in enumerate(loads):
+            if load.signals is not None:
+                self._judge_gpus(index, load.signals)
 
     def _judge_gpus(self, index: int, signals: Signals) -> None:
         """Give a target with a broken GPU no work while others can do it, as with any breaker."""
