@@ -26,7 +26,7 @@ _REFUSALS = re.compile(
 )
 _REFUSAL_CHARS = 200
 _SPACE = re.compile(r"\s+")
-_FENCE = re.compile(r"^```[a-zA-Z]*\s*|\s*```$")
+_FENCE = re.compile(r"```[a-zA-Z]*\s*")
 _BRACE = re.compile(r"\\.|[{}]", re.S)
 _MARK = re.compile(r"(?i)(?:final )?answer\s*(?:is)?\s*[:=]?\s*")
 TOOL_CALL = "(tool call)"
@@ -100,7 +100,7 @@ def is_refusal(text: str) -> bool:
 
 def fits_json(text: str, complete: bool) -> bool:
     """Whether an answer is JSON; of an unfinished one only that it begins like it."""
-    plain = _FENCE.sub("", text.strip())
+    plain = _unfenced(text)
     if not complete:
         return not plain or plain[0] in "{["
     try:
@@ -158,7 +158,7 @@ def plain_answer(text: str) -> str:
     """
     if text.startswith(TOOL_CALL):
         return text
-    unfenced = _FENCE.sub("", text.strip())
+    unfenced = _unfenced(text)
     found = canonical_json(unfenced) if unfenced[:1] in ("{", "[") else None
     if found is not None:
         return found.casefold()
@@ -182,6 +182,13 @@ def _canonical_number(written: str) -> int | float | str:
     if not math.isfinite(value):
         return written
     return int(value) if value.is_integer() else value
+
+
+def _unfenced(text: str) -> str:
+    """A text without the fence around it. One expression for both ends would take quadratic time on a long run of spaces."""
+    text = text.strip()
+    opening = _FENCE.match(text)
+    return text[opening.end() if opening else 0 :].removesuffix("```").rstrip()
 
 
 def _conclusion(text: str) -> str:

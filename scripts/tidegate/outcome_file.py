@@ -71,7 +71,7 @@ def read_score(value: object, name: str, where: str) -> float:
     """
     try:
         score = float("nan") if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = float("nan")
     if not 0 <= score <= 1:
         raise EvalError(f"{where}: `{name}` is a score, a number from 0 to 1")

@@ -116,6 +116,12 @@ def test_any_answer_agrees_with_itself_and_says_something(text):
     assert bool(plain_answer(text)) is bool(text.strip())
 
 
+@pytest.mark.parametrize("filler", [" ", "\n", "```", "{", "answer ", "\\boxed{"])
+def test_an_answer_that_repeats_itself_without_end_is_read_in_one_go(filler):
+    long = "{" + filler * 300_000 + "x"  # minutes, where a search begins anew at every character
+    assert not fits_json(long, True) and plain_answer(long) == plain_answer(long + " ")
+
+
 def test_feedback_is_read_strictly_and_takes_no_text():
     assert read_rating({"request_id": "r", "score": 1}).weight == 1.0
     assert read_rating({"request_id": "r", "signal": "retry"}).score < 0.5

@@ -8,6 +8,7 @@ import random
 import pytest
 from tidegate.cli import app
 from tidegate.curves import aiq, apgr, apgr_interval, cpt, difference_interval, mean_interval, non_decreasing_hull, recovered
+from tidegate.outcome_file import EvalError, read_outcomes
 from typer.testing import CliRunner
 
 RUN = CliRunner()
@@ -81,3 +82,11 @@ def test_the_commands_print_figures_and_name_what_is_wrong(tmp_path):
         assert RUN.invoke(app, ["eval", command, str(bad)]).exit_code == 1
     assert RUN.invoke(app, ["eval", "outcomes", str(tmp_path / "none.csv")]).exit_code == 1
     assert RUN.invoke(app, ["eval", "outcomes", str(good), "--weights", str(good)]).exit_code == 1
+
+
+@pytest.mark.parametrize("score", ["1" + "0" * 400, "-1" + "0" * 400, "NaN", "Infinity", "true", "[]", '"x"'])
+def test_a_score_that_is_none_is_named_with_its_line(tmp_path, score):
+    file = tmp_path / "outcomes.jsonl"
+    file.write_text(f'{{"prompt": "a", "small": 0, "large": 1}}\n{{"prompt": "b", "small": 0, "large": {score}}}\n')
+    with pytest.raises(EvalError, match=":2: `large` is a score"):
+        read_outcomes(file)
