@@ -31,8 +31,8 @@ NOT_HTTP = "the target's response is not valid HTTP"
 _SMALL = 64
 _FRAMING = (b"content-length", b"transfer-encoding")
 _RECEIVE_BUFFER = 32 * 1024
-"""Linux doubles it, so a stream may have one read of 64 kB and the client's high-water mark waiting here: measured, 105 kB. With
-half of it that is 48 kB, but a client slow to read then took 50 times as long: over a link with large segments the window closes."""
+"""Linux doubles it, so one read of 64 kB and the client's high-water mark may wait here: measured, 105 kB a stream. With half
+of it that is 48 kB, but to a client slow to read 2 MB then took 50 times as long: the window closes before large segments."""
 
 
 class Connection(asyncio.Protocol):
