@@ -16,16 +16,12 @@ def check_plot(target: Path) -> None:
     """Refuse before anything is simulated what could not be drawn after it.
 
     Raises:
-        PlanError: matplotlib is missing, or the file cannot be a picture.
+        PlanError: the file cannot be a picture.
     """
     if target.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise PlanError(f"--plot {target}: the name must end in .png, .svg or .pdf")
     if not target.parent.is_dir():
         raise PlanError(f"--plot {target}: there is no directory {target.parent}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise PlanError("--plot needs matplotlib: pip install matplotlib") from None
 
 
 def draw(question: Question, answers: Sequence[Answer], target: Path) -> None:

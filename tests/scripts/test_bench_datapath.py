@@ -16,6 +16,12 @@ import httpx
 import pytest
 
 from router import config
+from router.compiled import compile_policy
+from router.complexity.books import ComplexityBooks
+from router.complexity.compile import load_model
+from router.complexity.weights import DEFAULT
+from router.facts import gather_facts
+from router.placement.targets import Endpoint
 
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
 sys.path.insert(0, str(BENCH))
@@ -222,6 +228,7 @@ def _row(system: str, case: str, cpu: float, chunk: float = 0.0, added: float = 
 def test_goals_are_judged_by_the_ratios_of_one_run():
     rows = [
         _row("tidegate", "json", 60),
+        _row("tidegate", "json-auto", 130),
         _row("tidegate", "sse64", 1000, 14),
         _row("tidegate", "json@256", 90),
         _row("tidegate", "sse64@256", 1000, 15),
@@ -235,7 +242,9 @@ def test_goals_are_judged_by_the_ratios_of_one_run():
     values = [(goal.value, goal.met) for goal in found.values()]
     assert values == [
         (0.3, True),  # against vllm-router
+        (0.65, False),  # the same where the prior judges
         (None, None),  # LiteLLM was not there
+        (None, None),
         (0.7, True),  # the best Rust router per chunk is smg
         (1.4, True),
         (2.0, False),  # and it is the best in latency too
@@ -257,14 +266,14 @@ def test_a_memory_run_smaller_than_the_goal_shows_nothing(size: tuple[int, int],
 def test_a_ratio_to_nothing_says_nothing():
     """Latency below the engine's own is noise: neither zero nor a negative number is a base to compare with."""
     rows = [_row("tidegate", "json", 60, added=0.01), _row("smg/cache_aware", "json", 100, added=-0.02)]
-    assert [goal.met for goal in goals.judge(rows)] == [None] * 10
+    assert [goal.met for goal in goals.judge(rows)] == [None] * 12
 
 
 def test_goals_are_shown_with_their_verdicts(capsys: pytest.CaptureFixture[str]):
     rows = [_row("tidegate", "json", 60), _row("vllm-router/cache_aware", "json", 50)]
     report.show_goals(report.console(), goals.judge(rows))
     said = capsys.readouterr().out
-    assert "1.2x" in said and said.count("missed") == 1 and said.count("not measured") == 8
+    assert "1.2x" in said and said.count("missed") == 1 and said.count("not measured") == 10
 
 
 def _planned(*arguments: str) -> run.Plan:
@@ -275,12 +284,12 @@ def test_every_number_of_targets_gets_its_cases():
     plan = _planned("--targets", "2,8,16", "--cases", "json,json-20")
     assert (plan.targets, plan.cases, plan.engines) == (2, ["json", "json-20", "json@8", "json@16"], 16)
     assert [case.base for case in map(bodies.find, plan.cases)] == ["json", "json-20", "json", "json"]
-    started = {name: run._instances(name, plan) for name in ("tidegate", "smg/cache_aware", "litellm")}
-    assert {name: list(found) for name, found in started.items()} == {
-        "tidegate": [2, 8, 16],
-        "smg/cache_aware": [2],
-        "litellm": [2],
-    }
+    started = {name: list(run._instances(name, plan)) for name in systems.SYSTEMS}
+    many = [name for name, targets in started.items() if targets == [2, 8, 16]]
+    assert many == ["haproxy", "tidegate", *goals.RUST]
+    assert all(targets == [2] for name, targets in started.items() if name not in many)
+    quick = _planned("--quick", "--targets", "2,8")
+    assert [name for name in systems.SYSTEMS if list(run._instances(name, quick)) == [2, 8]] == list(systems.QUICK_MANY)
     assert not run._instances("litellm", _planned("--cases", "json-20"))
 
 
@@ -297,6 +306,51 @@ def test_more_targets_than_there_are_engines_are_refused(capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         cli.main(["--targets", "4,1000"])
     assert "at most 256" in capsys.readouterr().err
+
+
+def test_slow_systems_show_the_latency_of_as_many_connections_as_the_others_have():
+    plan = _planned("--systems", "litellm", "--cases", "json")
+    assert plan.needs_crowd("litellm") and not plan.needs_crowd("tidegate")
+    assert not _planned("--quick").needs_crowd("litellm")
+    few, many, floor = (load.Load(1000, 8.0, ms, 2 * ms, 10, 0, 0, 0) for ms in (80.0, 320.0, 1.0))
+    for crowd, p50 in ((many, 320.0), (None, 80.0)):
+        outcome = run.Outcome(plan)
+        outcome.samples["direct", "json"] = [run.Sample(floor, floor, 0.1, 10.0)]
+        outcome.samples["litellm", "json"] = [run.Sample(few, few, 15.0, 300.0, crowd)]
+        row = {row["system"]: row for row in records.rows(outcome)}["litellm"]
+        assert (row["p50_ms"], row["cpu_us_per_request"], row["cpu_connections"]) == (p50, 15_000, 8)
+        assert row.get("added_p50_ms") == (319.0 if crowd else None)  # of eight connections nothing is known at the engine
+        assert row["added_alone_p50_ms"] == 79.0
+
+
+def test_a_case_only_tidegate_takes_part_in_is_held_against_the_same_prompts(capsys: pytest.CaptureFixture[str]):
+    auto = bodies.find("json-auto@64")
+    assert (auto.compared, bodies.find("json@64").compared) == ("json@64", "json@64")
+    named, left = (json.loads(bodies.body(bodies.find(case), 3)) for case in ("json", "json-auto"))
+    assert (named.pop("model"), left.pop("model")) == ("mock", "auto") and named == left
+    outcome = _outcome()
+    outcome.plan.cases.append("json-auto")
+    outcome.samples["tidegate", "json-auto"] = outcome.samples["haproxy", "json-auto"] = outcome.samples["haproxy", "json"]
+    del outcome.samples["haproxy", "json-auto"]
+    rows = records.rows(outcome)
+    own = next(row for row in rows if row["case"] == "json-auto")
+    assert own["added_alone_p50_ms"] == pytest.approx(0.1)
+    report.show(report.console(), outcome, rows)
+    line = next(line for line in capsys.readouterr().out.split("json-auto: ")[1].splitlines() if "tidegate" in line)
+    assert line.split()[3:5] == ["-", "1.00"]  # vllm-router was not there; HAProxy's JSON answer costs as much
+
+
+@pytest.mark.parametrize("name", ["bars.png", "bars.svg"])
+def test_the_picture_has_a_line_per_case_also_where_figures_are_missing(tmp_path: Path, name: str):
+    rows = records.rows(_outcome())
+    for row in rows[1:]:
+        for missing in ("added_p50_ms", "added_p99_ms"):
+            row.pop(missing, None)
+    path = tmp_path / "deep" / name
+    assert report.draw(path, rows) == f"picture: {path}"
+    assert path.stat().st_size > 10_000
+    assert report.draw(path, rows[:1]).startswith("no picture")  # the engine itself alone
+    assert "no picture" in report.draw(path / "below a file.png", rows)
 
 
 def test_what_is_missing_or_wrong_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,6 +370,24 @@ def test_tidegates_configuration_is_valid(tmp_path: Path) -> None:
     parsed = config.load_file(tmp_path / "tidegate-31000.yaml")
     assert [target.url for target in parsed.targets] == bench.engines
     assert parsed.listen.port == launch.port == 31000
+
+
+@pytest.mark.parametrize("engines", [1, 2, 5])
+def test_the_fitted_prior_judges_every_request_that_names_no_model(tmp_path: Path, engines: int) -> None:
+    bench = systems.Bench(tmp_path, tmp_path, sys.executable, [f"http://127.0.0.1:{31100 + i}" for i in range(engines)])
+    systems.tidegate(bench, 31000)
+    parsed = config.load_file(tmp_path / "tidegate-31000.yaml")
+    policy = compile_policy(parsed, tmp_path)
+    assert policy.plan is not None and policy.plan.by_gain and len(policy.plan.tiers) == 2
+    assert policy.plan.model is load_model(DEFAULT)
+    assert all("mock" in target.models for target in parsed.targets)  # as behind the peers
+    assert len([target for target in parsed.targets if target.tier == "large"]) == engines // 2
+    books = ComplexityBooks()
+    grant = next(iter(policy.keys.values()))
+    for seed in range(4):
+        body = json.loads(bodies.body(bodies.CASES["json-auto"], seed))
+        facts = gather_facts("r", grant, Endpoint.CHAT, body, grant.ceiling, policy, books=books)
+        assert facts.complexity.tier in policy.plan.tiers and facts.complexity.score != 0
 
 
 def test_the_interpreter_that_ran_tidegate_is_named(tmp_path: Path) -> None:

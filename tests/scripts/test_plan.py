@@ -153,7 +153,6 @@ def test_conversations_stay_together_when_they_are_shared_out():
 
 
 def test_the_command_prints_writes_and_draws_its_answer(tmp_path):
-    pytest.importorskip("matplotlib")
     out, picture, file = tmp_path / "plan.json", tmp_path / "plan.png", tmp_path / "plan.yaml"
     file.write_text(yaml.safe_dump(TWO))
     arguments = ["plan", "tools", "--plan", str(file), "--requests", "200", "--rate", "6", "--replicas", "3"]

@@ -33,22 +33,29 @@ class Case:
     """The one system this case makes sense for."""
     targets: int | None = None
     """Engines behind the system; None: as many as the run's first number says."""
+    like: str | None = None
+    """The case with the same prompts that the others' figures are read from, where they take no part in this one."""
 
     @property
     def base(self) -> str:
         """The case's name without the number of targets."""
         return self.name.partition("@")[0]
 
+    @property
+    def compared(self) -> str:
+        """The name of the case that holds what others do with the same prompts: mostly its own."""
+        return self.name if self.like is None else self.name.replace(self.base, self.like, 1)
+
 
 CASES = {
     case.name: case
     for case in (
         Case("json", 500),
+        Case("json-auto", 500, model="auto", only="tidegate", like="json"),
         Case("json-20", 20),
         Case("json-4000", 4000),
         Case("json-32000", 32000),
         Case("sse64", 500, stream=True),
-        Case("json-auto", 500, model="auto", only="tidegate"),
     )
 }
 

@@ -23,7 +23,8 @@ Simulated vLLM engines (they answer at once and compute nothing) stand behind ea
 one chat completion with a prompt of so many tokens; sse64 is a stream of {mock_engine.CHUNKS} chunks about 1 ms apart.
 Systems take turns in every round, so that whatever else the machine does meets all of them. CPU time per request is
 the figure to compare: it counts all processes of a system and hardly depends on the load of the machine, whereas
-throughput and latency do. tidegate decides in full: key, label, complexity, placement, receipt.
+throughput and latency do. tidegate decides in full: key, label, placement, receipt; json-auto leaves the model to it, too, so
+that the shipped prior judges every request (two tiers, a share of 30 %). The peers answer the same prompts in json.
 
 Peers come from PyPI into .bench/ in this checkout; one that cannot be had is reported as missing. Ray Serve's simulated
 engines are its own replicas, whose few microseconds count as its own.
@@ -32,7 +33,7 @@ engines are its own replicas, whose few microseconds count as its own.
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("datapath", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="within 5 minutes: most systems, json and sse64, fewer turns")
+    parser.add_argument("--quick", action="store_true", help="within 5 minutes: most systems, the three main cases, fewer turns")
     parser.add_argument("--memory", action="store_true", help="instead: what 10,000 idle connections and 1,000 streams take")
     parser.add_argument("--idle", type=_positive, default=10_000, help="--memory: idle keep-alive connections")
     parser.add_argument("--live", type=_positive, default=1_000, help="--memory: live streams")
@@ -84,7 +85,7 @@ def _numbers(text: str) -> list[int]:
 def _plan(options: argparse.Namespace) -> run.Plan:
     chosen = options.systems or (systems.QUICK if options.quick else list(systems.SYSTEMS))
     first, *more = dict.fromkeys(options.targets or ([4, 256] if options.quick else [4, 64, 256]))
-    cases = options.cases or (["json", "sse64"] if options.quick else list(bodies.CASES))
+    cases = options.cases or (["json", "json-auto", "sse64"] if options.quick else list(bodies.CASES))
     cases += [f"{case}@{number}" for number in more for case in ("json", "sse64") if case in cases]
     return run.Plan(
         systems=[name for name in dict.fromkeys(chosen) if name not in options.without],
@@ -96,6 +97,8 @@ def _plan(options: argparse.Namespace) -> run.Plan:
         connections=options.connections,
         prompts=options.prompts,
         port_base=options.port_base,
+        many=systems.QUICK_MANY if options.quick else systems.MANY_TARGETS,
+        crowd=not options.quick,
     )
 
 
@@ -132,5 +135,5 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         report.write_json(options.json, rows)
     if not options.no_png:
-        console.print(report.draw(options.png, rows, work), highlight=False)
+        console.print(report.draw(options.png, rows), highlight=False)
     return 1 if outcome.wrong else 0

@@ -52,9 +52,12 @@ def judge(rows: list[Row], memory: Row | None = None, throughput: Row | None = N
     ours: Callable[[str, str], float | None] = lambda case, name: of(OURS, case, name)  # noqa: E731
     cpu, chunk, added = "cpu_us_per_request", "cpu_us_per_chunk", "added_alone_p50_ms"
     json_cpu, our_chunk, our_added = ours("json", cpu), ours("sse64", chunk), ours("json", added)
+    auto_cpu = ours("json-auto", cpu)
     goals = [
-        Goal(f"CPU per JSON request, 500-token prompt, against {PEER}", 0.6, _ratio(json_cpu, of(PEER, "json", cpu))),
-        Goal(f"the same against {SLOW_PEER}", 0.02, _ratio(json_cpu, of(SLOW_PEER, "json", cpu))),
+        Goal(f"CPU per JSON request, 500 tokens, model named, against {PEER}", 0.6, _ratio(json_cpu, of(PEER, "json", cpu))),
+        Goal("the same where `auto` has the fitted prior judge it", 0.6, _ratio(auto_cpu, of(PEER, "json", cpu))),
+        Goal(f"the same against {SLOW_PEER}, model named", 0.02, _ratio(json_cpu, of(SLOW_PEER, "json", cpu))),
+        Goal(f"the same against {SLOW_PEER}, `auto`", 0.02, _ratio(auto_cpu, of(SLOW_PEER, "json", cpu))),
         Goal("CPU per streamed chunk, against the best Rust router", 0.75, _ratio(our_chunk, best("sse64", chunk))),
         Goal(f"CPU per streamed chunk, against {FLOOR}", 1.5, _ratio(our_chunk, of(FLOOR, "sse64", chunk))),
         Goal("added latency p50, 1 connection, against the best Rust router", 1.0, _ratio(our_added, best("json", added))),

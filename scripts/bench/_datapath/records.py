@@ -16,7 +16,8 @@ _LATENCIES = ("alone_p50_ms", "alone_p99_ms", "p50_ms", "p99_ms")
 def rows(outcome: Outcome) -> list[Row]:
     """The result as plain records.
 
-    `cpu_us_per_request`, `p50_ms`, `p99_ms` and `rps` are those under load; `alone_...` those of one connection;
+    `cpu_us_per_request`, `p50_ms`, `p99_ms` and `rps` are those under load, the first of `cpu_connections` and the others of
+    `connections`; `alone_...` those of one connection;
     `added_...` what is more than at the engine itself; `cpu_us_per_chunk` is what a stream costs more than a JSON answer
     of the same prompt, shared out over its chunks.
     """
@@ -41,9 +42,9 @@ def _row(outcome: Outcome, system: str, name: str, samples: list[Sample]) -> Row
         "system": system,
         "case": name,
         "cpu_us_per_request": _middle(cpu, 1),
-        "p50_ms": _middle((sample.loaded.p50_ms for sample in samples), 3),
-        "p99_ms": _middle((sample.loaded.p99_ms for sample in samples), 3),
-        "rps": _middle((sample.loaded.rps for sample in samples), 1),
+        "p50_ms": _middle((sample.busy.p50_ms for sample in samples), 3),
+        "p99_ms": _middle((sample.busy.p99_ms for sample in samples), 3),
+        "rps": _middle((sample.busy.rps for sample in samples), 1),
         "cpu_us_min": round(min(cpu), 1),
         "cpu_us_max": round(max(cpu), 1),
         "alone_p50_ms": _middle((sample.alone.p50_ms for sample in samples), 3),
@@ -53,7 +54,8 @@ def _row(outcome: Outcome, system: str, name: str, samples: list[Sample]) -> Row
         "rounds": len(samples),
         "targets": case.targets or plan.targets,
         "prompt_tokens": case.tokens,
-        "connections": plan.load_of(system)[0],
+        "connections": plan.connections if samples[0].crowd else plan.load_of(system)[0],
+        "cpu_connections": plan.load_of(system)[0],
         "prompts": plan.prompts,
         "load": load.generator(),
         **({"interpreter": outcome.interpreter} if system == "tidegate" and outcome.interpreter else {}),
@@ -62,9 +64,9 @@ def _row(outcome: Outcome, system: str, name: str, samples: list[Sample]) -> Row
 
 def _add_latencies(made: list[Row]) -> None:
     """What a system adds to the engine's own latency, at one connection and under load."""
-    floor = {row["case"].partition("@")[0]: row for row in made if row["system"] == systems.DIRECT}
+    floor = {row["case"]: row for row in made if row["system"] == systems.DIRECT}
     for row in made:
-        if own := floor.get(row["case"].partition("@")[0]):
+        if own := floor.get(bodies.find(row["case"]).compared.partition("@")[0]):
             for name in _LATENCIES:
                 if name.startswith("alone") or row["connections"] == own["connections"]:
                     row["added_" + name] = round(row[name] - own[name], 3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from . import mock_engine, peers, systems
+from . import bodies, mock_engine, plot, systems
 from .goals import FLOOR, PEER, Goal
 from .run import SLOW_CONNECTIONS, Outcome
 
@@ -30,12 +29,15 @@ def show(console: Console, outcome: Outcome, rows: list[dict[str, Any]]) -> None
     for case in outcome.plan.cases:
         of_case = sorted((row for row in rows if row["case"] == case), key=lambda row: row["cpu_us_per_request"])
         if of_case:
-            console.print(_table(case, of_case, outcome))
+            compared = bodies.find(case).compared
+            cost = {row["system"]: row["cpu_us_per_request"] for row in rows if row["case"] == compared}
+            console.print(_table(case, of_case, outcome, cost))
     console.print(
         "CPU: user + system time of all processes of the system, median (range) over the rounds; `direct` is the engine itself. "
         "Alone: one connection; added: more than the engine takes by itself. x vllm cache, x haproxy: CPU against "
         f"{PEER} and {FLOOR}. Per chunk: (a stream - a JSON answer) / {mock_engine.CHUNKS}. Systems that cost "
-        f"milliseconds a request are loaded by {SLOW_CONNECTIONS} connections at most."
+        f"milliseconds a request are loaded by {SLOW_CONNECTIONS} connections at most for it. In json-auto the model is left to "
+        "the router and the fitted prior judges each request; x: against the same prompts in json."
     )
     for name, why in outcome.missing.items():
         console.print(f"[yellow]missing[/] {name}: {why}", highlight=False)
@@ -45,7 +47,7 @@ def show(console: Console, outcome: Outcome, rows: list[dict[str, Any]]) -> None
         console.print(f"[red]wrong[/] {name}, {case}: {why}", highlight=False, markup=True)
 
 
-def _table(case: str, of_case: list[dict[str, Any]], outcome: Outcome) -> Table:
+def _table(case: str, of_case: list[dict[str, Any]], outcome: Outcome, cost: dict[str, float]) -> Table:
     plan = outcome.plan
     table = Table(
         title=f"{case}: {plan.connections} connections, {of_case[0]['targets']} targets, {plan.rounds} x {plan.seconds} s",
@@ -61,7 +63,6 @@ def _table(case: str, of_case: list[dict[str, Any]], outcome: Outcome) -> Table:
         names.insert(1, "per\nchunk")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    cost = {row["system"]: row["cpu_us_per_request"] for row in of_case}
     for row in of_case:
         cells = [f"{row['cpu_us_per_request']:,.0f}"]
         if per_chunk:
@@ -109,18 +110,13 @@ def write_json(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def draw(path: Path, rows: list[dict[str, Any]], work: Path) -> str:
-    """Draw the CPU time per request; returns a line that says where it is, or why it is not."""
-    if not rows:
+def draw(path: Path, rows: list[dict[str, Any]]) -> str:
+    """Draw CPU time, added latency and memory; returns a line that says where the picture is, or why there is none."""
+    shown = [row for row in rows if row["system"] != systems.DIRECT]
+    if not shown:
         return "no picture: nothing was measured"
-    data = work / "rows.json"
-    write_json(data, rows)
     try:
-        python = peers.ensure(work / "venv", "matplotlib", limit_s=120)
-    except peers.Missing as error:
-        return f"no picture: {error}"
-    script = Path(__file__).with_name("plot.py")
-    done = subprocess.run([str(python), str(script), str(data), str(path)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"no picture: {done.stderr.strip().splitlines()[-1:]}"
+        plot.draw(shown, path)
+    except OSError as error:
+        return f"no picture: {path}: {error.strerror}"
     return f"picture: {path}"

@@ -32,6 +32,10 @@ class Plan:
     connections: int = 32
     prompts: int = bodies.POOL
     port_base: int = 31000
+    many: tuple[str, ...] = systems.MANY_TARGETS
+    """Systems that take part in the cases with a number of targets of their own."""
+    crowd: bool = True
+    """Whether slow systems are also loaded by as many connections as the others, for their latency."""
 
     @property
     def engines(self) -> int:
@@ -52,6 +56,10 @@ class Plan:
             return min(SLOW_CONNECTIONS, self.connections), max(SLOW_SECONDS, self.seconds)
         return self.connections, self.seconds
 
+    def needs_crowd(self, system: str) -> bool:
+        """Whether latency and throughput need a loaded run besides the one that CPU time is counted in."""
+        return self.crowd and self.load_of(system)[0] < self.connections
+
 
 @dataclass
 class Sample:
@@ -61,6 +69,13 @@ class Sample:
     alone: load.Load
     cpu_s: float
     rss_mb: float
+    crowd: load.Load | None = None
+    """A run with as many connections as other systems get, where `loaded` has fewer."""
+
+    @property
+    def busy(self) -> load.Load:
+        """Where latency under load and throughput are read."""
+        return self.crowd or self.loaded
 
     @property
     def cpu_us(self) -> float:
@@ -92,7 +107,7 @@ class Running:
 
     def answers(self, case: bodies.Case, plan: Plan) -> bool:
         """Whether the case is measured on this one."""
-        if (case.only is not None and self.name != case.only) or not systems.measured(self.name, case):
+        if (case.only is not None and self.name != case.only) or not systems.measured(self.name, case, plan.many):
             return False
         wanted = case.targets or plan.targets
         # The engine itself is one engine, however many there are.
@@ -227,13 +242,17 @@ def _take(system: Running, case: str, plan: Plan, outcome: Outcome, pool: Path) 
         loaded = load.run(system.url, pool, *plan.load_of(system.name))
         procs.wait_idle(system.pid)
         cpu = procs.cpu_seconds(system.pid) - before
+        crowd = None
+        if plan.needs_crowd(system.name):
+            crowd = load.run(system.url, pool, plan.connections, plan.load_of(system.name)[1])
+            procs.wait_idle(system.pid)
         alone = load.run(system.url, pool, 1, plan.solo_seconds)
     except load.LoadError as error:
         outcome.wrong[system.name, case] = str(error)
         return
-    for taken in (loaded, alone):
+    for taken in (loaded, alone, *([crowd] if crowd else [])):
         if taken.status_errors or not taken.requests:
             outcome.wrong[system.name, case] = f"under load: {taken.faults or 'no complete answer'}"
         elif taken.faults:
             outcome.notes.append(f"{system.name}, {case}: {taken.faults}")
-    outcome.samples.setdefault((system.name, case), []).append(Sample(loaded, alone, cpu, procs.rss_mb(system.pid)))
+    outcome.samples.setdefault((system.name, case), []).append(Sample(loaded, alone, cpu, procs.rss_mb(system.pid), crowd))

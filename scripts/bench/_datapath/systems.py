@@ -7,11 +7,12 @@ spares them a line per request (vllm-router 0.1.17 takes `warning` for INFO, but
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from . import bodies
 from .peers import Missing, ensure
 
 HOST = "127.0.0.1"
+LARGE = "mock-large"
+"""What the large tier's model is called; the engines behind it are the same."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,8 @@ def tidegate_continuing(bench: Bench, port: int) -> Launch:
 
 
 def _tidegate(bench: Bench, port: int, more: dict[str, bool]) -> Launch:
+    """Every engine serves the named model, as behind the peers; every other one is the large tier's, too, for `auto`."""
+    served = {"small": {bodies.MODEL: bodies.MODEL}, "large": {LARGE: bodies.MODEL, bodies.MODEL: bodies.MODEL}}
     targets = [
         {
             "id": f"engine-{i}",
@@ -115,17 +120,19 @@ def _tidegate(bench: Bench, port: int, more: dict[str, bool]) -> Launch:
             "vouched": True,
             "url": url,
             "zone": "onprem",
-            "models": {bodies.MODEL: bodies.MODEL},
-            "tier": "small",
+            "models": served[tier],
+            "tier": tier,
             **more,
         }
-        for i, url in enumerate(bench.engines)
+        for i, (url, tier) in enumerate(zip(bench.engines, itertools.cycle(served), strict=False))
     ]
     config = {
         "listen": {"host": HOST, "port": port},
         "admin": {"host": HOST, "port": port + 1},
         "zones": {"onprem": {}},
         "targets": targets,
+        # A share has the shipped prior judge every request that leaves the choice to the router.
+        "complexity": {"tiers": list(served), "share": 0.3},
         "keys": [{"id": "bench", "sha256": hashlib.sha256(bodies.KEY.encode()).hexdigest(), "residency": "onprem"}],
     }
     path = bench.work / f"tidegate-{port}.yaml"
@@ -204,16 +211,19 @@ SYSTEMS: dict[str, Callable[[Bench, int], Launch]] = {
 }
 SLOW = ("litellm", "ray-serve/handle", "ray-serve/relay")
 """Tens of times dearer than the others: they take fewer turns, at the usual number of targets, and with the main cases only."""
-MANY_TARGETS = ("haproxy", "tidegate", "vllm-router/cache_aware")
-"""Those started again for the larger numbers of targets."""
+MANY_TARGETS = tuple(name for name in SYSTEMS if name not in (*SLOW, "tidegate/continuation", "bare-relay"))
+"""Those started again for the larger numbers of targets. The slow ones hold hundreds of MiB a start, and Ray Serve's engines are
+processes, each."""
+QUICK_MANY = ("haproxy", "tidegate", "vllm-router/cache_aware")
+"""The same in a quick run."""
 QUICK = [name for name in SYSTEMS if name not in ("bare-relay", "vllm-router/round_robin", "ray-serve/relay")]
 
 
-def measured(name: str, case: bodies.Case) -> bool:
-    """Whether a system takes part in a case."""
+def measured(name: str, case: bodies.Case, many: Collection[str] = MANY_TARGETS) -> bool:
+    """Whether a system takes part in a case; `many`: those that cases with a number of targets of their own are for."""
     if name in (*SLOW, "tidegate/continuation"):  # of the latter only streams differ, and a chunk is told from a JSON answer
         return case.name in ("json", "sse64")
-    return case.targets is None or name in (*MANY_TARGETS, DIRECT)
+    return case.targets is None or name in (*many, DIRECT)
 
 
 def describe(program: list[str]) -> str:

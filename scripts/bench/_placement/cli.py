@@ -45,6 +45,8 @@ QUICK = (
     "lmetric",
 )
 """Those that are the best peer somewhere, the incumbent in Ray Serve, and two that many run."""
+NOT_QUICK = ("sweep",)
+"""Left out of a quick run unless asked for by name."""
 USUAL_LOAD = 0.9
 """Of load 1.0x."""
 SECTIONS: dict[str, Callable[[Plan, Traces, Callable[[str], None]], list[Section]]] = {
@@ -58,6 +60,7 @@ SECTIONS: dict[str, Callable[[Plan, Traces, Callable[[str], None]], list[Section
     "noreuse": lambda plan, traces, note: [sections.no_reuse(plan, _runner(traces), traces, note)],
     "faults": lambda plan, traces, note: [sections.faults(plan, _runner(traces), note)],
     "overload": lambda plan, traces, note: [sections.overload(plan, _runner(traces), note)],
+    "sweep": lambda plan, traces, note: sections.sweep(plan, _runner(traces), note),
     "cost": lambda plan, traces, note: [cost.decision_cost()],
 }
 
@@ -75,7 +78,9 @@ def _runner(traces: Traces) -> Callable[[Cell], Outcome]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("placement", description=ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="within 5 minutes: shortened traces, fewer peers and settings")
+    parser.add_argument(
+        "--quick", action="store_true", help="within 5 minutes: shortened traces, fewer peers and settings, no sweep"
+    )
     parser.add_argument("--data", type=Path, default=None, help="folder with traces/ (default: $TIDEGATE_DATA, ../shared/data)")
     parser.add_argument("--only", help=f"comma-separated, of {', '.join(SECTIONS)}")
     parser.add_argument("--policies", help=f"comma-separated, of {', '.join(PEERS)}")
@@ -111,7 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the bench. Exit status 0: every goal met, 1: one missed, 2: it could not run."""
     options = _parser().parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    chosen = options.only.split(",") if options.only else list(SECTIONS)
+    usual = [name for name in SECTIONS if not (options.quick and name in NOT_QUICK)]
+    chosen = options.only.split(",") if options.only else usual
     policies = tuple(options.policies.split(",")) if options.policies else (QUICK if options.quick else USUAL)
     if wrong := [name for name in (*chosen, *policies) if name not in SECTIONS and name not in PEERS]:
         console.print(f"unknown: {', '.join(wrong)}")
@@ -139,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
             report.show(console, *done["cost"])
     ordered = [section for name in chosen for section in done[name]]
     report.write_json(options.json, ordered)
-    console.print(report.draw(Path(__file__).with_name("plot.py"), options.json, options.png), highlight=False)
+    console.print(report.draw(ordered, options.png), highlight=False)
     goals = [goal for section in ordered for goal in section.goals]
     kept = sum(goal.kept for goal in goals)
     console.print(f"{kept} of {len(goals)} goals met; {time.monotonic() - started:.0f} s; simulated engines", highlight=False)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from . import plot
 from .sections import Section
 
 
@@ -56,9 +55,10 @@ def write_json(path: Path, sections: Sequence[Section]) -> None:
     path.write_text(json.dumps([asdict(section) for section in sections], indent=1) + "\n")
 
 
-def draw(script: Path, data: Path, png: Path) -> str:
-    """Draw with a Python that has matplotlib; a line that says where, or why not."""
-    done = subprocess.run([sys.executable, str(script), str(data), str(png)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        return f"no picture: {(done.stderr.strip().splitlines() or ['?'])[-1]} (uv pip install matplotlib)"
-    return f"picture: {png}"
+def draw(sections: Sequence[Section], target: Path) -> str:
+    """Draw what can be drawn; a line that says where the picture is, or why there is none."""
+    try:
+        drawn = plot.draw(sections, target)
+    except OSError as error:
+        return f"no picture: {target}: {error.strerror}"
+    return f"picture: {target}" if drawn else "no picture: nothing in these sections is drawn"

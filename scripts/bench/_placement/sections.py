@@ -273,6 +273,25 @@ def faults(plan: Plan, run: Run, note: Callable[[str], None]) -> Section:
     return section
 
 
+SWEEP = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+
+
+def sweep(plan: Plan, run: Run, note: Callable[[str], None]) -> list[Section]:
+    """Shares within both limits and goodput from half of load 1.0 to three times of it; no goal, the others are read off it."""
+    columns = ["trace", "policy", *(f"{load}x" for load in SWEEP)]
+    met = Section("met % by load, no cloud", columns)
+    goodput = Section("requests/s within both limits by load, no cloud", columns)
+    known = ("least_outstanding", "dynamo", "smg_least_load", "mooncake_min_ttft", "lmetric")
+    for trace in plan.reuse:
+        for policy in (TIDEGATE, *(p for p in known if p in plan.policies)):
+            note(f"sweep of {policy} on {trace}")
+            done = {f"{load}x": run(Cell(policy, trace, load)) for load in SWEEP}
+            row = {"trace": trace, "policy": policy}
+            met.rows.append(row | {load: 100 * outcome.met for load, outcome in done.items()})
+            goodput.rows.append(row | {load: outcome.goodput for load, outcome in done.items()})
+    return [met, goodput]
+
+
 def overload(plan: Plan, run: Run, note: Callable[[str], None]) -> Section:
     """Past saturation without a cloud: answers per second within both limits."""
     loads = (0.9, 1.1, 1.5, 3.0)
