@@ -44,7 +44,8 @@ def draw(rows: list[Row], target: Path) -> None:
         for panel, what in ((cost, "CPU us per request"), (latency, "added latency, ms"), (memory, "RSS, MiB")):
             panel.set_title(f"{case}: {what}", fontsize=10)
             panel.spines[["top", "right"]].set_visible(False)
-    panels[0][1].legend(fontsize=7, loc="lower right")
+    handles, labels = panels[0][1].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=len(labels), loc="outside lower center", title="added latency")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)
 
