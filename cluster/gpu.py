@@ -108,7 +108,7 @@ def _handle_by_uuid(nvml: Any, item: str) -> Any:
         matches = []
         for i in range(nvml.nvmlDeviceGetCount()):
             handle = nvml.nvmlDeviceGetHandleByIndex(i)
-            if item and _text(nvml.nvmlDeviceGetUUID(handle)).startswith(item):
+            if item and text_of(nvml.nvmlDeviceGetUUID(handle)).startswith(item):
                 matches.append(handle)
         if len(matches) != 1:
             raise
@@ -117,12 +117,12 @@ def _handle_by_uuid(nvml: Any, item: str) -> Any:
 
 def _read_one(nvml: Any, handle: Any) -> GpuReading:
     """Every value on its own: a GPU that does not know its temperature still knows its memory."""
-    name = _quietly(lambda: _text(nvml.nvmlDeviceGetName(handle)))
+    name = _quietly(lambda: text_of(nvml.nvmlDeviceGetName(handle)))
     rates = _quietly(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
     memory = _quietly(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
     drawn = _quietly(lambda: nvml.nvmlDeviceGetPowerUsage(handle))
     limit = _quietly(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle))
-    uuid = _quietly(lambda: _text(nvml.nvmlDeviceGetUUID(handle)))
+    uuid = _quietly(lambda: text_of(nvml.nvmlDeviceGetUUID(handle)))
     temperature = _quietly(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU))
     return GpuReading(
         name=name or "GPU",
@@ -163,5 +163,6 @@ def _quietly(call: Any) -> Any:
         return None
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """What NVML gives as a text: bytes in its older versions."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

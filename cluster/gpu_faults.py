@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from cluster.gpu import GpuReading
+from cluster.gpu import GpuReading, text_of
 
 _XID_EVENT = 0x8
 """nvmlEventTypeXidCriticalError."""
@@ -62,5 +62,4 @@ class GpuFaults:
             except Exception:  # NVMLError_Timeout: nothing has happened
                 return
             if int(event.eventData) not in _NO_HARDWARE:
-                uuid = nvml.nvmlDeviceGetUUID(event.device)
-                self._broken.add(uuid.decode() if isinstance(uuid, bytes) else str(uuid))
+                self._broken.add(text_of(nvml.nvmlDeviceGetUUID(event.device)))

@@ -164,8 +164,11 @@ class VllmProcess:
         visible = self._plan.visible_gpus
         if visible == "":
             return signals
-        readings = await asyncio.to_thread(read_gpus, visible)
-        return with_gpus(signals, readings, await asyncio.to_thread(self._gpu_faults.count, readings))
+        return await asyncio.to_thread(self._with_gpus, signals, visible)
+
+    def _with_gpus(self, signals: Signals, visible: str | None) -> Signals:
+        readings = read_gpus(visible)
+        return with_gpus(signals, readings, self._gpu_faults.count(readings))
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until it works on nothing; True when that happened within `timeout_s` seconds.

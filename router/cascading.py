@@ -321,13 +321,9 @@ class Cascade:
         """Ask the same model again, to see whether it says the same."""
         given = self._admitted.parsed.get("temperature")
         warm = given if isinstance(given, int | float) and given > 0 else _SAMPLE_TEMPERATURE
-        reservations: list[Reservation] = []
         try:
-            for _ in range(self._samples - 1):
-                reservations.append(self._steps.reserve(self._reserved))
+            reservations = self._steps.reserve_more(self._reserved, self._samples - 1)
         except ApiError:
-            for reserved in reservations:
-                self._steps.give_back(reserved)
             self._stand()
             return
         for place, reserved in enumerate(reservations):

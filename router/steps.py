@@ -24,6 +24,7 @@ from router.residency.label import Label
 from router.serving import Serving
 from router.state import RouterState
 from router.wire.direct import ClientListener, DirectRequest
+from router.wire.errors import ApiError
 from router.wire.json_body import encode_object
 
 MAX_CAPTIVE_BODY = 32 * 1024 * 1024
@@ -267,6 +268,22 @@ class Steps:
         facts = self._admitted.facts
         limits = tuple(limit for limit in facts.key.limits if limit.kind in (Kind.TOKENS, Kind.USD))
         return replace(self._state.reserve(limits, facts), headers=first.headers)
+
+    def reserve_more(self, first: Reservation, count: int) -> list[Reservation]:
+        """The same for so many further steps: all of them, or nothing is taken.
+
+        Raises:
+            LimitReached: the key or its tenant has not enough left for all.
+        """
+        taken: list[Reservation] = []
+        try:
+            for _ in range(count):
+                taken.append(self.reserve(first))
+        except ApiError:
+            for reserved in taken:
+                self.give_back(reserved)
+            raise
+        return taken
 
     def give_back(self, reserved: Reservation) -> None:
         """A reservation that no step used."""

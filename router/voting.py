@@ -85,15 +85,12 @@ class Vote:
 
     def start(self) -> None:
         """Ask all of them at once."""
-        reservations = [self._reserved]
         try:
             if len(self._models) < 2:
                 raise ApiError(404, "model_not_found", "This key may use fewer than two models that could vote.")
-            for _ in self._models[1:]:
-                reservations.append(self._steps.reserve(self._reserved))
+            reservations = [self._reserved, *self._steps.reserve_more(self._reserved, len(self._models) - 1)]
         except ApiError as error:
-            for reserved in reservations:
-                self._steps.give_back(reserved)
+            self._steps.give_back(self._reserved)
             self._refuse(error)
             return
         self._client.listen(self)

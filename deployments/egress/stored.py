@@ -10,7 +10,7 @@ from router.identity.stored import compile_all
 from router.policy import Policy
 from router.residency.guard import NONE_STORED, StoredCeilings
 from router.residency.guard_copy import ceilings_of
-from router.store.database import Database, StoreError
+from router.store.database import Database, reason_of
 from router.store.keys import KeyTable
 
 _log = logging.getLogger("tidegate.egress")
@@ -44,8 +44,7 @@ class StoreReader:
             self._failing = False
         except Exception as error:  # whatever it is, whoever asks must ask again: the next revocation counts
             if not self._failing:
-                why = error if isinstance(error, StoreError) else type(error).__name__
-                _log.error("%s; nothing leaves for stored keys that are not known yet", why)
+                _log.error("%s; nothing leaves for stored keys that are not known yet", reason_of(error))
             self._failing = True
         return self._known if self._seen[0] == policy.epoch else NONE_STORED
 

@@ -19,7 +19,7 @@ from router.identity.limit import Limit, Period
 from router.identity.limits import Window, window_of
 from router.identity.usage_file import UsageFile, find_dead
 from router.store.counters import Counters, Wish
-from router.store.database import StoreError
+from router.store.database import StoreError, reason_of
 
 _log = logging.getLogger("tidegate.limits")
 
@@ -279,8 +279,7 @@ def _open_file(directory: Path, replica: str) -> UsageFile | None:
 
 
 def _why(error: Exception) -> str:
-    """What a log may say of an error; the text of one that nobody foresaw is not known to be harmless."""
-    return str(error) if isinstance(error, StoreError | OSError) else type(error).__name__
+    return str(error) if isinstance(error, OSError) else reason_of(error)
 
 
 def _name(limit: Limit, window: int) -> str:

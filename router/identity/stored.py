@@ -17,7 +17,7 @@ from router.residency.guard import NONE_STORED
 from router.residency.guard_copy import ceilings_of
 from router.residency.label import Label
 from router.store.counters import Counters
-from router.store.database import Database, StoreError
+from router.store.database import Database, StoreError, reason_of
 from router.store.feedback import FeedbackTable
 from router.store.keys import KeyTable, StoredKey, mac_of, read_pepper
 
@@ -121,8 +121,7 @@ class StoredKeys:
                 self._version = version
         except Exception as error:  # whatever it is, the thread must see the next revocation
             if not self._failing:
-                why = error if isinstance(error, StoreError) else type(error).__name__
-                _log.error("keys: %s; the keys that were known stay valid", why)
+                _log.error("keys: %s; the keys that were known stay valid", reason_of(error))
             self._failing = True
         else:
             self._failing = False

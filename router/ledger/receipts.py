@@ -16,6 +16,7 @@ from router.decision import Decision, Facts
 from router.identity.priority import CLASSES, NORMAL
 from router.ledger.shapes import Attempt as Attempt
 from router.ledger.shapes import StepRecord as StepRecord
+from router.wire.usage_search import NAME
 
 _FIELDS = {
     "prompt_tokens": "prompt_tokens",
@@ -29,7 +30,6 @@ _FIELDS = {
 """Where OpenAI's three shapes and Anthropic's have the counts."""
 _COUNT = re.compile(rb'"(' + "|".join(_FIELDS).encode() + rb')"\s*:\s*(\d{1,12})')
 _SCANNER = json.JSONDecoder()
-_NAME = b'"usage"'
 _MOST_OBJECTS = 64
 _LONGEST_OBJECT = 4096
 
@@ -117,17 +117,17 @@ def read_usage(receipt: Receipt, text: bytes) -> None:
     An answer may also hold what its client wrote: `usage` as a text, or as a field of a tool's schema. Of several objects the one
     with most tokens counts, so that nobody can make an answer cheaper than it was.
     """
-    last = at = text.rfind(_NAME)
+    last = at = text.rfind(NAME)
     if last < 0:
         return
     best: dict[str, int] | None = None
     for _ in range(_MOST_OBJECTS):
-        usage = _object_at(text, at + len(_NAME))
+        usage = _object_at(text, at + len(NAME))
         if usage is not None:
             found = _by_field(_counts(usage))
             if best is None or _tokens(found) > _tokens(best):
                 best = found
-        at = text.rfind(_NAME, 0, at)
+        at = text.rfind(NAME, 0, at)
         if at < 0:
             break
     for field, count in (_by_field(_found(text, last)) if best is None else best).items():

@@ -147,9 +147,7 @@ class Fleet:
         load = self._loads[index]
         breaker = load.breaker
         if signals.gpu_faults:
-            peers = self._peers(index)
-            held = sum(self._loads[i].breaker.cause is not None for i in peers)
-            if breaker.cause is not None or breakers.may_eject(held, len(peers) + 1):
+            if breaker.cause is not None or self._may_eject(index):
                 self._loads[index] = replace(load, breaker=breakers.broken(breaker, signals.sampled_at))
         elif breaker.cause is Cause.GPU:
             self._loads[index] = replace(load, breaker=breakers.closed_on_trial(breaker, signals.sampled_at))
@@ -441,11 +439,14 @@ class Fleet:
         return breaker if breaker.cause is None else breakers.closed_on_trial(breaker, now)
 
     def _open(self, index: int, breaker: Breaker, cause: Cause, now: float) -> Breaker:
-        peers = self._peers(index)
-        held = sum(self._loads[i].breaker.cause is not None for i in peers)
-        if breakers.may_eject(held, len(peers) + 1):
+        if self._may_eject(index):
             return breakers.opened(breaker, cause, now)
         return breaker if breaker.cause is None else breakers.closed_on_trial(breaker, now)
+
+    def _may_eject(self, index: int) -> bool:
+        peers = self._peers(index)
+        held = sum(self._loads[i].breaker.cause is not None for i in peers)
+        return breakers.may_eject(held, len(peers) + 1)
 
     def _peers(self, index: int) -> list[int]:
         """The other targets on the same side of the cluster's border that serve a model of this one."""

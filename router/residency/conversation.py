@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from router.placement.targets import Endpoint
+from router.wire.json_body import is_one_of
 
 LONG_ENOUGH = 48
 """Bytes from which a message alone identifies a conversation, should its beginning have been trimmed away."""
@@ -90,13 +91,8 @@ def _messages(endpoint: str, parsed: dict[str, Any]) -> Iterator[Any]:
     else:
         return
     for message in found if isinstance(found, list) else [found]:
-        if message is not None and not (isinstance(message, dict) and _is_one_of(message.get("role"), _INSTRUCTIONS)):
+        if message is not None and not (isinstance(message, dict) and is_one_of(message.get("role"), _INSTRUCTIONS)):
             yield message
-
-
-def _is_one_of(name: Any, names: frozenset[str]) -> bool:
-    """Whether a client's value is one of these; it may be anything, also what no set can be asked for."""
-    return isinstance(name, str) and name in names
 
 
 def _is_answer(message: Any) -> bool:
@@ -104,7 +100,7 @@ def _is_answer(message: Any) -> bool:
     if not isinstance(message, dict):
         return False
     role, kind = message.get("role"), message.get("type")
-    return not (_is_one_of(role, _CLIENT) if role is not None else _is_one_of(kind, _CLIENT_ITEMS))
+    return not (is_one_of(role, _CLIENT) if role is not None else is_one_of(kind, _CLIENT_ITEMS))
 
 
 def _content(message: Any) -> bytes:

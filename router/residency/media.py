@@ -11,6 +11,7 @@ from typing import Any
 from router.policy import Policy
 from router.residency.label import Label
 from router.wire.errors import ApiError
+from router.wire.json_body import is_one_of
 
 _MEDIA = frozenset({"image_url", "audio_url", "video_url", "file_url", "input_audio", "input_image", "image", "audio", "video"})
 """Keys (and types of parts) of OpenAI's, Anthropic's and vLLM's dialects that hold media."""
@@ -59,7 +60,7 @@ def _search(value: Any, where: str) -> str | None:
             stack += [(child, path) for child in item if isinstance(child, list | dict)]
         elif isinstance(item, dict):
             # What a part calls itself does not bind vLLM: one with a `uuid` is read by its media keys, whatever its type.
-            inputs = _INPUTS if _is_kind(item, _TOOL_INPUT) else _NOTHING
+            inputs = _INPUTS if is_one_of(item.get("type"), _TOOL_INPUT) else _NOTHING
             for key, child in item.items():
                 if _is_remote(item, key, child):
                     return f"{path}.{key}"
@@ -80,13 +81,7 @@ def _is_remote(part: dict[str, Any], key: str, child: Any) -> bool:
     if key == "source" and isinstance(child, dict):  # Anthropic: {"type": "url", "url": ...}
         return child.get("type") == "url" or (isinstance(child.get("url"), str) and _dials(child["url"]))
     # A part that says it is media may have its address under a plain `url`.
-    return key in ("url", "uri") and _is_kind(part, _MEDIA) and isinstance(child, str) and _dials(child)
-
-
-def _is_kind(part: dict[str, Any], kinds: frozenset[str]) -> bool:
-    """Whether a part calls itself one of these; a client can put anything there, also what no set can be asked for."""
-    kind = part.get("type")
-    return isinstance(kind, str) and kind in kinds
+    return key in ("url", "uri") and is_one_of(part.get("type"), _MEDIA) and isinstance(child, str) and _dials(child)
 
 
 def _dials(text: str) -> bool:

@@ -22,6 +22,11 @@ class StoreError(Exception):
     """The store cannot be used; the text says why, and never holds a password."""
 
 
+def reason_of(error: Exception) -> str:
+    """What a log may say of an error: the text of one that nobody foresaw is not known to be harmless."""
+    return str(error) if isinstance(error, StoreError) else type(error).__name__
+
+
 class Database:
     """A store that is open.
 

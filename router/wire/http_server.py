@@ -21,9 +21,9 @@ from router.identity.networks import Networks, packed
 from router.wire.client_head import MAX_HEADER_BYTES, BadHead, HeadCollector, HeaderBlock, framing_problem
 from router.wire.direct import ClientListener, DirectHandler, DirectRequest
 from router.wire.errors import ApiError
-from router.wire.keepalive import has_vanished
+from router.wire.keepalive import has_hung_up, has_vanished
 from router.wire.known_head import KnownHead
-from router.wire.patience import Patience, Verdict, has_hung_up
+from router.wire.patience import Patience, Verdict
 from router.wire.proxy_header import BadProxyHeader, read_proxy_header
 from router.wire.sources import Sources, TooManyConnections
 

@@ -93,6 +93,11 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return parsed
 
 
+def is_one_of(value: Any, names: frozenset[str]) -> bool:
+    """Whether a value that a client sent is one of these names; it may be anything, also what no set can be asked for."""
+    return isinstance(value, str) and value in names
+
+
 def _has_too_many_parts(body: bytes) -> bool:
     """Whether a large body is made of too many parts. Only where its text could hide that, is the text taken out."""
     return _exceeds_parts(body) and _exceeds_parts(_STRING.sub(b"", body))

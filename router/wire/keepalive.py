@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 from typing import Any
 
@@ -50,3 +51,12 @@ def has_vanished(transport: asyncio.Transport) -> bool:
     own = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
     with own:
         return max(own.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[_UNANSWERED]) >= _MOST_UNANSWERED
+
+
+def has_hung_up(transport: asyncio.Transport) -> bool:
+    """Whether a client has closed a connection that is not read at the moment, because requests wait behind the one that runs."""
+    if transport.is_closing():
+        return False
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))

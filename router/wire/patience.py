@@ -5,8 +5,6 @@ Each connection keeps a few numbers, and the server judges all of them once a se
 
 from __future__ import annotations
 
-import asyncio
-import select
 from enum import Enum, auto
 
 HEAD_S = 10.0
@@ -91,12 +89,3 @@ class Patience:
             return Verdict.KEEP
         allowed = HEAD_S if in_head else BODY_S + self._body_bytes / BODY_BYTES_PER_S
         return Verdict.TOO_SLOW if now - self._owing_since > allowed else Verdict.KEEP
-
-
-def has_hung_up(transport: asyncio.Transport) -> bool:
-    """Whether a client has closed a connection that is not read at the moment, because requests wait behind the one that runs."""
-    if transport.is_closing():
-        return False
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
-    return bool(poll.poll(0))

@@ -40,6 +40,15 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+async def write_chunked(writer: asyncio.StreamWriter, body: bytes, size: int) -> None:
+    """A JSON answer in chunks of so many bytes."""
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
+    for start in range(0, len(body), size):
+        writer.write(chunk(body[start : start + size]))
+        await writer.drain()
+    writer.write(b"0\r\n\r\n")
+
+
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 
 

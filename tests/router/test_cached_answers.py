@@ -31,7 +31,7 @@ from router.ledger.writer import LogWriter
 from router.placement.targets import Report
 from tests.router.builders import digest
 from tests.router.conftest import KEY, OTHER_KEY, FrontDoor, open_front_door
-from tests.router.simulated_engine import JSON_ANSWER, STREAM_HEAD, USAGE_EVENT, answer, chunk, event
+from tests.router.simulated_engine import JSON_ANSWER, STREAM_HEAD, USAGE_EVENT, answer, chunk, event, write_chunked
 from tests.router.test_audited_requests import KEY as INSIDE_KEY
 from tests.router.test_audited_requests import SPILL_KEY, audited
 from tests.router.test_cascade import SURE, UNSURE, cascade
@@ -227,11 +227,7 @@ async def test_a_chunked_answer_is_kept_free_of_its_framing():
     async with cached() as door:
 
         async def tell(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
-            for start in range(0, len(JSON_ANSWER), 11):
-                writer.write(chunk(JSON_ANSWER[start : start + 11]))
-                await writer.drain()
-            writer.write(b"0\r\n\r\n")
+            await write_chunked(writer, JSON_ANSWER, 11)
             return True
 
         door.engines["a"]._hello = tell

@@ -13,7 +13,7 @@ import pytest
 
 from tests.router.builders import digest
 from tests.router.conftest import KEY, OTHER_KEY, open_front_door
-from tests.router.simulated_engine import JSON_ANSWER, USAGE_EVENT, SimulatedEngine, answer, chunk, event
+from tests.router.simulated_engine import JSON_ANSWER, USAGE_EVENT, SimulatedEngine, answer, event, write_chunked
 
 CONTRACT = ("x-request-id", "x-tidegate-model", "x-tidegate-target", "x-tidegate-zone", "x-tidegate-reason")
 
@@ -391,11 +391,7 @@ async def test_usage_is_counted_wherever_an_answer_has_it(name, framing):
         if framing == "whole":
             writer.write(answer(body))
             return True
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")
-        for at in range(0, len(body), 70):
-            writer.write(chunk(body[at : at + 70]))
-            await writer.drain()
-        writer.write(b"0\r\n\r\n")
+        await write_chunked(writer, body, 70)
         return True
 
     engine._hello = hello  # type: ignore[method-assign]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from router.wire.json_body import is_one_of
+
 _STRUCTURE = frozenset(
     {
         "model",
@@ -92,7 +94,7 @@ def _render_list(name: str, value: list[Any], lines: list[str]) -> bool:
     opaque = False
     together: list[str] = []
     for item in value:
-        if isinstance(item, dict) and isinstance(item.get("text"), str) and _is_kind(item, _TEXT_PARTS):
+        if isinstance(item, dict) and isinstance(item.get("text"), str) and is_one_of(item.get("type"), _TEXT_PARTS):
             together.append(item["text"])
             item = {key: inner for key, inner in item.items() if key != "text"}
         opaque = _render(name, item, lines) or opaque
@@ -102,7 +104,7 @@ def _render_list(name: str, value: list[Any], lines: list[str]) -> bool:
 
 
 def _render_mapping(value: dict[str, Any], lines: list[str]) -> bool:
-    opaque = _is_kind(value, _MEDIA) or bool(_MEDIA & value.keys())
+    opaque = is_one_of(value.get("type"), _MEDIA) or bool(_MEDIA & value.keys())
     for key, item in value.items():
         if len(key) > _KEY_WORTH_READING and any(not (c.isalpha() or c in "_-.") for c in key):
             lines.append(key)
@@ -113,9 +115,3 @@ def _render_mapping(value: dict[str, Any], lines: list[str]) -> bool:
 def _are_numbers(value: list[Any]) -> bool:
     """Token ids, or numbers that may be anybody's. An engine reads `72.0` and `true` as ids, too."""
     return bool(value) and all(isinstance(item, int | float) for item in value)
-
-
-def _is_kind(part: dict[str, Any], kinds: frozenset[str]) -> bool:
-    """Whether a part calls itself one of these; what it has there may be anything, also what no set can be asked for."""
-    kind = part.get("type")
-    return isinstance(kind, str) and kind in kinds
