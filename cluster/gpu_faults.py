@@ -6,6 +6,7 @@ NVML counts memory errors since the driver was loaded and tells of an XID once, 
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from typing import Any
 
 from cluster.gpu import GpuReading, text_of
@@ -55,7 +56,8 @@ class GpuFaults:
             self._events, self._watched = nvml.nvmlEventSetCreate(), set()
         for uuid in uuids - self._watched:
             self._watched.add(uuid)
-            nvml.nvmlDeviceRegisterEvents(nvml.nvmlDeviceGetHandleByUUID(uuid), _XID_EVENT, self._events)
+            with suppress(Exception):  # this one tells of no events; the others shall, and from the same set
+                nvml.nvmlDeviceRegisterEvents(nvml.nvmlDeviceGetHandleByUUID(uuid), _XID_EVENT, self._events)
         for _ in range(_MOST_EVENTS):
             try:
                 event = nvml.nvmlEventSetWait_v2(self._events, 0)

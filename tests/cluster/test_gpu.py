@@ -170,6 +170,28 @@ def test_a_gpu_is_broken_by_new_memory_errors_bad_rows_or_a_critical_xid_and_sta
     assert fresh.count(read_gpus("0", nvml)) == 0
 
 
+def test_a_gpu_that_tells_of_no_events_does_not_cost_a_new_set_of_them_with_every_reading():
+    class Deaf(ShakyNvml):
+        sets = 0
+
+        def nvmlEventSetCreate(self):
+            self.sets += 1
+            return "set"
+
+        def nvmlDeviceRegisterEvents(self, handle, kind, events):
+            if handle == 0:
+                raise RuntimeError("Not Supported")
+            super().nvmlDeviceRegisterEvents(handle, kind, events)
+
+    nvml = Deaf()
+    faults = GpuFaults(nvml)
+    for _ in range(3):
+        assert faults.count(read_gpus(None, nvml)) == 0
+    assert (nvml.sets, nvml.registered) == (1, [(1, 8, "set")])
+    nvml.xids = [(1, 79)]
+    assert faults.count(read_gpus(None, nvml)) == 1, "the other GPU is still listened to"
+
+
 def test_no_events_are_no_faults():
     assert GpuFaults(object()).count((GpuReading("GPU", uuid="GPU-x"),)) == 0
     assert GpuFaults(FakeNvml(driver=False)).count(()) == 0
