@@ -21,7 +21,7 @@ from router.identity.limits import Reservation
 from router.joining import Join, count_usage, next_join, trail_for
 from router.ledger.receipts import Attempt, Receipt, note_wait, read_usage
 from router.ledger.writer import AuditUnavailable
-from router.placement.fleet import Booking
+from router.placement.booking import Booking
 from router.placement.targets import CLOUD, Endpoint, View
 from router.prefilling import Prefilling, wants_prefill
 from router.prefixes import FILLS_CACHE

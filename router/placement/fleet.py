@@ -11,42 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from msgspec.structs import replace
 
 from router.placement import breaker as breakers
+from router.placement.booking import Booking
 from router.placement.books import Calibration, Entry, Shared, TargetBook
-from router.placement.breaker import Breaker, Cause
+from router.placement.gauges import explained, with_signals
+from router.placement.health import after_failure, after_first_byte, after_gpus_read
 from router.placement.peers import END, FIRST, SENT, News, Notice, Open, Peers
 from router.placement.profile import EngineProfile
 from router.placement.spending import Spending
-from router.placement.targets import CLOUD, Kind, Load, Membership, Report, Signals, Target, View, Work
+from router.placement.targets import CLOUD, Kind, Load, Membership, Report, Target, View, Work
 from router.residency.label import Label
 
 _SMOOTHING = 0.2
 """Weight of a new observation in the running estimates."""
-_BASE_DOWN_S = 1.0
-_MAX_DOWN_S = 5.0
-"""Short, because a refused connection costs next to nothing and whoever comes back should be found soon."""
 _NOTHING_CACHED: Mapping[int, int] = {}
 _NO_PEAKS = (0, 0)
-_ANY_SLOTS = 256
-"""Sequence slots of a target that does not say how many it has."""
-
-
-class Booking:
-    """One request's entry in the books of one target; it ends exactly once."""
-
-    __slots__ = ("ended", "entry", "incarnation", "model", "notice", "probe", "started", "started_at", "tokens")
-
-    def __init__(self, incarnation: str, tokens: int, now: float) -> None:
-        self.incarnation = incarnation
-        self.tokens = tokens
-        self.started_at = now
-        self.started = False
-        self.ended = False
-        self.entry: Entry | None = None
-        self.model = ""
-        self.notice = 0
-        """The number that peers know it by; 0 where they were told nothing."""
-        self.probe = False
-        """True for the one request that a half-open breaker let through."""
 
 
 class Fleet:
@@ -128,7 +106,7 @@ class Fleet:
             known = self._index.get(incarnation)
             load = self._loads[known] if known is not None else self._fresh_load(report.target)
             before, since = self._peaks.get(incarnation, (0, 0))
-            loads.append(_with_signals(load, report.signals, max(before, since)))
+            loads.append(with_signals(load, report.signals, max(before, since)))
             peaks[incarnation] = (since, load.inflight)
         self._peaks = peaks
         if targets != self._membership.targets:
@@ -140,17 +118,7 @@ class Fleet:
         self._loads = loads
         for index, load in enumerate(loads):
             if load.signals is not None:
-                self._judge_gpus(index, load.signals)
-
-    def _judge_gpus(self, index: int, signals: Signals) -> None:
-        """Give a target with a broken GPU no work while others can do it, as with any breaker."""
-        load = self._loads[index]
-        breaker = load.breaker
-        if signals.gpu_faults:
-            if breaker.cause is not None or self._may_eject(index):
-                self._loads[index] = replace(load, breaker=breakers.broken(breaker, signals.sampled_at))
-        elif breaker.cause is Cause.GPU:
-            self._loads[index] = replace(load, breaker=breakers.closed_on_trial(breaker, signals.sampled_at))
+                loads[index] = after_gpus_read(targets, loads, index, load.signals)
 
     def adopt(
         self,
@@ -238,7 +206,7 @@ class Fleet:
         if booking.notice and self.news is not None:
             self.news.first(booking.notice)
         load = self._loads[index]
-        seconds = max(1e-4, now - booking.started_at)
+        seconds = booking.seconds_until(now)
         alone = load.unstarted <= 1
         rate = booking.tokens / seconds if alone and booking.tokens >= 32 else 0.0
         self._loads[index] = load = replace(
@@ -247,7 +215,7 @@ class Fleet:
             unstarted_tokens=max(0, load.unstarted_tokens - booking.tokens),
             ttft_s=_smooth(load.ttft_s, seconds),
             prefill_tps=_smooth(load.prefill_tps, rate) if rate else load.prefill_tps,
-            breaker=self._after_first_byte(index, booking, seconds, now),
+            breaker=after_first_byte(self._membership.targets, self._loads, index, booking, now),
         )
         entry, book = booking.entry, self._books.get(booking.incarnation)
         if entry is None or book is None:
@@ -305,7 +273,7 @@ class Fleet:
             index = self._index.get(notice.incarnation)
             if index is None or name in self._peer_bookings:
                 return
-            work, load = notice.work, _explained(self._loads[index])
+            work, load = notice.work, explained(self._loads[index])
             booking = self._peer_bookings[name] = Booking(notice.incarnation, work.prompt_tokens, now)
             self._loads[index] = replace(
                 load,
@@ -394,12 +362,7 @@ class Fleet:
             self._expected = {**self._expected, model: expected}
 
     def failed(self, incarnation: str, now: float, reached: bool = False, since: float | None = None) -> None:
-        """A target failed a request.
-
-        `reached=False`, nothing answered there (no connection): from the second time in a row on no work for a while, doubling.
-        Once is chance, and pausing the only target for it would refuse everybody. One crash breaks everything in flight:
-        failures while the target is paused are that same failure, not a row of them. `reached=True`, it answered badly: that is
-        for its breaker alone, which unlike a pause never takes the last allowed target away.
+        """A target failed a request: it may be paused, or its breaker open (`health.after_failure`).
 
         Args:
             incarnation: which target.
@@ -410,55 +373,7 @@ class Fleet:
         index = self._index.get(incarnation)
         if index is None:
             return
-        load = self._loads[index]
-        if not reached and now >= load.down_until:
-            failures = min(load.failures + 1, 10)
-            pause = min(_MAX_DOWN_S, _BASE_DOWN_S * 2.0 ** (failures - 2)) if failures > 1 else 0.0
-            load = replace(load, failures=failures, down_until=now + pause)
-        breaker = breakers.failed(load.breaker, now, now if since is None else since)
-        cause = None if breaker is load.breaker else breakers.due(breaker, now)
-        if cause is not None:
-            breaker = self._open(index, breaker, cause, now)
-        self._loads[index] = replace(load, breaker=breaker)
-
-    def _after_first_byte(self, index: int, booking: Booking, seconds: float, now: float) -> Breaker:
-        """The breaker after a first token: late against the peers of the same model opens it, in time closes one that was slow.
-
-        A target with more requests than slots queues, which says nothing about its health: such samples are not taken.
-        """
-        load, target = self._loads[index], self._membership.targets[index]
-        early = load.breaker.cause is not None and booking.started_at < load.breaker.until
-        if early or load.inflight + load.foreign > (target.slots or _ANY_SLOTS):
-            return load.breaker
-        breaker = breakers.paced(load.breaker, now, seconds, booking.tokens)
-        if not breakers.worth_judging(breaker, now):
-            return breaker
-        breaker = replace(breaker, judged_at=now)
-        if breakers.is_slow(breaker, [self._loads[i].breaker for i in self._peers(index)]):
-            return self._open(index, breaker, Cause.SLOW, now)
-        return breaker if breaker.cause is None else breakers.closed_on_trial(breaker, now)
-
-    def _open(self, index: int, breaker: Breaker, cause: Cause, now: float) -> Breaker:
-        if self._may_eject(index):
-            return breakers.opened(breaker, cause, now)
-        return breaker if breaker.cause is None else breakers.closed_on_trial(breaker, now)
-
-    def _may_eject(self, index: int) -> bool:
-        peers = self._peers(index)
-        held = sum(self._loads[i].breaker.cause is not None for i in peers)
-        return breakers.may_eject(held, len(peers) + 1)
-
-    def _peers(self, index: int) -> list[int]:
-        """The other targets on the same side of the cluster's border that serve a model of this one."""
-        targets = self._membership.targets
-        own = targets[index]
-        return [
-            i
-            for i, other in enumerate(targets)
-            if i != index
-            and (other.kind is Kind.CLOUD) == (own.kind is Kind.CLOUD)
-            and not own.models.keys().isdisjoint(other.models)
-        ]
+        self._loads[index] = after_failure(self._membership.targets, self._loads, index, now, since=since, reached=reached)
 
     def set_saturated(self, label: Label, models: tuple[str, ...], saturated: bool) -> None:
         """Remember for the next decision whether the local targets of a label and models were saturated (hysteresis)."""
@@ -467,29 +382,6 @@ class Fleet:
         scope = (label, models)
         if saturated != (scope in self._spilling):
             self._spilling = self._spilling | {scope} if saturated else self._spilling - {scope}
-
-
-def _with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
-    """Gauges correct the books: what the engine has beyond our own share is foreign work.
-
-    `own_share` is the most we had in flight during the last two reports, because a gauge lags: a request of ours that has
-    just ended may still be in it. A gauge that says less than we have is late, not right: our own count leads. Who no longer says
-    anything is reckoned with as one who never did: what foreign work it had is anybody's guess.
-    """
-    if signals is None:
-        return load if load.signals is None else replace(load, signals=None, foreign=0, foreign_waiting=0)
-    if load.signals is not None and signals.sampled_at <= load.signals.sampled_at:
-        return load
-    foreign = max(0, signals.running + signals.waiting - max(own_share, load.inflight))
-    waiting = min(foreign, max(0, signals.waiting - load.unstarted))
-    return replace(load, signals=signals, foreign=foreign, foreign_waiting=waiting, throttle=max(1.0, signals.gpu_throttle))
-
-
-def _explained(load: Load) -> Load:
-    """A peer's notice names what the last gauges showed as nobody's: it is not counted twice until the next ones."""
-    if not load.foreign:
-        return load
-    return replace(load, foreign=load.foreign - 1, foreign_waiting=max(0, load.foreign_waiting - 1))
 
 
 def _smooth(old: float, new: float) -> float:

@@ -18,7 +18,8 @@ from router.config import parse_config
 from router.decide import decide
 from router.decision import Choice, Complexity, Decision, Facts
 from router.placement.admission import AdmissionQueue, Ticket
-from router.placement.fleet import Booking, Fleet
+from router.placement.booking import Booking
+from router.placement.fleet import Fleet
 from router.placement.peers import END, FIRST, SENT, Notice
 from router.placement.prefix import PrefixIndex
 from router.placement.profile import EngineProfile

@@ -1,0 +1,28 @@
+"""One request in the books of the target it was sent to."""
+
+from __future__ import annotations
+
+from router.placement.books import Entry
+
+
+class Booking:
+    """One request's entry in the books of one target; it ends exactly once."""
+
+    __slots__ = ("ended", "entry", "incarnation", "model", "notice", "probe", "started", "started_at", "tokens")
+
+    def __init__(self, incarnation: str, tokens: int, now: float) -> None:
+        self.incarnation = incarnation
+        self.tokens = tokens
+        self.started_at = now
+        self.started = False
+        self.ended = False
+        self.entry: Entry | None = None
+        self.model = ""
+        self.notice = 0
+        """The number that peers know it by; 0 where they were told nothing."""
+        self.probe = False
+        """True for the one request that a half-open breaker let through."""
+
+    def seconds_until(self, now: float) -> float:
+        """How long it has been under way; never nothing, so that a rate can be made of it."""
+        return max(1e-4, now - self.started_at)

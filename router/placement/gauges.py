@@ -1,0 +1,30 @@
+"""How what an engine says of itself corrects the router's own books."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from router.placement.targets import Load, Signals
+
+
+def with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
+    """Gauges correct the books: what the engine has beyond our own share is foreign work.
+
+    `own_share` is the most we had in flight during the last two reports, because a gauge lags: a request of ours that has
+    just ended may still be in it. A gauge that says less than we have is late, not right: our own count leads. Who no longer says
+    anything is reckoned with as one who never did: what foreign work it had is anybody's guess.
+    """
+    if signals is None:
+        return load if load.signals is None else replace(load, signals=None, foreign=0, foreign_waiting=0)
+    if load.signals is not None and signals.sampled_at <= load.signals.sampled_at:
+        return load
+    foreign = max(0, signals.running + signals.waiting - max(own_share, load.inflight))
+    waiting = min(foreign, max(0, signals.waiting - load.unstarted))
+    return replace(load, signals=signals, foreign=foreign, foreign_waiting=waiting, throttle=max(1.0, signals.gpu_throttle))
+
+
+def explained(load: Load) -> Load:
+    """A peer's notice names what the last gauges showed as nobody's: it is not counted twice until the next ones."""
+    if not load.foreign:
+        return load
+    return replace(load, foreign=load.foreign - 1, foreign_waiting=max(0, load.foreign_waiting - 1))
