@@ -9,35 +9,34 @@ from __future__ import annotations
 
 import functools
 import time
-from math import inf
 
 from msgspec.structs import replace
 
 from router.admitted import AdmittedRequest
+from router.answer_readers import framing_of, joining_reader, reader_of
 from router.captured import end_capture
 from router.decide import decide
 from router.decision import Choice, Decision, Facts
 from router.identity.limits import Reservation
 from router.joining import Join, count_usage, next_join, trail_for
-from router.ledger.receipts import Attempt, Receipt, note_wait, read_usage
+from router.ledger.receipts import note_wait
 from router.ledger.writer import AuditUnavailable
-from router.placement.booking import Booking
 from router.placement.targets import CLOUD, Endpoint, View
 from router.prefilling import Prefilling, wants_prefill
 from router.prefixes import FILLS_CACHE
 from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
 from router.residency.inflight import POLICY_REVOKED
-from router.residency.restored_answer import RestoredBody, RestoredEvents
 from router.response_cache.turn import CacheTurn, turn_for
 from router.screen import shortlist
 from router.state import RouterState
+from router.tries import Try
 from router.upstream_request import upstream_request
 from router.wire.direct import DirectRequest
 from router.wire.errors import ApiError
 from router.wire.events import EventStream
 from router.wire.exchange import BROKE, CLOSED, DEADLINE, Ending, Exchange
-from router.wire.heads import Framing, decision_headers, is_event_stream, response_headers
-from router.wire.joined_events import JoinedEvents, TrackedEvents, Trail, ending_of
+from router.wire.heads import decision_headers, is_event_stream, response_headers
+from router.wire.joined_events import Trail, ending_of
 
 MAX_ATTEMPTS = 3
 
@@ -54,10 +53,7 @@ class Serving:
 
     __slots__ = (
         "_admitted",
-        "_attempt",
-        "_booking",
         "_cache_turn",
-        "_choice",
         "_client",
         "_closed",
         "_decision",
@@ -69,6 +65,7 @@ class Serving:
         "_state",
         "_trail",
         "_tries",
+        "_try",
     )
 
     def __init__(self, state: RouterState, admitted: AdmittedRequest, client: DirectRequest, reserved: Reservation) -> None:
@@ -88,9 +85,7 @@ class Serving:
         """Set while an attempt carries a broken stream on."""
         self._cache_turn: CacheTurn | None = None
         """Set where the response cache may answer, or take the answer."""
-        self._choice: Choice
-        self._attempt: Attempt
-        self._booking: Booking
+        self._try: Try
 
     def start(self) -> None:
         """Decide and send; everything else follows from what the target does."""
@@ -112,53 +107,29 @@ class Serving:
 
     def on_head(self, exchange: Exchange) -> bytes | None:
         """Forward what is the client's to see; hold back what another target may do better."""
-        self._attempt.status = exchange.status
+        self._try.record.status = exchange.status
         if self._join is not None:
             if exchange.status != 200 or not is_event_stream(exchange.headers):
                 return None
-            exchange.events = self._events(exchange)
+            exchange.events = joining_reader(self._admitted, self._join, self._try.choice.target)
             return b""
         if exchange.status >= 500 or exchange.status in HOLD_STATUS:
             return None
-        choice, chunks = self._choice, self._client.speaks_chunked
+        choice, chunks = self._try.choice, self._client.speaks_chunked
         head = decision_headers(self._facts.request_id, choice.model, choice.target.id, choice.target.zone, choice.reason)
         head += self._reserved.headers
         if self._cache_turn is not None:
             head += self._cache_turn.begin_copy(exchange)
-        if self._admitted.values and not is_event_stream(exchange.headers):
-            exchange.events = RestoredBody(self._admitted.values)
-            head += response_headers(exchange.headers, Framing.CHUNKED if chunks else Framing.CLOSE)
-        elif is_event_stream(exchange.headers):
-            exchange.events = self._events(exchange)
-            head += response_headers(exchange.headers, Framing.CHUNKED if chunks else Framing.CLOSE)
-        else:
-            unchunk = exchange.chunked and not chunks
-            head += response_headers(exchange.headers, Framing.CLOSE if unchunk else Framing.AS_IS)
+        exchange.events = reader_of(exchange, self._admitted, self._trail)
+        head += response_headers(exchange.headers, framing_of(exchange, chunks))
         return self._client.make_head(exchange.status, head, close=not chunks)
 
-    def _events(self, exchange: Exchange) -> EventStream:
-        admitted, trail, join = self._admitted, self._trail, self._join
-        if admitted.values:
-            return RestoredEvents(admitted.keeps_usage, admitted.values, admitted.countable and exchange.status == 200)
-        if trail is None:
-            return EventStream(admitted.keeps_usage, admitted.countable and exchange.status == 200)
-        if join is None:
-            return TrackedEvents(admitted.keeps_usage, trail)
-        target = self._choice.target
-        note = f"tidegate: continued by {target.id} in {target.zone}"
-        chat = admitted.path == Endpoint.CHAT
-        return JoinedEvents(admitted.keeps_usage, trail, chat=chat, again=join.again, note=note)
-
     def on_first_body(self, exchange: Exchange) -> None:
-        """Book the first byte; how fast an error came says nothing about the target's pace."""
+        """The answer begins; whoever waits for a place may find one now."""
         now = time.time()
-        self._attempt.first_byte = now
-        if exchange.status < 400:
-            self._state.fleet.first_byte(self._booking, now)
-            choice = self._choice
-            self._state.prefixes.computed(self._admitted.chains, choice.model, choice.target.incarnation, time.monotonic())
-            if self._state.waiting.depth:
-                self._state.waiting.walk(now)
+        self._try.first_byte(exchange.status, now)
+        if exchange.status < 400 and self._state.waiting.depth:
+            self._state.waiting.walk(now)
 
     def finishes(self) -> bool:
         """Whether the answer is read to its end although the client has gone."""
@@ -168,9 +139,9 @@ class Serving:
         """The attempt is over: answered, or try again."""
         try:
             self._admitted.ticket.end()
-            self._close_attempt(exchange, ending)
+            self._try.close(exchange, ending, self._trail, self._join)
             if self._cache_turn is not None:
-                self._cache_turn.end_copy(exchange, ending, self._choice)
+                self._cache_turn.end_copy(exchange, ending, self._try.choice)
             broken = ending.target_failed
             if broken and exchange.client is not self._client:
                 self._conclude(exchange, Ending.CLIENT_GONE)
@@ -307,13 +278,13 @@ class Serving:
             timeout_s = self._admitted.deadline - time.monotonic()
             if timeout_s <= 0:
                 raise ApiError(504, "upstream_error", "The request's deadline passed before the first byte.")
-        failed = self._choice.target
+        failed = self._try.choice.target
         self._state.metrics.retried(failed.id)
         self._facts = replace(facts, excluded=facts.excluded | {failed.incarnation}, timeout_s=timeout_s)
 
     def _carry_on(self, exchange: Exchange) -> None:
         """A stream broke after the client had some of it: let another target go on with it, or end it with an error."""
-        trail, failed = self._trail, self._choice.target
+        trail, failed = self._trail, self._try.choice.target
         join = None
         if trail is not None and not self._client.gone and exchange.failure != DEADLINE:
             trail.rewind()
@@ -323,11 +294,12 @@ class Serving:
                 self._write_end(exchange, trail)
                 return
             members = self._state.fleet.membership.targets
-            join = next_join(self._admitted.path, self._admitted.parsed, self._facts, trail, self._join, self._choice, members)
+            path, parsed = self._admitted.path, self._admitted.parsed
+            join = next_join(path, parsed, self._facts, trail, self._join, self._try.choice, members)
         if join is None:
             self._give_up(exchange)
             return
-        if self._attempt.completion_tokens > 0:
+        if self._try.record.completion_tokens > 0:
             self._tries = 0
         try:
             self._join, self._facts = join, join.facts
@@ -351,25 +323,16 @@ class Serving:
 
     def _give_up(self, exchange: Exchange) -> None:
         if exchange.events is not None or self._join is not None:
-            self._state.metrics.stream_broke(self._choice.target.id, "error")
+            self._state.metrics.stream_broke(self._try.choice.target.id, "error")
         self._conclude(exchange, Ending.BROKEN_AFTER)
 
     def _send(self, choice: Choice, now: float) -> None:
         state, target, admitted = self._state, choice.target, self._admitted
         admitted.check_media(state.policy.label_for(admitted.ticket.label, choice.model), state.policy)
-        self._choice = choice
         if self._join is None:
             self._trail = None if admitted.values else trail_for(self._facts, admitted.path, admitted.parsed, target)
-        self._attempt = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
-        admitted.receipt.attempts.append(self._attempt)
         request = upstream_request(state, admitted, choice, self._trail, self._join, now)
-        key, tokens = self._facts.key, self._facts.prompt_tokens
-        payer = key.id if key.spill_usd != inf else ""
-        self._booking = state.fleet.book(target, tokens, now, choice.cost_usd, choice.work, choice.model, payer)
-        state.prefixes.routed(admitted.chains, choice.model, target.incarnation)
-        if target.adapters and choice.model in target.adapters:
-            signals = state.fleet.load_of(target.incarnation).signals
-            state.adapters.used(target.incarnation, choice.model, 0 if signals is None else signals.adapter_slots)
+        self._try = Try(state, admitted, self._facts, choice, now)
         half = target.prefill
         if half is not None and self._join is None and wants_prefill(state, half, admitted, choice):
             Prefilling(state, admitted, choice, request, self._when_prefilled).start(half, self._client)
@@ -387,7 +350,7 @@ class Serving:
         state = self._state
         try:
             if self._still_stands(error, cut=False):
-                state.metrics.spilled(self._choice.target.id)
+                state.metrics.spilled(self._try.choice.target.id)
                 self._dispatch(request)
         except ApiError as refused:
             self._refuse(refused)
@@ -399,8 +362,8 @@ class Serving:
         try:
             late = TimeoutError(DEADLINE) if exchange.failure == DEADLINE else None
             if self._still_stands(late, cut=exchange.failure == POLICY_REVOKED):
-                self._choice, request = turn.outcome(exchange, ending)
-                self._attempt.reason = self._choice.reason
+                choice, request = turn.outcome(exchange, ending)
+                self._try.settle_on(choice)
                 self._dispatch(request)
         except ApiError as refused:
             self._refuse(refused)
@@ -414,13 +377,12 @@ class Serving:
         if not (self._client.gone or error is not None or changed):
             return True
         now = time.time()
-        self._attempt.ended, self._attempt.ending = now, "not_sent"
-        state.fleet.end(self._booking, now, completed=False)
+        self._try.drop(now)
         if self._client.gone:
             self._admitted.receipt.code = "client_gone"
             self._close()
         elif error is not None:
-            self._attempt.failure = str(error)
+            self._try.record.failure = str(error)
             self._prepare_retry()
             self._try_next()
         else:
@@ -428,38 +390,13 @@ class Serving:
         return False
 
     def _dispatch(self, request: bytes) -> None:
-        state, admitted, target = self._state, self._admitted, self._choice.target
+        state, admitted, target = self._state, self._admitted, self._try.choice.target
         timeouts, pool = state.config.timeouts, state.pool
         exchange = Exchange(self._client, self, request, pool.now(), timeouts.first_byte_s, timeouts.idle_s, admitted.deadline)
-        admitted.ticket.begin(target, self._choice.model, exchange)
+        admitted.ticket.begin(target, self._try.choice.model, exchange)
         pool.send(target.incarnation, target.address, exchange)
 
     # -- ending
-
-    def _close_attempt(self, exchange: Exchange, ending: Ending) -> None:
-        now = time.time()
-        attempt = self._attempt
-        attempt.ended = now
-        attempt.ending = ending.word
-        attempt.failure = exchange.failure
-        if not attempt.first_byte or exchange.status >= 400:
-            choice = self._choice
-            self._state.prefixes.failed(self._admitted.chains, choice.model, choice.target.incarnation)
-        if self._trail is not None and self._trail.prompt:
-            attempt.prompt_tokens = len(self._trail.prompt) + len(self._trail.answer) - self._trail.delivered
-            attempt.completion_tokens = self._trail.delivered
-        answered, receipt = ending.complete and exchange.status < 400, self._admitted.receipt
-        if ending.complete:
-            read_usage(receipt, exchange.events.usage if exchange.events is not None else exchange.tail)
-        output_tokens = receipt.completion_tokens if answered and self._join is None and receipt.completion_tokens > 0 else 0
-        self._state.fleet.end(self._booking, now, completed=answered, output_tokens=output_tokens)
-        if not ending.target_failed:
-            return
-        # A client's short deadline says nothing about the target: it must not take it away from everybody else.
-        broken = ending is not Ending.HELD and exchange.failure not in (DEADLINE, POLICY_REVOKED)
-        if broken or (ending is Ending.HELD and exchange.status >= 500 and exchange.status != 503):
-            reached = bool(exchange.status) or exchange.connection is not None
-            self._state.fleet.failed(attempt.incarnation, now, reached, self._booking.started_at)
 
     def _conclude(self, exchange: Exchange, ending: Ending) -> None:
         """The client has its answer, or as much of one as it will get."""
@@ -471,7 +408,7 @@ class Serving:
         if gone:
             receipt.code = "client_gone"
         elif ending.complete:
-            self._count_answer(receipt)
+            self._try.count_answer(receipt)
         else:
             broken = POLICY_REVOKED if exchange.failure == POLICY_REVOKED else "upstream_error"
             receipt.code = broken if ending is Ending.BROKEN_AFTER else "client_gone"
@@ -481,17 +418,6 @@ class Serving:
         elif ending is Ending.BROKEN_AFTER:
             self._state.metrics.refused(receipt.code)
             break_response(exchange, self._client, self._admitted.request_id, joined=self._join is not None)
-
-    def _count_answer(self, receipt: Receipt) -> None:
-        choice, first = self._choice, self._attempt.first_byte
-        self._state.metrics.answered(
-            choice.model,
-            choice.target.id,
-            choice.target.zone,
-            receipt.status,
-            first - receipt.received if first else -1.0,
-            self._attempt.ended - receipt.received,
-        )
 
     def _refuse(self, error: ApiError) -> None:
         self._admitted.receipt.status, self._admitted.receipt.code = error.status, error.code

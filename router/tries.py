@@ -1,0 +1,101 @@
+"""One try of a request at one target, in the books from the moment it is sent to its end."""
+
+from __future__ import annotations
+
+import time
+from math import inf
+
+from router.admitted import AdmittedRequest
+from router.decision import Choice, Facts
+from router.joining import Join
+from router.ledger.receipts import Attempt, Receipt, read_usage
+from router.residency.inflight import POLICY_REVOKED
+from router.state import RouterState
+from router.wire.exchange import DEADLINE, Ending, Exchange
+from router.wire.joined_events import Trail
+
+
+class Try:
+    """What the fleet, the prefix index and the receipt are told of one try.
+
+    Args:
+        state: the router.
+        admitted: the request.
+        facts: what this try was decided on.
+        choice: where it goes.
+        now: UNIX time in seconds.
+    """
+
+    __slots__ = ("_admitted", "_booking", "_state", "choice", "record")
+
+    def __init__(self, state: RouterState, admitted: AdmittedRequest, facts: Facts, choice: Choice, now: float) -> None:
+        target = choice.target
+        self._state, self._admitted = state, admitted
+        self.choice = choice
+        self.record = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
+        admitted.receipt.attempts.append(self.record)
+        payer = facts.key.id if facts.key.spill_usd != inf else ""
+        fleet = state.fleet
+        self._booking = fleet.book(target, facts.prompt_tokens, now, choice.cost_usd, choice.work, choice.model, payer)
+        state.prefixes.routed(admitted.chains, choice.model, target.incarnation)
+        if target.adapters and choice.model in target.adapters:
+            signals = fleet.load_of(target.incarnation).signals
+            state.adapters.used(target.incarnation, choice.model, 0 if signals is None else signals.adapter_slots)
+
+    def settle_on(self, choice: Choice) -> None:
+        """The same target is asked, but in another way or for another reason than was decided."""
+        self.choice = choice
+        self.record.reason = choice.reason
+
+    def first_byte(self, status: int, now: float) -> None:
+        """Book the first byte; how fast an error came says nothing about the target's pace."""
+        self.record.first_byte = now
+        if status < 400:
+            state, choice = self._state, self.choice
+            state.fleet.first_byte(self._booking, now)
+            state.prefixes.computed(self._admitted.chains, choice.model, choice.target.incarnation, time.monotonic())
+
+    def drop(self, now: float) -> None:
+        """What had been decided no longer holds, and nothing was sent."""
+        self.record.ended, self.record.ending = now, "not_sent"
+        self._state.fleet.end(self._booking, now, completed=False)
+
+    def close(self, exchange: Exchange, ending: Ending, trail: Trail | None, join: Join | None) -> None:
+        """The target has answered, or will not.
+
+        Args:
+            exchange: what was said.
+            ending: how it ended.
+            trail: what the client was sent, where that is recorded.
+            join: set where this try carried a broken stream on: its usage is not that of the whole answer.
+        """
+        now = time.time()
+        state, record, receipt = self._state, self.record, self._admitted.receipt
+        record.ended, record.ending, record.failure = now, ending.word, exchange.failure
+        if not record.first_byte or exchange.status >= 400:
+            state.prefixes.failed(self._admitted.chains, self.choice.model, self.choice.target.incarnation)
+        if trail is not None and trail.prompt:
+            record.prompt_tokens = len(trail.prompt) + len(trail.answer) - trail.delivered
+            record.completion_tokens = trail.delivered
+        answered = ending.complete and exchange.status < 400
+        if ending.complete:
+            read_usage(receipt, exchange.events.usage if exchange.events is not None else exchange.tail)
+        output_tokens = receipt.completion_tokens if answered and join is None and receipt.completion_tokens > 0 else 0
+        state.fleet.end(self._booking, now, completed=answered, output_tokens=output_tokens)
+        if ending.target_failed and _is_targets_fault(exchange, ending):
+            reached = bool(exchange.status) or exchange.connection is not None
+            state.fleet.failed(record.incarnation, now, reached, self._booking.started_at)
+
+    def count_answer(self, receipt: Receipt) -> None:
+        """Tell the metrics of an answer that is the client's."""
+        target, first = self.choice.target, self.record.first_byte
+        first_s = first - receipt.received if first else -1.0
+        seconds = self.record.ended - receipt.received
+        self._state.metrics.answered(self.choice.model, target.id, target.zone, receipt.status, first_s, seconds)
+
+
+def _is_targets_fault(exchange: Exchange, ending: Ending) -> bool:
+    """A client's short deadline says nothing about the target: it must not take it away from everybody else."""
+    if ending is Ending.HELD:
+        return exchange.status >= 500 and exchange.status != 503
+    return exchange.failure not in (DEADLINE, POLICY_REVOKED)
