@@ -176,9 +176,13 @@ class DirectRequest:
     def listen(self, listener: ClientListener | None) -> None:
         """Send the connection's events to `listener` (None: to nobody)."""
         self._protocol.listener = listener
-        if listener is not None and (self.disconnected or self.transport.is_closing()):
+        if listener is None:
+            return
+        if self.disconnected or self.transport.is_closing():
             self.disconnected = True
             listener.client_gone()
+        elif self._protocol.flow.write_paused:
+            listener.client_paused()  # the answer before still fills the buffer: of that the transport says nothing again
 
     def make_head(self, status: int, headers: bytes, *, close: bool = False) -> bytes:
         """The status line and a ready header block (lines ending in CRLF, without the final empty line), to be written next.
@@ -194,9 +198,6 @@ class DirectRequest:
         """Write the head, and what of the body is there already: from now on the response cannot be taken back."""
         self.response_started = True
         self.transport.write(data)
-        protocol = self._protocol
-        if protocol.flow.write_paused and protocol.listener is not None:
-            protocol.listener.client_paused()  # The buffer was full before: of that the transport says nothing again.
 
     def answer(self, status: int, headers: bytes, body: bytes) -> None:
         """Write a whole response. `headers` are lines, without the length."""

@@ -27,7 +27,8 @@ from router.wire.patience import Patience, Verdict
 from router.wire.proxy_header import BadProxyHeader, read_proxy_header
 from router.wire.sources import Sources, TooManyConnections
 
-_WRITE_HIGH_WATER = 32 * 1024
+_WRITE_HIGH_WATER = 0
+"""Whatever the kernel does not take at once stops the reading from the target: one read is all that ever waits."""
 
 
 class RelayProtocol(HttpToolsProtocol):

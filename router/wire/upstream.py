@@ -30,9 +30,9 @@ MAX_TAIL = 4096
 NOT_HTTP = "the target's response is not valid HTTP"
 _SMALL = 64
 _FRAMING = (b"content-length", b"transfer-encoding")
-_RECEIVE_BUFFER = 32 * 1024
-"""Linux doubles it, so one read of 64 kB and the client's high-water mark may wait here: measured, 105 kB a stream. With half
-of it that is 48 kB, but to a client slow to read 2 MB then took 50 times as long: the window closes before large segments."""
+_RECEIVE_BUFFER = 24 * 1024
+"""Linux doubles it, and one read of as much may wait for a slow client: measured, 46 kB. With two thirds of it a client slow to
+read 2 MB could take 50 times as long: the window closes before large segments."""
 
 
 class Connection(asyncio.Protocol):

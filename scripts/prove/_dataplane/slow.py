@@ -14,8 +14,8 @@ from _dataplane import routers
 from _dataplane.client import Connection, request
 from _dataplane.engines import engine_processes
 
-LIMIT_KIB = 192
-"""What a client that does not read may cost: 32 KiB of write buffer, one read of 32 KiB, its objects, the heap around them."""
+LIMIT_KIB = 128
+"""What a client that does not read may cost: one read of 46 kB in the write buffer, its objects, the heap around them."""
 
 
 @dataclass
