@@ -9,7 +9,8 @@ from router.residency.restored_answer import RestoredBody, RestoredEvents
 from router.wire.events import EventStream
 from router.wire.exchange import Exchange
 from router.wire.heads import Framing, is_event_stream
-from router.wire.joined_events import JoinedEvents, TrackedEvents, Trail
+from router.wire.joined_events import JoinedEvents, TrackedEvents
+from router.wire.trail import Trail
 
 
 def reader_of(exchange: Exchange, admitted: AdmittedRequest, trail: Trail | None) -> EventStream | None:

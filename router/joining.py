@@ -17,7 +17,7 @@ from router.decision import Choice, Facts
 from router.ledger.receipts import Receipt
 from router.placement.targets import Endpoint, Target
 from router.wire.continuation import MAX_JOINS, answer_limit, continuation_body, is_continuable, same_weights
-from router.wire.joined_events import Trail
+from router.wire.trail import Trail
 
 
 class Join(msgspec.Struct, frozen=True):

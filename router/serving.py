@@ -36,7 +36,8 @@ from router.wire.errors import ApiError
 from router.wire.events import EventStream
 from router.wire.exchange import BROKE, CLOSED, DEADLINE, Ending, Exchange
 from router.wire.heads import decision_headers, is_event_stream, response_headers
-from router.wire.joined_events import Trail, ending_of
+from router.wire.joined_events import ending_of
+from router.wire.trail import Trail
 
 MAX_ATTEMPTS = 3
 

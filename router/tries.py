@@ -12,7 +12,7 @@ from router.ledger.receipts import Attempt, Receipt, read_usage
 from router.residency.inflight import POLICY_REVOKED
 from router.state import RouterState
 from router.wire.exchange import DEADLINE, Ending, Exchange
-from router.wire.joined_events import Trail
+from router.wire.trail import Trail
 
 
 class Try:

@@ -15,8 +15,8 @@ from router.residency.guard import issue_pass
 from router.state import RouterState
 from router.wire.continuation import ask_for_token_ids
 from router.wire.heads import JSON, own_request_headers, request_head
-from router.wire.joined_events import Trail
 from router.wire.json_body import ask_for_usage, encode_object, replace_model
+from router.wire.trail import Trail
 
 
 def upstream_request(

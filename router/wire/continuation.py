@@ -19,8 +19,8 @@ from __future__ import annotations
 from typing import Any
 
 from router.placement.targets import Endpoint, Target
-from router.wire.joined_events import Trail
 from router.wire.json_body import encode_object
+from router.wire.trail import Trail
 
 MAX_PROMPT_BYTES = 128 * 1024
 """No ids are asked for a longer prompt: its event would not fit `MAX_EVENT_BYTES` in the worst case of a token per byte."""

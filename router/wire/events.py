@@ -57,7 +57,7 @@ class EventStream:
         due: whether a whole stream of this kind ends in `[DONE]`.
     """
 
-    __slots__ = ("_due", "_keep_usage", "_pending", "_started_with", "done", "usage")
+    __slots__ = ("_due", "_keep_usage", "_pending", "_started_with", "done", "failed", "usage")
 
     def __init__(self, keep_usage: bool, due: bool = False) -> None:
         self._keep_usage = keep_usage
@@ -69,6 +69,8 @@ class EventStream:
         """The latest event that carried usage."""
         self.done = False
         """True once `[DONE]` has passed."""
+        self.failed = False
+        """True once the engine has said that it cannot go on, where somebody else can; that event is not passed on."""
 
     @property
     def empty(self) -> bool:

@@ -8,14 +8,13 @@ attempt as if they came from the first. Which answers can be carried on at all, 
 from __future__ import annotations
 
 import re
-from array import array
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from router.wire.events import EventStream, chunk_at
+from router.wire.trail import Delta, Envelope, StreamChoice, Trail
 
 _TOKEN_IDS = re.compile(rb'"((?:prompt_)?token_ids)"\s*:\s*\[[0-9,\s]*\]')
 _NEVER = b"\0"
@@ -27,175 +26,17 @@ _ONE_TOKEN = re.compile(
     rb'("\}?,"logprobs":null,"finish_reason":null,(?:"stop_reason":null,"prompt_token_ids":null,)?"token_ids":\[)\d+\]\}\]\}\n\n'
 )
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
-_TAIL_CHARS = 32
-_TAIL_EVENTS = 16
-_TELLING_CHARS = 8
-"""Text this long before the cut cannot stand in the next token by chance, unless the answer repeats itself."""
 
 
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    role: str | None = None
-    reasoning: Any = None
-    reasoning_content: Any = None
-    tool_calls: Any = None
-    function_call: Any = None
-    refusal: Any = None
+class _Fault(msgspec.Struct):
+    code: Any = None
 
 
-class _StreamChoice(msgspec.Struct):
-    index: int = 0
-    delta: _Delta | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-    token_ids: list[int] | None = None
-    prompt_token_ids: list[int] | None = None
+class _Failure(msgspec.Struct):
+    error: _Fault
 
 
-class _Chunk(msgspec.Struct):
-    choices: list[_StreamChoice]
-    prompt_token_ids: list[int] | None = None
-
-
-class _Envelope(msgspec.Struct):
-    id: str
-    created: int
-    model: str
-
-
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
-_decode_envelope = msgspec.json.Decoder(_Envelope).decode
-
-
-class Trail:
-    """What one answer has brought so far, over all its attempts.
-
-    Attributes:
-        prompt: the token ids of the prompt, empty while not known.
-        answer: the token ids of the answer; `kept` of them have brought their text to the client.
-        delivered: tokens of the current attempt.
-        began: something was sent, if only the role.
-        spoke: text was sent.
-        finished: the event with a `finish_reason` was sent.
-        opaque: something was sent that cannot be carried on.
-        envelope: id, creation time and model name that the client was told.
-    """
-
-    __slots__ = (
-        "answer",
-        "began",
-        "delivered",
-        "envelope",
-        "finished",
-        "kept",
-        "opaque",
-        "prompt",
-        "single",
-        "spoke",
-        "texts",
-    )
-
-    def __init__(self) -> None:
-        self.prompt = array("I")
-        self.answer = array("I")
-        self.kept = 0
-        self.delivered = 0
-        self.began = False
-        self.spoke = False
-        self.finished = False
-        self.opaque = False
-        self.single = True
-        self.texts: deque[bytes] = deque(maxlen=_TAIL_EVENTS)
-        self.envelope: _Envelope | None = None
-
-    def take(self, data: bytes) -> _StreamChoice | None:
-        """Record one event's data, as an engine sent it; its only choice, or None where it has not exactly one."""
-        try:
-            chunk = _decode_chunk(data)
-            if self.envelope is None:
-                self.envelope = _decode_envelope(data)
-        except msgspec.MsgspecError:
-            self.opaque = True
-            return None
-        if len(chunk.choices) != 1 or chunk.choices[0].index != 0 or self.finished:
-            self.opaque = True
-            return None
-        choice = chunk.choices[0]
-        prompt = chunk.prompt_token_ids or choice.prompt_token_ids
-        if prompt and not self.prompt:
-            self.prompt = _ids(prompt)
-        self._record(choice)
-        return choice
-
-    def _record(self, choice: _StreamChoice) -> None:
-        self.began = True
-        delta = choice.delta
-        if delta is not None and (
-            delta.reasoning or delta.reasoning_content or delta.tool_calls or delta.function_call or delta.refusal
-        ):
-            self.opaque = True
-        ids = choice.token_ids or ()
-        text = (delta.content if delta is not None else choice.text) or ""
-        self.delivered += len(ids)
-        self.answer.extend(ids)
-        if text:
-            self.spoke = True
-            self.kept = len(self.answer)
-            self.single = len(ids) == 1
-            self.texts.append(msgspec.json.encode(text)[1:-1])
-            if not ids:
-                self.opaque = True
-        if choice.finish_reason is not None:
-            self.finished = True
-            self.kept = len(self.answer)
-
-    def say(self, text: bytes, token: int) -> None:
-        """One token whose text, as JSON spells it, goes to the client: most of every stream."""
-        self.answer.append(token)
-        self.texts.append(text)
-        self.delivered += 1
-        self.kept = len(self.answer)
-        self.single = True
-
-    @property
-    def tail(self) -> str:
-        """The last characters that were sent."""
-        try:
-            return str(msgspec.json.decode(b'"%b"' % b"".join(self.texts)))[-_TAIL_CHARS:]
-        except msgspec.DecodeError:
-            return ""
-
-    @property
-    def can_join(self) -> bool:
-        """Whether the rest of the answer can be had exactly, as far as this stream tells."""
-        if self.opaque or self.envelope is None:
-            return not self.began and not self.opaque
-        if not self.spoke:
-            return True
-        # Several tokens in the last event with text: the last of them may be half a character, of which no text came yet.
-        # A decoder that starts there would begin with the whole prompt; `JoinedEvents` sees that by the text before it.
-        return bool(self.prompt) and (self.single or len(self.tail) >= _TELLING_CHARS)
-
-    def can_end(self, keep_usage: bool) -> bool:
-        """Whether the end of a finished answer can be written here: usage has to be known where the client asked for it."""
-        return self.finished and not self.opaque and self.envelope is not None and (bool(self.prompt) or not keep_usage)
-
-    def rewind(self) -> None:
-        """The current attempt is over: forget the tokens that brought no text, they are generated anew."""
-        del self.answer[self.kept :]
-        self.delivered = 0
-
-    def usage(self) -> dict[str, int]:
-        """The usage of the answer as the client has it."""
-        prompt, completion = len(self.prompt), len(self.answer)
-        return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
-
-
-def _ids(values: list[int]) -> array[int]:
-    try:
-        return array("I", values)
-    except (OverflowError, TypeError):
-        return array("I")
+_decode_failure = msgspec.json.Decoder(_Failure).decode
 
 
 def ending_of(trail: Trail, chat: bool, keep_usage: bool) -> bytes:
@@ -240,6 +81,8 @@ class TrackedEvents(EventStream):
 
     def feed(self, piece: bytes) -> bytes:
         """As the base class, without token ids."""
+        if self.failed:
+            return b""
         if not self._pending and (short := self._pass_token(piece)) is not None:
             return short
         whole = super().feed(piece)
@@ -282,11 +125,16 @@ class TrackedEvents(EventStream):
             self._prefix, self._between = found[1], found[2]
 
     def _pass(self, event: bytes) -> bytes:
+        if self.failed:
+            return b""
         if (short := self._pass_token(event + b"\n\n")) is not None:
             return short
         data = _data_of(event)
         if data is None or data == b"[DONE]" or (b'"usage"' in data and _NO_CHOICES.search(data)):
             return event + b"\n\n"
+        if b'"error"' in data and _is_engines_fault(data):
+            self.failed, self.done = True, False
+            return b""
         choice = self.trail.take(data)
         if self.trail.opaque or self.trail.finished:
             self._prefix = _NEVER
@@ -330,6 +178,8 @@ class JoinedEvents(EventStream):
         Raises:
             ValueError: the stream does not follow on what was sent.
         """
+        if self.failed:
+            return b""
         whole = super().feed(piece)
         if b"\r" in whole:
             whole = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -337,14 +187,17 @@ class JoinedEvents(EventStream):
 
     def _rewrite(self, event: bytes) -> bytes:
         data = _data_of(event)
-        if data is None:
+        if data is None or self.failed:
             return b""
         if data == b"[DONE]":
             return self._end()
+        if b'"error"' in data and _is_engines_fault(data):
+            self.failed, self.done = True, False
+            return b""
         first = not self.trail.began
         choice = self.trail.take(data)
         if choice is None:
-            return _TOKEN_IDS.sub(rb'"\1":null', event) + b"\n\n"  # An engine's error: for the client to see.
+            return _TOKEN_IDS.sub(rb'"\1":null', event) + b"\n\n"  # What is wrong with the request is for the client to see.
         note, self._note = self._note, b""
         text = (choice.delta.content if choice.delta is not None else choice.text) or ""
         if self._watch and text:
@@ -357,7 +210,7 @@ class JoinedEvents(EventStream):
             return note
         return note + _event(self._own(choice, data))
 
-    def _own(self, choice: _StreamChoice, data: bytes) -> dict[str, Any]:
+    def _own(self, choice: StreamChoice, data: bytes) -> dict[str, Any]:
         envelope = self.trail.envelope
         assert envelope is not None
         if self._again or not self._chat:
@@ -388,10 +241,19 @@ class JoinedEvents(EventStream):
         return _event(_usage_chunk(self.trail, self._chat, usage)) + b"data: [DONE]\n\n"
 
 
-def _is_only_ids(choice: _StreamChoice) -> bool:
+def _is_engines_fault(data: bytes) -> bool:
+    """True for the error event of an engine that failed (vLLM: code 500), not of a request that cannot be served."""
+    try:
+        code = _decode_failure(data).error.code
+    except msgspec.MsgspecError:
+        return False
+    return not (isinstance(code, int) and 400 <= code < 500)
+
+
+def _is_only_ids(choice: StreamChoice) -> bool:
     """True for an empty delta without an end, which vLLM sends only where ids were asked for."""
     delta = choice.delta
-    return choice.finish_reason is None and delta is not None and delta == _Delta()
+    return choice.finish_reason is None and delta is not None and delta == Delta()
 
 
 def _usage_chunk(trail: Trail, chat: bool, usage: dict[str, Any]) -> dict[str, Any]:
@@ -399,7 +261,7 @@ def _usage_chunk(trail: Trail, chat: bool, usage: dict[str, Any]) -> dict[str, A
     return _chunk(trail.envelope, chat=chat, choices=[]) | {"usage": usage}
 
 
-def _chunk(envelope: _Envelope, *, chat: bool, choices: list[Any]) -> dict[str, Any]:
+def _chunk(envelope: Envelope, *, chat: bool, choices: list[Any]) -> dict[str, Any]:
     kind = "chat.completion.chunk" if chat else "text_completion"
     return {"id": envelope.id, "object": kind, "created": envelope.created, "model": envelope.model, "choices": choices}
 

@@ -129,6 +129,9 @@ class Connection(asyncio.Protocol):
         if self._complete and exchange.search is not None:
             exchange.tail = exchange.search.text
         if exchange.events is not None:
+            if exchange.events.failed:
+                self._refuse(exchange, "the engine says that it failed")
+                return
             if self._complete and exchange.events.cut_short:
                 if any(exchange.outbox):
                     exchange.write_events(complete=False)
@@ -180,7 +183,9 @@ class Connection(asyncio.Protocol):
         return True
 
     def _refuse(self, exchange: Exchange, why: str) -> None:
-        """What the target sent cannot be passed on."""
+        """What the target sent cannot be passed on; whole events that came with it can, and whoever carries on counts on that."""
+        if exchange.forwarding and not exchange.head and any(exchange.outbox):
+            exchange.write_events(complete=False)
         self.exchange = None
         self.discard()
         exchange.broken(why, now=self._pool.now())

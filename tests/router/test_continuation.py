@@ -18,7 +18,8 @@ from msgspec.structs import replace
 from router.placement.targets import Kind, Report
 from router.residency.guard import PASS_HEADER, check_pass
 from router.wire.continuation import MAX_PROMPT_BYTES, answer_limit, is_continuable, same_weights
-from router.wire.joined_events import TrackedEvents, Trail
+from router.wire.joined_events import TrackedEvents
+from router.wire.trail import Trail
 from tests.router.builders import make_policy, make_target
 from tests.router.conftest import open_front_door
 
