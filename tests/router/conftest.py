@@ -105,16 +105,21 @@ async def open_front_door(zones: dict[str, str], /, **changes: Any) -> AsyncIter
     headers = {"authorization": f"Bearer {KEY}"}
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=20) as client:
-            for _ in range(200):
-                with contextlib.suppress(httpx.ConnectError):
-                    await client.get("/healthz")
-                    break
-                await asyncio.sleep(0.01)
+            await _answers(client)
             yield FrontDoor(router, engines, client, port)
     finally:
         await router.drain()
         for engine in [*engines.values(), *halves.values()]:
             await engine.stop()
+
+
+async def _answers(client: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(httpx.ConnectError):
+                await client.get("/healthz")
+                return
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

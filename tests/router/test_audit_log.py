@@ -361,24 +361,30 @@ async def test_an_intent_is_on_the_medium_when_it_returns_and_fails_when_it_cann
 
 
 async def test_a_disk_that_is_slow_holds_up_nobody_on_the_event_loop(tmp_path):
-    class SlowDisk(Disk):
-        def sync(self, descriptor: int) -> None:
-            import time
+    syncing, goes_on = threading.Event(), threading.Event()
 
-            time.sleep(0.3)
+    class StuckDisk(Disk):
+        def sync(self, descriptor: int) -> None:
+            if not goes_on.is_set():
+                syncing.set()
+            assert goes_on.wait(60)
             super().sync(descriptor)
 
     traffic = Traffic(1)
-    log = open_log(tmp_path / "log", traffic, disk=SlowDisk())
-    loop = asyncio.get_running_loop()
-    longest = 0.0
-    for event in traffic.events(20):
-        before = loop.time()
+    goes_on.set()
+    log = open_log(tmp_path / "log", traffic, disk=StuckDisk())
+    goes_on.clear()
+    events = list(traffic.events(40))
+    for event in events[:20]:
         log.ended(event.receipt)
-        longest = max(longest, loop.time() - before)
-        await asyncio.sleep(0.01)
+    assert await asyncio.to_thread(syncing.wait, 60)
+    for event in events[20:]:
+        log.ended(event.receipt)
+    assert not goes_on.is_set(), "all were handed over while the disk had not answered"
+    goes_on.set()
     log.close(30)
-    assert longest < 0.25, "handing over never waits for the disk"
+    ended = [record for record in LogReader(tmp_path / "log").records() if record.e == records.END]
+    assert len(ended) == len(events)
 
 
 def test_no_word_of_a_key_or_an_environment_is_in_the_stored_policy():

@@ -43,7 +43,7 @@ def pair_of(half, **changes):
     return open_front_door({"a": "eu"}, halves={"a": half}, **changes)
 
 
-async def until(true, seconds=5.0):
+async def until(true, seconds=30.0):
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end

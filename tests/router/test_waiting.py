@@ -25,11 +25,9 @@ OTHER = {"authorization": f"Bearer {OTHER_KEY}"}
 
 
 async def until(condition):
-    for _ in range(500):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it did not come to that")
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 async def start(door, wish="gated", **more):

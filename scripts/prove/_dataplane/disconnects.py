@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 import struct
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from _dataplane import routers
 from _dataplane.client import ask, request
 from _dataplane.engines import EngineProcess, engine_processes
+
+GOAL_MS = 1000.0
 
 
 @dataclass
@@ -27,6 +32,11 @@ class Result:
     worst_ms: float = 0.0
     fds: tuple[int, int] = (0, 0)
     violations: list[str] = field(default_factory=list)
+
+    @property
+    def missed(self) -> bool:
+        """Whether engines worked on for longer than `GOAL_MS` for nobody, on this machine as busy as it was."""
+        return self.p99_ms > GOAL_MS
 
 
 async def _leave(port: int, number: int, rng: random.Random, left: dict[str, float]) -> None:
@@ -59,13 +69,37 @@ async def _leave(port: int, number: int, rng: random.Random, left: dict[str, flo
     writer.transport.abort()
 
 
-async def _settled(router: routers.Router, before: int) -> bool:
-    for _ in range(100):
-        books = await router.inflight()
-        await asyncio.sleep(0.1)
-        if not books and router.fds() <= before:
-            return True
+async def _rest(router: routers.Router) -> int:
+    """Its open files once idle connections to the engines are gone, which it closes after 4 s."""
+    before = -1
+    while before != (now := router.fds()):
+        before = now
+        await asyncio.sleep(5)
+    return now
+
+
+async def _settled(router: routers.Router, before: int, tasks: set[asyncio.Task[Any]]) -> bool:
+    """Whether nothing of the clients stays: in the books, open, or running in this process; waits for that."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(30):
+            while True:
+                books = await router.inflight()
+                await asyncio.sleep(0.1)  # the connection of that question goes as well
+                if not books and router.fds() <= before and not (router.inside and asyncio.all_tasks() - tasks):
+                    return True
     return False
+
+
+async def wait_until_noticed(engines: list[EngineProcess], left: Collection[str]) -> None:
+    """Wait until every engine has noticed who left, as long as it takes within reason: their log is behind the router."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(20):
+            while True:
+                events = [words for engine in engines for words in engine.events()]
+                begun = {words[1] for words in events if words[0] == "start"}
+                if not (begun & set(left)) - {words[1] for words in events if words[0] == "gone"}:
+                    return
+                await asyncio.sleep(0.05)
 
 
 def _delays(engines: list[EngineProcess], left: dict[str, float], result: Result) -> list[float]:
@@ -94,8 +128,7 @@ async def run(clients: int, seed: int = 1, *, apart: bool = True, at_once: int =
         async with open_router(config) as router:
             body = {"model": "m", "messages": [{"role": "user", "content": "json 3"}]}
             await ask(router.port, request(body, routers.KEY, "warm-up-request"))
-            await asyncio.sleep(5)  # Idle connections to the engines go after 4 s.
-            before = router.fds()
+            before = await _rest(router)
 
             async def one(number: int) -> None:
                 async with gate:
@@ -103,15 +136,14 @@ async def run(clients: int, seed: int = 1, *, apart: bool = True, at_once: int =
 
             tasks = asyncio.all_tasks()
             await asyncio.gather(*(one(i) for i in range(clients)))
-            if not await _settled(router, before):
-                result.violations.append(f"left over: {await router.inflight()} in the books, fds {before} -> {router.fds()}")
-            if router.inside is not None and (more := asyncio.all_tasks() - tasks):
-                result.violations.append(f"{len(more)} tasks are left over")
+            if not await _settled(router, before, tasks):
+                more = len(asyncio.all_tasks() - tasks) if router.inside else 0
+                books = f"{await router.inflight()} in the books, fds {before} -> {router.fds()}"
+                result.violations.append(f"left over: {books}, {more} tasks")
             result.fds = (before, router.fds())
+            await wait_until_noticed(engines, left)
         delays = _delays(engines, left, result)
     result.seen_by_engine = len(delays)
     if delays:
         result.p50_ms, result.p99_ms, result.worst_ms = (1000 * delays[int(len(delays) * q)] for q in (0.5, 0.99, 0.999))
-    if result.p99_ms > 1000:
-        result.violations.append(f"p99 until the engine notices is {result.p99_ms:.0f} ms")
     return result

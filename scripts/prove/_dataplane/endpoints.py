@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _dataplane import routers
+from _dataplane import disconnects, routers
 from _dataplane.engines import EngineProcess, engine_processes
 
 FLOOR = "an engine asked directly"
@@ -130,9 +130,9 @@ async def run(each: int) -> Result:
                     except TimeoutError:
                         result.violations.append(f"{name}: {request_id} did not reach the engine")
                         break
-            await asyncio.sleep(1)
-            if books := await router.inflight():
-                result.violations.append(f"{books} left in the books")
+            if not await router.settles():
+                result.violations.append(f"{await router.inflight()} left in the books")
+            await disconnects.wait_until_noticed(engines, {name for asked in left.values() for name in asked})
         gone = {words[1]: float(words[2]) for words in engine.events() if words[0] == "gone"}
     for name, asked in left.items():
         if missing := set(asked) - set(gone):

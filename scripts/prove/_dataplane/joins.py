@@ -113,9 +113,8 @@ async def run(streams: int, period_s: float, seed: int = 1, *, apart: bool = Tru
             await asyncio.gather(*(_worker(router.port, numbers, joins) for _ in range(workers)))
             joins.took_s = time.monotonic() - started
             killer.cancel()
-            await asyncio.sleep(0.5)
-            joins.breaks = await router.stream_breaks()
-            if await router.inflight():
+            if not await router.settles():
                 joins.violations.append("the books do not return to 0")
+            joins.breaks = await router.stream_breaks()
         joins.kills = sum(engine.kills for engine in engines)
     return joins

@@ -114,8 +114,7 @@ async def run(requests: int, period_s: float, seed: int = 1, *, apart: bool = Tr
             await asyncio.gather(*(_worker(router.port, numbers, rng, count) for _ in range(workers)))
             count.took_s = time.monotonic() - started
             killer.cancel()
-            await asyncio.sleep(0.5)
-            if await router.inflight():
+            if not await router.settles():
                 count.violations.append("the books do not return to 0")
         count.kills = sum(engine.kills for engine in engines)
         starts = Counter(words[1] for engine in engines for words in engine.events() if words[0] == "start")

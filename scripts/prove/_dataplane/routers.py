@@ -89,6 +89,15 @@ class Router:
         lines = answer.body.decode().splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("tidegate_target_inflight{"))
 
+    async def settles(self, limit_s: float = 20.0) -> bool:
+        """Whether its books come to nothing in flight; waits for that, and no longer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while await self.inflight():
+                    pass  # each look waits for an answer
+                return True
+        return False
+
     async def stream_breaks(self) -> Counter[str]:
         """Streams that broke under the router, by what became of them, by its own metrics."""
         answer = await ask(self.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
