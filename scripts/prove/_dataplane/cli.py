@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import uvloop
 
-from _dataplane import disconnects, endpoints, joins, kills, memory, slow, smuggle, streams
+from _dataplane import crawlers, disconnects, endpoints, joins, kills, memory, restarts, routers, slots, slow, smuggle, streams
 
 Totals = dict[str, int]
 
@@ -22,11 +24,15 @@ def _report(name: str, line: str, violations: list[str]) -> None:
         print(f"    and {len(violations) - 10} more")
 
 
+def _counts(outcomes: Counter[str]) -> str:
+    return ", ".join(f"{number} {what}" for what, number in outcomes.most_common()) or "none"
+
+
 def _kills(args: argparse.Namespace, totals: Totals) -> None:
     count = uvloop.run(kills.run(args.requests, args.period, args.seed))
     twice = sum(number for times, number in count.executions.items() if times > 1)
-    outcomes = ", ".join(f"{number} {what}" for what, number in count.outcomes.most_common())
-    line = f"{args.requests} requests in {count.took_s:.0f} s, {count.kills} kills: {outcomes}; {twice} sent to a second engine"
+    line = f"{args.requests} requests in {count.took_s:.0f} s, {count.kills} kills: {_counts(count.outcomes)}; "
+    line += f"{twice} sent to a second engine"
     _report("kills", line, count.violations)
     for name in ("lost", "truncated", "doubled"):
         totals[name] += getattr(count, name)
@@ -35,10 +41,8 @@ def _kills(args: argparse.Namespace, totals: Totals) -> None:
 
 def _joins(args: argparse.Namespace, totals: Totals) -> None:
     result = uvloop.run(joins.run(args.joins, args.period, args.seed))
-    outcomes = ", ".join(f"{number} {what}" for what, number in result.outcomes.most_common())
-    breaks = ", ".join(f"{number} {what}" for what, number in result.breaks.most_common()) or "none"
-    line = f"{args.joins} streams in {result.took_s:.0f} s, {result.kills} kills: {outcomes}; streams that broke: {breaks}"
-    _report("joins", line, result.violations)
+    line = f"{args.joins} streams in {result.took_s:.0f} s, {result.kills} kills: {_counts(result.outcomes)}; "
+    _report("joins", line + f"streams that broke: {_counts(result.breaks)}", result.violations)
     for name in ("lost", "truncated", "doubled"):
         totals[name] += getattr(result, name)
     totals["wrong"] += len(result.violations) - result.lost - result.truncated - result.doubled
@@ -46,9 +50,8 @@ def _joins(args: argparse.Namespace, totals: Totals) -> None:
 
 def _streams(args: argparse.Namespace, totals: Totals) -> None:
     tally, took = uvloop.run(streams.run(args.streams, args.seed, args.first))
-    outcomes = ", ".join(f"{number} {what}" for what, number in tally.outcomes.most_common())
     refused = sum(tally.overstrict.values())
-    line = f"{args.streams} mutated responses at {args.streams / took:.0f}/s (seed {args.seed}): {outcomes}; "
+    line = f"{args.streams} mutated responses at {args.streams / took:.0f}/s (seed {args.seed}): {_counts(tally.outcomes)}; "
     _report("streams", line + f"{refused} whole ones refused ({', '.join(tally.overstrict) or 'none'})", tally.violations)
     totals["wrong"] += len(tally.violations)
 
@@ -80,6 +83,54 @@ def _endpoints(args: argparse.Namespace, totals: Totals) -> None:
     totals["wrong"] += len(result.violations)
 
 
+async def _measure_slots(args: argparse.Namespace) -> slots.Result:
+    port = urlsplit(args.vllm).port
+    if port is None:
+        raise SystemExit("dataplane: slots: --vllm takes the URL of a vLLM on this machine, with its port")
+    async with routers.outside(routers.make_config({"vllm": (port, args.model)})) as router:
+        return await slots.run(port, {slots.ROUTED: router.port, slots.DIRECT: port}, args.model, args.leave)
+
+
+def _slots(args: argparse.Namespace, totals: Totals) -> None:
+    if not args.vllm:
+        raise SystemExit("dataplane: slots needs --vllm URL: a real vLLM on this machine that nobody else uses")
+    result = uvloop.run(_measure_slots(args))
+    if result.missed:
+        result.violations.append(result.verdict)
+    for way in result.delays:
+        p50, p99, number = result.over_all_ms(way)
+        print(f"    {number} clients that left {way}: vLLM had nothing to do after {p50:.0f} ms (p50), {p99:.0f} ms (p99)")
+    _report("slots", result.verdict, result.violations)
+    totals["wrong"] += len(result.violations)
+
+
+def _crawlers(args: argparse.Namespace, totals: Totals) -> None:
+    result = uvloop.run(crawlers.run(args.crawlers))
+    cut = ", ".join(f"{number} {what}" for what, number in sorted(result.cut.items()))
+    line = f"{result.crawlers} clients that sent a byte every {crawlers.PAUSE_S:.0f} s, or none: {cut}, "
+    line += f"after {result.longest_s:.0f} s at most; {result.served} requests beside them, "
+    line += f"p50 {result.beside_ms[0]:.1f} ms, p99 {result.beside_ms[1]:.1f} ms"
+    _report("crawlers", line, result.violations)
+    totals["wrong"] += len(result.violations)
+
+
+def _take_over(args: argparse.Namespace, totals: Totals) -> None:
+    result = uvloop.run(restarts.take_over(args.begun, args.seed))
+    line = f"one of two routers on a port killed under {args.begun} streams: {_counts(result.outcomes)}; "
+    _report("takeover", line + f"a new one ready after {result.ready_s:.1f} s", result.violations)
+    totals["wrong"] += len(result.violations)
+
+
+def _come_back(args: argparse.Namespace, totals: Totals) -> None:
+    result = uvloop.run(restarts.come_back(args.begun, args.seed))
+    line = f"the only router killed under {args.begun} streams: {_counts(result.outcomes)}; ready after {result.ready_s:.1f} s, "
+    line += f"the last client served {result.served_s:.1f} s later"
+    if result.missed:
+        line += f"; goals of {restarts.GOAL_READY_S:.0f} s and {restarts.GOAL_SERVED_S:.0f} s missed on this machine"
+    _report("comeback", line, result.violations)
+    totals["wrong"] += len(result.violations)
+
+
 def _slow(args: argparse.Namespace, totals: Totals) -> None:
     result = uvloop.run(slow.run(args.slow_clients))
     line = f"{result.clients} clients that read 1 B at a time or nothing: {result.per_client_kib:.0f} KiB each; others' latency "
@@ -105,16 +156,24 @@ PROOFS: dict[str, Callable[[argparse.Namespace, Totals], Any]] = {
     "joins": _joins,
     "disconnects": _disconnects,
     "endpoints": _endpoints,
+    "slots": _slots,
+    "crawlers": _crawlers,
+    "takeover": _take_over,
+    "comeback": _come_back,
     "slow": _slow,
     "memory": _memory,
 }
 
 
+_ON_DEMAND = ("memory", "slots")
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/prove/dataplane",
-        description="Fault proofs of the router against simulated engines. Without names: all but `memory`, which is long.",
-        epilog="The full figures: --requests 10000 --period 5 --streams 100000; memory --connections 10000 --live 1000.",
+        description="Fault proofs of the router against simulated engines. Without names: all but memory and slots (real vLLM).",
+        epilog="The full figures: --requests 10000 --period 5 --streams 100000 --crawlers 5000 --begun 1000; "
+        "memory --connections 10000 --live 1000.",
     )
     parser.add_argument("proofs", nargs="*", metavar="PROOF", help=", ".join(PROOFS))
     parser.add_argument("--requests", type=int, default=2_000, help="kills: how many requests (default %(default)s)")
@@ -124,6 +183,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=0, help="streams: the number of the first (to see one case again)")
     parser.add_argument("--clients", type=int, default=500, help="disconnects: how many clients (default %(default)s)")
     parser.add_argument("--each", type=int, default=100, help="endpoints: clients per kind of request (default %(default)s)")
+    parser.add_argument("--vllm", metavar="URL", help="slots: a vLLM on this machine that nobody else uses")
+    parser.add_argument("--model", default="m", help="slots: what that vLLM calls its model (default %(default)s)")
+    parser.add_argument("--leave", type=int, default=10, help="slots: clients per kind and way (default %(default)s)")
+    parser.add_argument("--crawlers", type=int, default=1000, help="crawlers: how many (default %(default)s)")
+    parser.add_argument("--begun", type=int, default=300, help="takeover, comeback: streams at the kill (default %(default)s)")
     parser.add_argument("--slow-clients", type=int, default=200, help="slow: how many (default %(default)s)")
     parser.add_argument("--connections", type=int, default=2_000, help="memory: idle connections (default %(default)s)")
     parser.add_argument("--live", type=int, default=200, help="memory: live streams (default %(default)s)")
@@ -140,7 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parse(arguments)
     totals: Totals = {"lost": 0, "truncated": 0, "doubled": 0, "wrong": 0}
     started = time.monotonic()
-    for name in args.proofs or [name for name in PROOFS if name != "memory"]:
+    for name in args.proofs or [name for name in PROOFS if name not in _ON_DEMAND]:
         PROOFS[name](args, totals)
     print(" ".join(f"{name}={number}" for name, number in totals.items()), f"in {time.monotonic() - started:.0f} s")
     return 1 if any(totals.values()) else 0

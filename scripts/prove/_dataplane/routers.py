@@ -139,13 +139,7 @@ async def inside(data: dict[str, Any]) -> AsyncIterator[Router]:
 async def outside(data: dict[str, Any]) -> AsyncIterator[Router]:
     """A router process of its own, as `tidegate router` runs it."""
     with tempfile.TemporaryDirectory(prefix="tidegate-prove-") as folder:
-        path = Path(folder) / "config.yaml"
-        path.write_text(
-            json.dumps({"applications": [{"name": "tidegate", "import_path": "deployments.app:build", "args": data}]})
-        )
-        code = f"from pathlib import Path; from deployments.standalone import run; run(Path({str(path)!r}))"
-        env = {**os.environ, "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'scripts'}", "TIDEGATE_HOME": folder}
-        child = _spawn(code, env, Path(folder))
+        child = spawn(data, Path(folder))
         router = Router(data["listen"]["port"], data["admin"]["port"], child.pid)
         try:
             await _wait(router)
@@ -163,7 +157,12 @@ async def outside(data: dict[str, Any]) -> AsyncIterator[Router]:
                 child.kill()
 
 
-def _spawn(code: str, env: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
+def spawn(data: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
+    """Start a router process that has `folder` for its home; returns at once."""
+    path = folder / "config.yaml"
+    path.write_text(json.dumps({"applications": [{"name": "tidegate", "import_path": "deployments.app:build", "args": data}]}))
+    code = f"from pathlib import Path; from deployments.standalone import run; run(Path({str(path)!r}))"
+    env = {**os.environ, "PYTHONPATH": f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'scripts'}", "TIDEGATE_HOME": str(folder)}
     with (folder / "log").open("wb") as log:
         return subprocess.Popen([sys.executable, "-c", code], env=env, cwd=folder, stdout=log, stderr=log)
 
