@@ -2,9 +2,9 @@
 
 Runs inside the environment that `scripts/quickstart --install-only --dev` made. The static checks run side by side, the unit
 tests on two processes. `--fast` leaves out the live tests, which start real Ray and vLLM processes: those run one after the
-other, with at most two engines up, but their servers start together. `TIDEGATE_LONG_TESTS=1` adds the suites of
-the prefix index and of continuation, which start engines of their own, LangChain's standard tests
-and LlamaIndex over the router (a few minutes more).
+other, with at most three engines up, but their servers start together. `TIDEGATE_LONG_TESTS=1` adds the suites of
+the prefix index and of continuation, which start engines of their own, more requests for the comparison with vLLM,
+LangChain's standard tests and LlamaIndex over the router (a few minutes more).
 """
 
 from __future__ import annotations

@@ -16,6 +16,9 @@ ROUTED_NAMES = (ENGINE_MODEL, "house-model", "auto", "small")
 """What the routed request puts into `model`: the engine's own name, an alias of it, a choice by complexity, a tier."""
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
+SEED, MORE = 20260801, 20260802
+"""With the second the requests are others, and over 500 in all."""
+EMBEDDINGS, SCORE, RERANK = "/v1/embeddings", "/v1/score", "/v1/rerank"
 
 TEXTS = [
     "What is the capital of France?",
@@ -174,6 +177,48 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+EMBEDDING_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"encoding_format": "float"},
+    {"encoding_format": "base64"},
+    {"encoding_format": "base64", "embed_dtype": "float16", "endianness": "big"},
+    {"encoding_format": "bytes"},
+    {"truncate_prompt_tokens": 2},
+    {"add_special_tokens": False, "user": "ü"},
+    {"use_activation": False},
+    {"a_field_nobody_knows": {"deep": [1, None, True, 1e-7, "é"]}},
+]
+SCORE_OPTIONS: list[dict[str, Any]] = [{}, {"truncate_prompt_tokens": 3}, {"user": "ü"}, {"a_field_nobody_knows": [1e-7]}]
+REFUSED_VECTORS: list[tuple[str, dict[str, Any]]] = [
+    (EMBEDDINGS, {}),
+    (EMBEDDINGS, {"input": None}),
+    (EMBEDDINGS, {"input": {"text": "x"}}),
+    (EMBEDDINGS, {"input": []}),
+    (EMBEDDINGS, {"input": ["x", 5]}),
+    (EMBEDDINGS, {"input": [10_000_000]}),
+    (EMBEDDINGS, {"input": "x", "dimensions": 7}),
+    (EMBEDDINGS, {"input": "x", "encoding_format": "yaml"}),
+    (EMBEDDINGS, {"input": "x", "embed_dtype": "float3"}),
+    (EMBEDDINGS, {"input": "x", "truncate_prompt_tokens": 100_000}),
+    (EMBEDDINGS, {"input": LONG}),
+    (EMBEDDINGS, {"input": ["x", LONG]}),
+    (EMBEDDINGS, {"messages": []}),
+    (EMBEDDINGS, {"messages": [{"role": "user", "content": [IMAGE]}]}),
+    (SCORE, {}),
+    (SCORE, {"text_1": "x"}),
+    (SCORE, {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}),
+    (SCORE, {"text_1": "x", "text_2": LONG}),
+    (SCORE, {"text_1": "x", "text_2": []}),
+    (RERANK, {}),
+    (RERANK, {"query": "x"}),
+    (RERANK, {"query": "x", "documents": "y", "top_n": "many"}),
+    (RERANK, {"query": "x", "documents": []}),
+    (RERANK, {"query": LONG, "documents": ["x"]}),
+    ("/tokenize", {}),
+    ("/detokenize", {"tokens": [-1]}),
+]
+
+
 def _conversation(rng: random.Random) -> list[dict[str, Any]]:
     text = rng.choice(TEXTS)
     shape = rng.randrange(6)
@@ -259,6 +304,35 @@ def _refused(rng: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
     yield from REFUSED
 
 
+def _embeddings(rng: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
+    for options in EMBEDDING_OPTIONS:
+        yield EMBEDDINGS, {"input": rng.choice(TEXTS), **options}
+        yield EMBEDDINGS, {"input": rng.sample(TEXTS, 3), **options}
+    for given in (*TEXTS, LONG[:1000], [504, 3575, 282], [[504, 3575], [282]], TEXTS * 3):
+        yield EMBEDDINGS, {"input": given}
+    for messages in ([{"role": "user", "content": text}] for text in TEXTS[:3]):
+        yield EMBEDDINGS, {"messages": messages, "add_generation_prompt": rng.random() < 0.5}
+    for text in TEXTS[:4]:
+        yield "/tokenize", {"prompt": text}
+    yield "/detokenize", {"tokens": [504, 3575, 282]}
+
+
+def _scores(rng: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
+    for options in SCORE_OPTIONS:
+        first, *others = rng.sample(TEXTS, 4)
+        yield SCORE, {"text_1": first, "text_2": others[0], **options}
+        yield SCORE, {"text_1": first, "text_2": others, **options}
+        yield SCORE, {"text_1": [first, others[0]], "text_2": others[1:], **options}
+        yield SCORE, {"queries": first, "documents": others, **options}
+        yield RERANK, {"query": first, "documents": others, **options}
+        yield RERANK, {"query": first, "documents": others, "top_n": rng.randint(1, 5), **options}
+    yield RERANK, {"query": "a", "documents": TEXTS * 4}
+
+
+def _refused_vectors(rng: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield from REFUSED_VECTORS
+
+
 FAMILIES: dict[str, Callable[[random.Random], Iterator[tuple[str, dict[str, Any]]]]] = {
     "chat": _chat,
     "structured": _structured,
@@ -269,7 +343,16 @@ FAMILIES: dict[str, Callable[[random.Random], Iterator[tuple[str, dict[str, Any]
 }
 
 
-def cases(family: str, seed: int = 20260801) -> list[Case]:
+POOLING: dict[str, Callable[[random.Random], Iterator[tuple[str, dict[str, Any]]]]] = {
+    "embeddings": _embeddings,
+    "scores": _scores,
+    "refused vectors": _refused_vectors,
+}
+"""What an engine that makes vectors is asked, in place of `FAMILIES`."""
+
+
+def cases(family: str, seed: int = SEED) -> list[Case]:
     """The requests of one family, the same for the same seed."""
     rng = random.Random(f"{family}-{seed}")
-    return [Case(path, body, rng.choice(ROUTED_NAMES), rng.random() < 0.5) for path, body in FAMILIES[family](rng)]
+    requests = (FAMILIES | POOLING)[family](rng)
+    return [Case(path, body, rng.choice(ROUTED_NAMES), rng.random() < 0.5) for path, body in requests]

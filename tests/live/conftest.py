@@ -19,6 +19,7 @@ class Ahead:
     """The servers of the tests that were asked for, all starting at once. `wait` for one before it is used."""
 
     plain: Parented
+    pooling: Parented
     guarded: Starting
     misspelt: Starting
 
@@ -31,12 +32,14 @@ def ahead(request: pytest.FixtureRequest, model_dir: Path, tmp_path_factory: pyt
     if "test_conformance.py" in modules:
         cut = cut_model(model_dir, tmp_path_factory.mktemp("model") / ENGINE_MODEL)
         started.plain = plain_stack.begin_engine(cut, logs)
+        started.pooling = plain_stack.begin_engine(cut, logs, plain_stack.POOLING)
     if "test_engine.py" in modules:
         started.guarded = guarded_engine.begin(model_dir, logs)
         started.misspelt = guarded_engine.begin(model_dir, logs, "--max-modle-len", "2048", incarnation="live-wrong-1")
     yield started
     if "test_conformance.py" in modules:
         started.plain.kill()
+        started.pooling.kill()
     if "test_engine.py" in modules:
         started.guarded.stop()
         started.misspelt.stop()

@@ -23,6 +23,8 @@ from tests.router.builders import digest
 KEY = "tg_conformance"
 # Without the prefix cache the second of two equal requests is computed as the first one was.
 ARGS = ["--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "2048", "--max-num-seqs", "4", "--no-enable-prefix-caching"]
+# The same model as one that makes vectors, in float32: what is compared are all their digits.
+POOLING = ("--runner", "pooling", "--convert", "embed", "--enforce-eager", "--dtype", "float32", "--max-model-len", "512")
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 
 
@@ -59,7 +61,11 @@ def begin_engine(model_dir: Path, logs: Path, args: tuple[str, ...] = (*ARGS, *T
 
 @contextlib.contextmanager
 def open_router(
-    server: Parented, folder: Path, adapters: dict[str, str] | None = None, prefill: dict[str, object] | None = None
+    server: Parented,
+    folder: Path,
+    adapters: dict[str, str] | None = None,
+    prefill: dict[str, object] | None = None,
+    task: str = "generate",
 ) -> Iterator[Stack]:
     """A `tidegate router` process with `server`, its adapters and its other half as the only target, one that is vouched for."""
     engine = f"http://127.0.0.1:{server.wait()}"
@@ -68,6 +74,7 @@ def open_router(
     named = {name: name for name in adapters or {}}
     target |= {"models": {ENGINE_MODEL: ENGINE_MODEL, "house-model": ENGINE_MODEL, **named}, "adapters": adapters or {}}
     target |= {"prefill": prefill} if prefill else {}
+    target["task"] = task
     keys = [{"id": "conformance", "sha256": digest(KEY)}]
     config.write_text(json.dumps({"zones": {"local": {}}, "targets": [target], "keys": keys}), encoding="utf-8")
     port = free_port()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anthropic
 import httpx
@@ -16,17 +17,23 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from router.placement.targets import Endpoint
 from tests.deployments.processes import marked, wait_until
 from tests.live.answers import folded, normalise
-from tests.live.conformance_cases import ENGINE_MODEL, FAMILIES, Case, cases
+from tests.live.conformance_cases import ENGINE_MODEL, FAMILIES, MORE, POOLING, SEED, Case, cases
 from tests.live.conftest import Ahead
 from tests.live.long import LONG
 from tests.live.plain_stack import KEY, Stack, open_router
 from tests.live.starting import install
 
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
+
+from _dataplane import routers, slots
+
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 HERE = Path(__file__).parent
 JSON = {"content-type": "application/json"}
+SEEDS = [SEED, pytest.param(MORE, marks=LONG)]
 CONTRACT = ("x-request-id", "x-tidegate-model", "x-tidegate-target", "x-tidegate-zone", "x-tidegate-reason")
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0, "max_tokens": 5}
 # The helpers that collect a stream refuse one that ended for length, so this one ends by itself.
@@ -42,6 +49,14 @@ def stack(ahead: Ahead, tmp_path_factory: pytest.TempPathFactory) -> Iterator[St
     ahead.plain.kill()
 
 
+@pytest.fixture(scope="module")
+def pooling_stack(ahead: Ahead, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """An engine that makes vectors, and a router in front of it."""
+    with open_router(ahead.pooling, tmp_path_factory.mktemp("pooling"), task="pooling") as stack:
+        yield stack
+    ahead.pooling.kill()
+
+
 # --- the same answers ------------------------------------------------------------------------------------------------
 
 
@@ -55,23 +70,39 @@ def ask_both(direct: httpx.Client, routed: httpx.Client, case: Case) -> list[tup
     return [(answer.status_code, answer.headers["content-type"], normalise(answer.text)) for answer in answers]
 
 
-def test_there_are_enough_of_them():
-    assert sum(len(cases(family)) for family in FAMILIES) >= 200
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_answer_through_the_router_is_the_engines_own(stack: Stack, family: str):
-    different: list[str] = []
+def differences(stack: Stack, family: str, seed: int) -> list[str]:
+    """The requests of a family that get another answer through the router."""
+    found: list[str] = []
     with stack.client(stack.engine) as direct, stack.client(stack.router) as routed:
-        for case in cases(family):
+        for case in cases(family, seed):
             own, through = ask_both(direct, routed, case)
-            assert (own[0] == 200) == (family != "refused"), f"{case.path} {case.body}: {own}"
+            assert (own[0] == 200) == ("refused" not in family), f"{case.path} {case.body}: {own}"
             if own == through:
                 continue
             streamed = own[:2] == through[:2] and own[1].startswith("text/event-stream")
             if not streamed or folded(own[2]) != folded(through[2]):
-                different.append(f"{case.path} {case.body}\n  direct: {own}\n  routed: {through}")
-    assert not different, "\n".join(different)
+                found.append(f"{case.path} {case.body}\n  direct: {own}\n  routed: {through}")
+    return found
+
+
+def test_there_are_enough_of_them():
+    every = [case for family in (*FAMILIES, *POOLING) for case in cases(family)]
+    assert len(every) >= 290
+    more = [case for family in (*FAMILIES, *POOLING) for case in cases(family, MORE) if case not in every]
+    assert len(every) + len(more) >= 500
+    assert {case.path for case in every} == set(Endpoint) - {Endpoint.TRANSCRIPTIONS}, "a model that hears is not to be had here"
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("family", POOLING)
+def test_vectors_scores_and_ranks_through_the_router_are_the_engines_own(pooling_stack: Stack, family: str, seed: int):
+    assert differences(pooling_stack, family, seed) == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_through_the_router_is_the_engines_own(stack: Stack, family: str, seed: int):
+    assert differences(stack, family, seed) == []
 
 
 def test_what_the_router_decides_itself_comes_in_the_same_envelope(stack: Stack):
@@ -100,6 +131,13 @@ def test_what_the_router_decides_itself_comes_in_the_same_envelope(stack: Stack)
             assert (response.status_code, error["code"]) == (status, code)
             assert set(error) == {"message", "type", "param", "code"} and all(name in response.headers for name in CONTRACT)
         assert {"auto", "small", ENGINE_MODEL} <= {card["id"] for card in routed.get("/v1/models").json()["data"]}
+
+
+async def test_a_client_that_leaves_frees_vllms_slot_whatever_it_asked_for(stack: Stack):
+    result = await slots.run(urlsplit(stack.engine).port, {slots.ROUTED: urlsplit(stack.router).port}, ENGINE_MODEL, 1, KEY)
+    print(f"slots free after {result.over_all_ms(slots.ROUTED)} ms (p50, p99, of)")
+    assert result.violations == [] and len(result.delays[slots.ROUTED]) == 8
+    assert await routers.Router(urlsplit(stack.router).port, 0, 0).settles(), "nothing of them is left in the router's books"
 
 
 # --- client libraries ------------------------------------------------------------------------------------------------
