@@ -1,7 +1,9 @@
 """Server-sent events as they pass (HTML Living Standard, 9.2): whole events only, and the usage taken from the last one.
 
-Usage is asked of every stream, so that every receipt has it; a client that did not ask never sees that event. Text is not
-looked at: an event is parsed only if it has a `"usage"` key, and a quote inside a JSON string is always escaped.
+Usage is asked of every stream, so that every receipt has it; a client that did not ask never sees that event. An engine that
+breaks under a stream says so in an event and ends the stream like a whole one: that event is its death, and not passed on. Text
+is not looked at: an event is parsed only if it has a `"usage"` or an `"error"` key, and a quote inside a JSON string is always
+escaped.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ MAX_EVENT_BYTES = 1024 * 1024
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _ENDINGS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\][ \t]*(?:[\r\n]|\Z)")
+_THE_REQUESTS = re.compile("invalid|bad_?request|not_?found|validation|unprocessable|content_?filter", re.IGNORECASE)
+"""In the type of an error without a status: it is the request's, and any engine would say the same."""
 _CHUNK_OF_EVENTS_END = b"\n\n\r\n"
 _CHUNK_SIZES = {b"%x" % size: size for size in range(1, 4096)}
 """Sizes as servers write them; any other spelling, and a larger chunk, goes to the parser."""
@@ -33,9 +37,9 @@ def chunk_at(data: bytes, start: int) -> tuple[int, int]:
 
 def plain_events(data: bytes) -> bytes | None:
     """`data`, where it is nothing but whole HTTP chunks (RFC 9112, section 7.1), each of whole events, and neither usage nor
-    `[DONE]` stands in any of them. Then it may pass as it is; None only means that it must be looked at.
+    `[DONE]` nor an error stands in any of them. Then it may pass as it is; None only means that it must be looked at.
     """
-    if data[-4:] != _CHUNK_OF_EVENTS_END or b'"usage"' in data or b"[DONE]" in data:
+    if data[-4:] != _CHUNK_OF_EVENTS_END or b'"usage"' in data or b"[DONE]" in data or b'"error"' in data:
         return None
     start, end = 0, len(data)
     while start < end:
@@ -70,7 +74,7 @@ class EventStream:
         self.done = False
         """True once `[DONE]` has passed."""
         self.failed = False
-        """True once the engine has said that it cannot go on, where somebody else can; that event is not passed on."""
+        """True once the engine has said that it cannot go on; nothing passes from there on."""
 
     @property
     def empty(self) -> bool:
@@ -106,6 +110,10 @@ class EventStream:
             if len(self._pending) > MAX_EVENT_BYTES:
                 raise EventTooLarge
             piece = piece[:cut]
+        if self.failed:
+            return b""
+        if b'"error"' in piece:
+            piece = self._until_error(piece)
         if b'"usage"' in piece:
             piece = self._take_usage(piece)
         if b"[DONE]" in piece and _DONE.search(piece):
@@ -116,6 +124,17 @@ class EventStream:
         """What is left when the stream has ended: an event without its final empty line."""
         rest, self._pending = self._pending, b""
         return rest
+
+    def _until_error(self, piece: bytes) -> bytes:
+        """What comes before the event in which the engine says that it has failed, all where there is none."""
+        start = 0
+        for boundary in _BOUNDARY.finditer(piece):
+            event = piece[start : boundary.end()]
+            if b'"error"' in event and _is_engine_error(event):
+                self.failed = True
+                return piece[:start]
+            start = boundary.end()
+        return piece
 
     def _take_usage(self, piece: bytes) -> bytes:
         kept = []
@@ -130,12 +149,9 @@ class EventStream:
 
     def _is_usage_only(self, event: bytes) -> bool:
         """Remember the event if it has usage; true when it has nothing else (`"choices": []`)."""
-        data = b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
-        try:
-            parsed: Any = msgspec.json.decode(data)
-        except msgspec.DecodeError:
-            return False
-        if not isinstance(parsed, dict):
+        data = _data_of(event)
+        parsed = _object_in(data)
+        if parsed is None:
             return False
         inner = next((part for part in (parsed, parsed.get("message"), parsed.get("response")) if _has_usage(part)), None)
         if inner is None:
@@ -146,6 +162,30 @@ class EventStream:
         elif self._started_with and "input_tokens" not in inner["usage"]:
             self.usage = msgspec.json.encode({"usage": {**self._started_with, **inner["usage"]}})
         return parsed.get("choices") == []
+
+
+def _data_of(event: bytes) -> bytes:
+    return b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
+
+
+def _object_in(data: bytes) -> dict[str, Any] | None:
+    try:
+        parsed: Any = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return parsed if isinstance(parsed, dict) else None
+
+
+def _is_engine_error(event: bytes) -> bool:
+    """Whether an event is an error that is not the request's own (vLLM: code 500): somebody else may be able to answer."""
+    parsed = _object_in(_data_of(event))
+    error = parsed.get("error") if parsed is not None else None
+    if not isinstance(error, dict):
+        return bool(error)
+    code = str(error.get("code"))
+    if code.isdecimal():
+        return not 400 <= int(code[:4]) < 500 or code in ("401", "403", "429")
+    return bool(error) and _THE_REQUESTS.search(f"{error.get('type')} {code}") is None
 
 
 def _has_usage(part: Any) -> bool:

@@ -28,17 +28,6 @@ _ONE_TOKEN = re.compile(
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 
-class _Fault(msgspec.Struct):
-    code: Any = None
-
-
-class _Failure(msgspec.Struct):
-    error: _Fault
-
-
-_decode_failure = msgspec.json.Decoder(_Failure).decode
-
-
 def ending_of(trail: Trail, chat: bool, keep_usage: bool) -> bytes:
     """The end of a stream whose last content was sent: usage, if the client asked for it, and `[DONE]`."""
     usage = _event(_usage_chunk(trail, chat, trail.usage())) if keep_usage and trail.envelope is not None else b""
@@ -125,16 +114,11 @@ class TrackedEvents(EventStream):
             self._prefix, self._between = found[1], found[2]
 
     def _pass(self, event: bytes) -> bytes:
-        if self.failed:
-            return b""
         if (short := self._pass_token(event + b"\n\n")) is not None:
             return short
         data = _data_of(event)
         if data is None or data == b"[DONE]" or (b'"usage"' in data and _NO_CHOICES.search(data)):
             return event + b"\n\n"
-        if b'"error"' in data and _is_engines_fault(data):
-            self.failed, self.done = True, False
-            return b""
         choice = self.trail.take(data)
         if self.trail.opaque or self.trail.finished:
             self._prefix = _NEVER
@@ -178,8 +162,6 @@ class JoinedEvents(EventStream):
         Raises:
             ValueError: the stream does not follow on what was sent.
         """
-        if self.failed:
-            return b""
         whole = super().feed(piece)
         if b"\r" in whole:
             whole = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -187,13 +169,10 @@ class JoinedEvents(EventStream):
 
     def _rewrite(self, event: bytes) -> bytes:
         data = _data_of(event)
-        if data is None or self.failed:
+        if data is None:
             return b""
         if data == b"[DONE]":
             return self._end()
-        if b'"error"' in data and _is_engines_fault(data):
-            self.failed, self.done = True, False
-            return b""
         first = not self.trail.began
         choice = self.trail.take(data)
         if choice is None:
@@ -239,15 +218,6 @@ class JoinedEvents(EventStream):
             # The part of the answer that was the prompt this time is no prompt of the client's.
             usage["prompt_tokens_details"] = {"cached_tokens": min(details["cached_tokens"], usage["prompt_tokens"])}
         return _event(_usage_chunk(self.trail, self._chat, usage)) + b"data: [DONE]\n\n"
-
-
-def _is_engines_fault(data: bytes) -> bool:
-    """True for the error event of an engine that failed (vLLM: code 500), not of a request that cannot be served."""
-    try:
-        code = _decode_failure(data).error.code
-    except msgspec.MsgspecError:
-        return False
-    return not (isinstance(code, int) and 400 <= code < 500)
 
 
 def _is_only_ids(choice: StreamChoice) -> bool:

@@ -39,10 +39,10 @@ def body_of(path: str, question: str = "hello", **more: Any) -> dict[str, Any]:
 @contextlib.asynccontextmanager
 async def running(count: int = 2, **changes: Any):
     """A router over some little models, whose patience is not what is tested here."""
-    engines = [LittleModel() for _ in range(count)]
+    engines = changes.pop("engines", None) or [LittleModel() for _ in range(count)]
     for engine in engines:
         await engine.start()
-    where = changes.pop("where", ["eu"] * count)
+    where = changes.pop("where", ["eu"] * len(engines))
     more = changes.pop("target", {"token_ids": True, "context_tokens": CONTEXT})
     targets = [
         {"id": f"e{i}", "kind": "server", "vouched": True, "url": f"http://127.0.0.1:{engine.port}", "zone": where[i]}

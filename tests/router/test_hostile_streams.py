@@ -1,0 +1,157 @@
+"""Engines that spell their streams oddly and die in every way: no token is lost or doubled, and nothing broken looks whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from router.wire.events import EventStream
+from tests.router.hostile_model import ENDS, PIECES, REFUSALS, SPELLINGS, HostileModel, Manner
+from tests.router.test_continuation import CHAT, TEXT, body_of, running
+
+EXACT = ("plain", "no space", "pings", "spaced", "lines")
+"""Spellings of which the tokens are read, so that a stream can be carried on."""
+
+
+@contextlib.asynccontextmanager
+async def hostile(count: int = 3):
+    """A router over engines that follow one list of manners."""
+    manners: list[Manner] = []
+    async with running(engines=[HostileModel(manners) for _ in range(count)]) as (door, _):
+        yield door, manners
+
+
+class Read:
+    """A stream as a reader of the standard (HTML, 9.2.6) has it."""
+
+    def __init__(self, raw: str) -> None:
+        self.raw = raw
+        events = re.split("\n\n+", raw.replace("\r\n", "\n").replace("\r", "\n"))
+        lines = [[line[5:].removeprefix(" ") for line in event.split("\n") if line.startswith("data:")] for event in events]
+        data = ["\n".join(found) for found in lines if found]
+        self.done = data[-1:] == ["[DONE]"]
+        self.dones = data.count("[DONE]")
+        self.chunks = [json.loads(text) for text in data if text != "[DONE]"]
+        self.error = any(chunk.get("error") for chunk in self.chunks)
+        choices = [choice for chunk in self.chunks for choice in chunk.get("choices", ())]
+        self.text = "".join(choice["delta"].get("content") or "" if "delta" in choice else choice["text"] for choice in choices)
+        self.roles = sum("role" in choice.get("delta", {}) for choice in choices)
+        self.reasons = [choice["finish_reason"] for choice in choices if choice["finish_reason"]]
+        self.ids = {(chunk["id"], chunk["created"], chunk["object"]) for chunk in self.chunks if "choices" in chunk}
+        self.usage = [chunk["usage"] for chunk in self.chunks if chunk.get("usage")]
+
+    def same_as(self, other: Read) -> bool:
+        mine = (self.text, self.roles, self.reasons, self.usage, self.done, self.dones)
+        return mine == (other.text, other.roles, other.reasons, other.usage, other.done, other.dones)
+
+
+async def ask(door: Any, path: str, body: dict[str, Any]) -> tuple[Read, dict[str, Any]]:
+    response = await door.client.post(path, json=body)
+    assert response.status_code == 200, response.text
+    return Read(response.text), door.receipt(response)
+
+
+async def test_an_engine_that_says_it_failed_is_one_that_broke():
+    async with hostile() as (door, manners):
+        for path in (CHAT, TEXT):
+            for at in (0, 1, 3):
+                for pieces in ("events", "all"):
+                    whole, _ = await ask(door, path, body_of(path))
+                    manners[:] = [Manner(end="error", at=at, pieces=pieces)]
+                    answer, receipt = await ask(door, path, body_of(path))
+                    assert answer.same_as(whole) and not answer.error, f"{path} at {at} in {pieces}: {answer.raw}"
+                    assert [attempt["ending"] for attempt in receipt["attempts"]][-1] == "complete"
+                    assert len(receipt["attempts"]) == 2 and receipt["code"] == ""
+
+
+async def test_an_error_that_cannot_be_made_good_ends_the_stream_without_done():
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    async with hostile() as (door, manners):
+        manners[:] = [Manner(end="error", at=4)]
+        answer, receipt = await ask(door, CHAT, body_of(CHAT, tools=tools))
+        assert answer.text and answer.error and not answer.dones and "EngineCore" not in answer.raw
+        assert receipt["code"] == "upstream_error" and receipt["attempts"][0]["ending"] == "broken_after"
+        # Nothing had been sent: it is asked elsewhere, whatever the request is.
+        manners[:] = [Manner(end="error", at=0)]
+        answer, receipt = await ask(door, CHAT, body_of(CHAT, tools=tools))
+        assert answer.text and answer.done and not answer.error and len(receipt["attempts"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        ({"message": "a", "code": 503}, True),
+        ({"message": "a", "code": "500"}, True),
+        ({"message": "a", "type": "server_error", "code": None}, True),
+        ({"message": "a", "type": "overloaded_error"}, True),
+        ({"message": "a", "type": "rate_limit_error", "code": 429}, True),
+        ({"message": "a"}, True),
+        ("Request failed during generation", True),
+        ({"message": "a", "type": "BadRequestError", "code": 400}, False),
+        ({"message": "a", "type": "invalid_request_error", "code": "context_length_exceeded"}, False),
+        ({}, False),
+        (None, False),
+    ],
+)
+def test_only_an_error_that_is_the_engines_is_its_death(error, fault):
+    before = b'data: {"choices":[{"index":0,"delta":{"content":"\\"error\\""}}]}\n\n'
+    event = b"event: error\ndata: %b\n\n" % json.dumps({"type": "error", "error": error}).encode()
+    after = b"data: [DONE]\n\n"
+    whole = before + event + after
+    for size in (1, 7, len(whole)):
+        events = EventStream(False, due=True)
+        passed = b"".join(events.feed(whole[i : i + size]) for i in range(0, len(whole), size))
+        assert passed == (before if fault else whole)
+        assert events.failed is fault and events.done is not fault
+
+
+def manners_of(dice: random.Random) -> list[Manner]:
+    first = Manner(dice.choice(SPELLINGS), dice.choice(PIECES), dice.choice(ENDS), dice.randrange(-1, 45), "", dice.random())
+    more = []
+    for _ in range(dice.choice((0, 1, 1, 2))):
+        refusal = dice.choice(REFUSALS) if dice.random() < 0.4 else ""
+        end = dice.choice(ENDS)
+        more.append(Manner(dice.choice(EXACT), dice.choice(PIECES), end, dice.randrange(-1, 20), refusal, dice.random()))
+    return [first, *more]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_engines_do_a_stream_is_whole_or_says_that_it_is_not(seed):
+    dice = random.Random(seed)
+    outcomes: Counter[str] = Counter()
+    async with hostile(4) as (door, manners):
+        for path in (CHAT, TEXT):
+            for options in ({}, {"stream_options": {"include_usage": True}}):
+                body = body_of(path, dice.choice(("bb", "hello", "x y")), **options)
+                manners.clear()
+                whole, _ = await ask(door, path, body)
+                for _ in range(25):
+                    manners[:] = planned = manners_of(dice)
+                    response = await door.client.post(path, json=body)
+                    if response.status_code != 200:
+                        assert response.json()["error"] and "text/event-stream" not in response.headers["content-type"]
+                        outcomes["refused"] += 1
+                        continue
+                    if not response.headers["content-type"].startswith("text/event-stream"):
+                        outcomes["foreign"] += 1
+                        continue
+                    answer, receipt = Read(response.text), door.receipt(response)
+                    told = f"{planned}: {answer.raw}"
+                    outcomes["whole" if answer.done else "error"] += 1
+                    if not answer.done:
+                        assert answer.error and not answer.dones and whole.text.startswith(answer.text), told
+                        assert receipt["code"] == "upstream_error", told
+                        continue
+                    assert not answer.error and answer.same_as(whole), told
+                    assert len(answer.ids) == 1 and 'token_ids":[' not in answer.raw, told
+                    assert receipt["code"] == "" and receipt["attempts"][-1]["ending"] in ("complete", "broken_after"), told
+                    if whole.usage:
+                        assert receipt["completion_tokens"] == whole.usage[0]["completion_tokens"], told
+                        assert receipt["prompt_tokens"] == whole.usage[0]["prompt_tokens"], told
+    assert outcomes["whole"] > 40, outcomes
