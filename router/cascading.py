@@ -23,7 +23,7 @@ from router.policy import Policy
 from router.refusal import fail
 from router.reply import Reply
 from router.state import RouterState
-from router.steps import Step, Steps
+from router.steps import BROKE_OFF, Step, Steps
 from router.wire.direct import DirectRequest
 from router.wire.errors import ApiError
 
@@ -176,15 +176,14 @@ class Cascade:
         if step.status == 200 and step.is_stream:
             self._stream_over(step)
             return
-        self._answer = read_answer(bytes(step.body), self._wants_json, self._strip) if step.status == 200 and step.whole else None
-        if not step.whole:
-            self._conclude(step)
-            self._reply.cut()
+        ok = step.status == 200 and not step.broken
+        self._answer = read_answer(bytes(step.body), self._wants_json, self._strip) if ok else None
+        if step.broken:
+            self._broke_off(step)
         elif self._answer is None or self._is_larger(step.model):
             self._stand()
         else:
-            self._verdict = judge_answer(self._answer.evidence, self._doubt)
-            self._note(step, self._verdict)
+            self._note(step, judge_answer(self._answer.evidence, self._doubt))
             if self._verdict.escalate:
                 self._escalate()
             elif self._doubt.agreement is not None and self._samples > 1:
@@ -218,8 +217,7 @@ class Cascade:
         if self._checked or self._done or stream is None or step is None or self._larger is not None:
             return
         self._stop_timer()
-        self._verdict = judge_answer(stream.evidence(stream.finished or step.over), self._doubt)
-        self._note(step, self._verdict)
+        self._note(step, judge_answer(stream.evidence(stream.finished or step.over), self._doubt))
         if self._verdict.escalate:
             self._loop.call_soon(self._escalate_stream, step)
         else:
@@ -248,10 +246,10 @@ class Cascade:
 
     def _stream_over(self, step: Step) -> None:
         if not self._checked:
-            if step.whole:
+            if self._larger is None and step.broken:
+                self._broke_off(step)
+            else:
                 self._check()
-            elif self._larger is None:
-                self._release(step)
             return
         rest = self._stream.finish() if self._stream is not None else b""
         if rest:
@@ -263,6 +261,11 @@ class Cascade:
             self._reply.cut()
 
     # -- escalating
+
+    def _broke_off(self, step: Step) -> None:
+        """What has come of the probe's answer is no answer, and the client has seen nothing of it."""
+        self._note(step, Verdict(True, "the small model broke off"))
+        self._escalate()
 
     def _escalate(self) -> None:
         """Ask the next tier; where that cannot be, the small answer stands."""
@@ -278,8 +281,9 @@ class Cascade:
             return
         self._tier = tier
         self._said = f"asked `{tier}`: {self._verdict.reason}"
-        if self._state.complexity.learning is not None and self._probe is not None:
-            note_escalation(self._state, self._admitted, self._probe.model)
+        probe = self._probe
+        if self._state.complexity.learning is not None and probe is not None and not (probe.over and probe.broken):
+            note_escalation(self._state, self._admitted, probe.model)
         self._ask("larger", self._larger_facts(tier), reserved)
 
     def _larger_facts(self, tier: str) -> Facts:
@@ -352,6 +356,10 @@ class Cascade:
         if step.status == 200 and step.is_stream:
             self._release(step)
             return
+        if step.broken:
+            self._done = True
+            self._steps.refuse(self._client, ApiError(502, "upstream_error", BROKE_OFF))
+            return
         body = bytes(step.body) if self._answer is None else self._answer.body
         self._conclude(step)
         self._reply.whole(step, body, self._remark())
@@ -365,13 +373,14 @@ class Cascade:
         return not any(model in policy.tier_models.get(tier, ()) for tier in policy.tiers[: start + 1])
 
     def _note(self, step: Step, verdict: Verdict) -> None:
+        self._verdict = verdict
         step.verdict = self._said = verdict.reason
         step.confidence = verdict.confidence if verdict.confidence == verdict.confidence else -1.0
 
     def _remark(self) -> str:
         return f"cascade: {self._said}" if self._said else ""
 
-    def _conclude(self, step: Step) -> None:
+    def _conclude(self, step: Step | None) -> None:
         self._done = True
         self._stop_timer()
         self._client.listen(None)
@@ -381,10 +390,7 @@ class Cascade:
         receipt = self._admitted.receipt
         receipt.status, receipt.code = 500, "internal_error"
         if not self._done:
-            self._done = True
-            self._stop_timer()
-            self._client.listen(None)
-            self._steps.answered(None)
+            self._conclude(None)
         fail(self._state, self._client, error, self._admitted.request_id)
 
     def _stop_timer(self) -> None:

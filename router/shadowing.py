@@ -25,8 +25,9 @@ from router.placement.targets import Endpoint
 from router.refusal import fail
 from router.reply import Reply
 from router.state import RouterState
-from router.steps import Step, Steps
+from router.steps import BROKE_OFF, Step, Steps
 from router.wire.direct import DirectRequest
+from router.wire.errors import ApiError
 
 MAX_RUNNING = 4
 """Shadows of one router at a time: more of them would take room from clients."""
@@ -120,6 +121,9 @@ class Shadowed:
         if self._done:
             return
         self._done = True
+        if not self._reply.begun and step.broken:
+            self._steps.refuse(self._client, ApiError(502, "upstream_error", BROKE_OFF))
+            return
         self._client.listen(None)
         self._steps.answered(step)
         try:
@@ -127,19 +131,17 @@ class Shadowed:
         except Exception as error:
             fail(self._state, self._client, error, self._admitted.request_id)
             return
-        if self._text and step.status == 200 and step.whole:
+        if self._text and step.status == 200 and not step.broken:
             self._loop.call_soon(self._compare)
 
     def _finish(self, step: Step) -> None:
         if self._reply.begun:
             self._text = self._stream.evidence(complete=True).text if self._stream is not None else ""
             (self._reply.end if step.whole else self._reply.cut)()
-        elif step.whole:
+        else:
             answer = read_answer(bytes(step.body), wants_json=False, strip=False)
             self._text = "" if answer is None else answer.evidence.text
             self._reply.whole(step, bytes(step.body), "")
-        else:
-            self._reply.cut()
 
     def _compare(self) -> None:
         """Ask the shadow's model, unless the request has become one that may not be asked again."""

@@ -19,6 +19,7 @@ from router.decision import Decision, Facts
 from router.identity.limit import Kind
 from router.identity.limits import Reservation
 from router.ledger.receipts import CACHE_HIT, CACHE_MISS, Receipt, StepRecord
+from router.refusal import refuse
 from router.residency.classify.rule import distinct_evidence, needed
 from router.residency.label import Label
 from router.serving import Serving
@@ -27,6 +28,7 @@ from router.wire.direct import ClientListener, DirectRequest
 from router.wire.errors import ApiError
 from router.wire.json_body import encode_object
 
+BROKE_OFF = "The target failed in the middle of the answer."
 MAX_CAPTIVE_BODY = 32 * 1024 * 1024
 """A step with a longer answer is cut: nobody waits for it to be looked at."""
 _OWN_FRAMING = (b"connection:", b"content-length:", b"transfer-encoding:")
@@ -137,6 +139,11 @@ class Step:
     def model(self) -> str:
         """The model that answers, "" before that is known."""
         return self.header(b"x-tidegate-model: ")
+
+    @property
+    def broken(self) -> bool:
+        """Whether an answer that is over did not end as answers end; that of a stream may have been told in an event."""
+        return not self.whole or (self.status == 200 and self.receipt is not None and bool(self.receipt.code))
 
     @property
     def is_stream(self) -> bool:
@@ -296,6 +303,14 @@ class Steps:
             if other is not step:
                 other.cancel()
         self._close_when_done()
+
+    def refuse(self, client: DirectRequest, error: ApiError) -> None:
+        """The client gets an error of ours, and no step's answer."""
+        receipt = self._admitted.receipt
+        receipt.status, receipt.code = error.status, error.code
+        client.listen(None)
+        self.answered(None)
+        refuse(self._state, client, error, self._admitted.request_id)
 
     def _step_closed(self, step: Step, receipt: Receipt, decision: Decision | None) -> None:
         step.receipt, step.decision = receipt, decision

@@ -18,10 +18,10 @@ from router.feedback import tier_of
 from router.identity.limits import Reservation
 from router.placement.targets import Endpoint
 from router.policy import Policy
-from router.refusal import fail, refuse
+from router.refusal import fail
 from router.reply import Reply
 from router.state import RouterState
-from router.steps import Step, Steps
+from router.steps import BROKE_OFF, Step, Steps
 from router.wire.direct import DirectRequest
 from router.wire.errors import ApiError, invalid_request
 from router.wire.request import header
@@ -140,14 +140,15 @@ class Vote:
     def _finish(self, outcome: Outcome, answers: list[Answer | None]) -> None:
         for place, step in enumerate(self._voters):
             step.verdict = "won" if place == outcome.winner else "" if answers[place] is not None else "did not answer"
-        winner = self._voters[max(0, outcome.winner)]
+        answered = next((place for place, step in enumerate(self._voters) if not step.broken), -1)
+        place = outcome.winner if outcome.winner >= 0 else answered
+        if place < 0:
+            self._refuse(ApiError(502, "upstream_error", BROKE_OFF))
+            return
+        winner, answer = self._voters[place], answers[place]
         winner.confidence = outcome.support
-        answer = answers[max(0, outcome.winner)]
         self._client.listen(None)
         self._steps.answered(winner)
-        if not winner.whole or not winner.status:
-            self._client.abort()
-            return
         body = bytes(winner.body) if answer is None else answer.body
         Reply(self._client).whole(winner, body, f"vote: {outcome.reason}")
 
@@ -158,9 +159,7 @@ class Vote:
 
     def _refuse(self, error: ApiError) -> None:
         self._done = True
-        self._admitted.receipt.status, self._admitted.receipt.code = error.status, error.code
-        self._steps.answered(None)
-        refuse(self._state, self._client, error, self._admitted.request_id)
+        self._steps.refuse(self._client, error)
 
 
 def _answer_of(step: Step) -> Answer | None:
