@@ -128,7 +128,7 @@ def read_kept(exchange: Exchange) -> dict[str, Any] | None:
         return None
     try:
         answer = msgspec.json.decode(bytes(exchange.held))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     kept = answer.get("kv_transfer_params") if isinstance(answer, dict) else None
     return kept if isinstance(kept, dict) and kept else None

@@ -72,6 +72,6 @@ def decode_batch(payload: bytes) -> Batch:
     for raw in batch.events:
         try:
             events.append(_EVENTS.decode(raw))
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             unreadable += 1
     return Batch(batch.data_parallel_rank or 0, events, unreadable)

@@ -201,7 +201,7 @@ def _decode(data: bytes) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """An answer or a piece of one, and its one choice."""
     try:
         answer: Any = msgspec.json.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):

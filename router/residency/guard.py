@@ -259,7 +259,7 @@ class PolicyCopy:
                 return
             policy = msgspec.json.decode(self._path.read_bytes(), type=GuardPolicy)
             self._seen = seen
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             return
         if self.policy is None or policy.issued >= self.policy.issued:
             self.policy = policy

@@ -165,7 +165,12 @@ class JoinedEvents(EventStream):
         whole = super().feed(piece)
         if b"\r" in whole:
             whole = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        return b"".join([self._rewrite(event) for event in whole.split(b"\n\n") if event])
+        try:
+            return b"".join([self._rewrite(event) for event in whole.split(b"\n\n") if event])
+        except (ValueError, RecursionError):
+            # The trail may have what the client has not: nothing goes on from there.
+            self.trail.opaque = True
+            raise
 
     def _rewrite(self, event: bytes) -> bytes:
         data = _data_of(event)
@@ -176,12 +181,13 @@ class JoinedEvents(EventStream):
         first = not self.trail.began
         choice = self.trail.take(data)
         if choice is None:
-            return _TOKEN_IDS.sub(rb'"\1":null', event) + b"\n\n"  # What is wrong with the request is for the client to see.
+            if b'"error"' not in data:
+                raise ValueError("not an event of one plain choice")
+            return event + b"\n\n"  # What is wrong with the request is for the client to see.
         note, self._note = self._note, b""
         text = (choice.delta.content if choice.delta is not None else choice.text) or ""
         if self._watch and text:
             if self._watch in text:
-                self.trail.opaque = True
                 raise ValueError("the continuation begins with what was sent")
             self._watch = ""
         is_role = choice.delta is not None and choice.delta.role is not None and not text and choice.finish_reason is None

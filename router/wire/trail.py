@@ -101,7 +101,7 @@ class Trail:
             chunk = _decode_chunk(data)
             if self.envelope is None:
                 self.envelope = _decode_envelope(data)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             self.opaque = True
             return None
         if len(chunk.choices) != 1 or chunk.choices[0].index != 0 or self.finished:
@@ -149,7 +149,7 @@ class Trail:
         """The last characters that were sent."""
         try:
             return str(msgspec.json.decode(b'"%b"' % b"".join(self.texts)))[-_TAIL_CHARS:]
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return ""
 
     @property

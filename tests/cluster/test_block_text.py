@@ -194,9 +194,10 @@ def test_batches_of_newer_versions_are_read():
     event = {"type": "BlockStored", "block_hashes": [b"x" * 32], "parent_block_hash": None, "token_ids": tokens, "block_size": 16}
     event |= {"lora_id": None, "medium": "GPU", "lora_name": None, "session_id": "s", "invented": [1, 2]}
     removed = {"type": "BlockRemoved", "block_hashes": [1, 2], "medium": None}
-    payload = msgspec.msgpack.encode([1.0, [event, removed, {"type": "AllBlocksCleared"}, {"type": "Invented"}], 3])
+    half = msgspec.Raw(msgspec.msgpack.encode(removed | {"medium": "GPU"}).replace(b"GPU", b"G\xffU"))
+    payload = msgspec.msgpack.encode([1.0, [event, removed, {"type": "AllBlocksCleared"}, {"type": "Invented"}, half], 3])
     batch = decode_batch(payload)
-    assert (batch.rank, batch.unreadable) == (3, 1)
+    assert (batch.rank, batch.unreadable) == (3, 2)
     assert [type(event) for event in batch.events] == [BlockStored, BlockRemoved, AllBlocksCleared]
     with pytest.raises(msgspec.MsgspecError):
         decode_batch(b"\xc1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from router.config.complexity import Complexity
 from tests.router.builders import digest
 from tests.router.conftest import KEY, FrontDoor, open_front_door
+from tests.router.simulated_engine import answer
 from tests.router.talking_engine import TalkingEngine
 
 SURE = (("Pa", -0.01), ("ris", -0.02))
@@ -259,3 +261,16 @@ async def test_a_policy_without_cascade_takes_effect_at_once():
         assert door.state.stages is None
         response = await ask(door)
         assert response.headers["x-tidegate-model"] == "m-small" and door.receipt(response)["mode"] == ""
+
+
+async def test_an_answer_with_half_a_character_in_it_passes_as_it_came():
+    class Broken(TalkingEngine):
+        async def _behave(self, wish: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+            writer.write(answer(b'{"choices": [{"index": 0, "message": {"content": "\xff"}}]}'))
+            await writer.drain()
+            return True
+
+    async with cascade(SURE) as (door, small, _):
+        small._behave = functools.partial(Broken._behave, small)
+        response = await ask(door)
+        assert response.status_code == 200 and response.content.endswith(b'"\xff"}}]}')

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from router.wire.events import EventStream
+from router.wire.joined_events import JoinedEvents, TrackedEvents
+from router.wire.trail import Trail
 from tests.router.hostile_model import ENDS, PIECES, REFUSALS, SPELLINGS, HostileModel, Manner
 from tests.router.test_continuation import CHAT, TEXT, body_of, running
 
@@ -155,3 +157,39 @@ async def test_whatever_engines_do_a_stream_is_whole_or_says_that_it_is_not(seed
                         assert receipt["completion_tokens"] == whole.usage[0]["completion_tokens"], told
                         assert receipt["prompt_tokens"] == whole.usage[0]["prompt_tokens"], told
     assert outcomes["whole"] > 40, outcomes
+
+
+UNREADABLE = (b'{"choices":"\xff"}', b"{", b'{"choices":' + b"[" * 5000, b'{"choices":[]}', b"7")
+
+
+def an_event(content: bytes, token: int) -> bytes:
+    head = b'data: {"id":"x","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"'
+    return head + content + b'"},"logprobs":null,"finish_reason":null,"token_ids":[%d]}]}\n\n' % token
+
+
+@pytest.mark.parametrize("bad", UNREADABLE)
+def test_what_comes_in_one_read_with_an_unreadable_event_passes_and_is_recorded_alike(bad):
+    trail = Trail()
+    tracked = TrackedEvents(False, trail)
+    first, last = an_event(b"a", 5), b"data: " + bad + b"\n\n"
+    assert tracked.feed(first + last) == first.replace(b"[5]", b"null") + last
+    assert list(trail.answer) == [5] and trail.opaque and not trail.can_join
+
+
+@pytest.mark.parametrize("bad", [*UNREADABLE, an_event(b"\xff", 7)[6:-2]])
+@pytest.mark.parametrize("again", [True, False])
+def test_a_stream_is_not_carried_on_behind_an_unreadable_event_of_the_second_engine(bad, again):
+    trail = Trail()
+    TrackedEvents(False, trail).feed(an_event(b"a", 5))
+    joined = JoinedEvents(False, trail, chat=True, again=again, note="n")
+    with pytest.raises(ValueError):
+        joined.feed(an_event(b"b", 6) + b"data: " + bad + b"\n\n")
+    assert not trail.can_join
+
+
+def test_half_characters_in_a_trail_are_no_text_to_know_the_next_by():
+    trail = Trail()
+    tracked = TrackedEvents(False, trail)
+    for token, content in enumerate((b"a", b"b", b"\xc3", b"d")):
+        tracked.feed(an_event(content, token))
+    assert trail.tail == "" and list(trail.answer) == [0, 1, 2, 3]

@@ -189,6 +189,8 @@ def test_an_answer_that_says_nothing_useful_is_no_hand_over():
         b'{"kv_transfer_params":{}}',
         b'{"kv_transfer_params":[1]}',
         b"\xff",
+        b'{"kv_transfer_params":{"a":"\xff"}}',
+        b'{"kv_transfer_params":{"a":' + b"[" * 3000,
     ):
         Answer.held = bytearray(text)
         assert prefilling.read_kept(Answer) is None
