@@ -14,7 +14,7 @@ from router.wire.events import EventStream
 from router.wire.exchange import Exchange
 
 _log = logging.getLogger("tidegate.router")
-HOLD_STATUS = frozenset({401, 403, 429})
+HOLD_STATUS = frozenset({301, 302, 303, 307, 308, 401, 403, 429})
 """Answers of a target that are ours to handle, not the client's to see; so is every status from 500 on."""
 
 

@@ -221,6 +221,11 @@ class Connection(asyncio.Protocol):
             exchange.chunked = value.strip().lower() == b"chunked"
             if not exchange.chunked:
                 self._refuse(exchange, "the target's response has an unknown transfer encoding")
+        elif lower == b"content-encoding":
+            if value.strip().lower() not in (b"", b"identity"):
+                self._refuse(exchange, "the target's response is compressed, which nobody asked for")
+        elif lower == b"content-type" and value[:9].lower() == b"text/html" and self._parser.get_status_code() == 200:
+            self._refuse(exchange, "the target's response is a web page")
 
     def on_headers_complete(self) -> None:
         """The head is whole: ask the handler what to do with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import random
@@ -70,6 +71,36 @@ async def test_an_engine_that_says_it_failed_is_one_that_broke():
                     assert answer.same_as(whole) and not answer.error, f"{path} at {at} in {pieces}: {answer.raw}"
                     assert [attempt["ending"] for attempt in receipt["attempts"]][-1] == "complete"
                     assert len(receipt["attempts"]) == 2 and receipt["code"] == ""
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        ("200 OK", "content-type: text/html"),
+        ("200 OK", "Content-Type: Text/HTML; charset=utf-8"),
+        ("200 OK", "content-type: application/json\r\ncontent-encoding: gzip"),
+        ("302 Found", "content-type: application/json\r\nlocation: http://127.0.0.1:9/"),
+        ("308 Permanent Redirect", "location: /v2"),
+    ],
+)
+async def test_sign_in_pages_redirects_and_compressed_answers_are_no_answers(pair, stream, status, headers):
+    first, second = pair.engines.values()
+
+    async def odd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(f"HTTP/1.1 {status}\r\n{headers}\r\ncontent-length: 9\r\n\r\n<html/>\r\n".encode())
+        return True
+
+    first._stream = first._hello = odd
+    for _ in range(3):
+        response = await pair.chat("stream" if stream else "hello", stream=stream)
+        assert response.status_code == 200 and (b"t4" in response.content or b'"hi"' in response.content)
+        if first.requests:
+            break
+    assert [attempt["target"] for attempt in pair.receipt(response)["attempts"]] == ["a", "b"]
+    second._stream = second._hello = odd
+    response = await pair.chat("stream" if stream else "hello", stream=stream)
+    assert response.status_code in (502, 503) and "html" not in response.text and "location" not in response.headers
 
 
 async def test_an_error_that_cannot_be_made_good_ends_the_stream_without_done():
