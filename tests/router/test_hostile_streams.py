@@ -16,6 +16,7 @@ from router.wire.events import EventStream
 from router.wire.joined_events import JoinedEvents, TrackedEvents
 from router.wire.trail import Trail
 from tests.router.hostile_model import ENDS, PIECES, REFUSALS, SPELLINGS, HostileModel, Manner
+from tests.router.simulated_engine import STREAM_HEAD, chunk
 from tests.router.test_continuation import CHAT, TEXT, body_of, running
 
 EXACT = ("plain", "no space", "pings", "spaced", "lines")
@@ -114,6 +115,41 @@ async def test_an_error_that_cannot_be_made_good_ends_the_stream_without_done():
         manners[:] = [Manner(end="error", at=0)]
         answer, receipt = await ask(door, CHAT, body_of(CHAT, tools=tools))
         assert answer.text and answer.done and not answer.error and len(receipt["attempts"]) == 2
+
+
+@pytest.mark.parametrize("at", [0, 2])
+async def test_the_dialect_of_messages_ends_in_its_own_error(pair, at):
+    events = [b'event: %b\ndata: {"type":"%b"}\n\n' % (name, name) for name in (b"message_start", b"ping", b"message_stop")]
+    failure = b'event: error\ndata: {"type":"error","error":{"type":"internal_error","message":"EngineCore is dead"}}\n\n'
+    seen = asyncio.Event()
+
+    def answers(name: str):
+        async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+            first, rest = (events[:at], [failure]) if name == "a" else (events, [])
+            writer.write(STREAM_HEAD + b"".join(map(chunk, first)))
+            await writer.drain()
+            if first and rest:
+                await seen.wait()
+            writer.write(b"".join(map(chunk, rest)) + b"0\r\n\r\n")
+            return True
+
+        return behave
+
+    for name, engine in pair.engines.items():
+        engine._hello = answers(name)
+    body = {"model": "m", "max_tokens": 5, "stream": True, "messages": [{"role": "user", "content": "hello"}]}
+    content = b""
+    async with pair.client.stream("POST", "/v1/messages", json=body) as response:
+        async for piece in response.aiter_bytes():
+            content += piece
+            seen.set()
+    ended = [attempt["ending"] for attempt in pair.receipt(response)["attempts"]]
+    assert b"EngineCore" not in content
+    if at:
+        assert ended == ["broken_after"] and content.startswith(b"".join(events[:at]))
+        assert content.count(b"event: error") == 1 and b"message_stop" not in content
+    else:
+        assert ended == ["broken_before", "complete"] and content == b"".join(events)
 
 
 @pytest.mark.parametrize(
