@@ -126,7 +126,7 @@ class TrackedEvents(EventStream):
             self._learn(event)
         if choice is not None and _is_only_ids(choice):
             return b""  # The engine sends it for its ids alone.
-        return _TOKEN_IDS.sub(rb'"\1":null', event) + b"\n\n"
+        return _TOKEN_IDS.sub(rb'"\1":null', _in_one_line(event, data)) + b"\n\n"
 
 
 class JoinedEvents(EventStream):
@@ -169,7 +169,7 @@ class JoinedEvents(EventStream):
             return b"".join([self._rewrite(event) for event in whole.split(b"\n\n") if event])
         except (ValueError, RecursionError):
             # The trail may have what the client has not: nothing goes on from there.
-            self.trail.opaque = True
+            self.trail.opaque, self.done = True, False
             raise
 
     def _rewrite(self, event: bytes) -> bytes:
@@ -244,6 +244,14 @@ def _chunk(envelope: Envelope, *, chat: bool, choices: list[Any]) -> dict[str, A
 
 def _event(chunk: dict[str, Any]) -> bytes:
     return b"data: %b\n\n" % msgspec.json.encode(chunk)
+
+
+def _in_one_line(event: bytes, data: bytes) -> bytes:
+    """The event with its data, JSON, in one line, so that no array in it has another `data:` inside."""
+    if b"\ndata:" not in event:
+        return event
+    others = [line for line in event.split(b"\n") if not line.startswith(b"data:")]
+    return b"\n".join([*others, b"data: " + data.replace(b"\n", b" ")])
 
 
 def _data_of(event: bytes) -> bytes | None:
