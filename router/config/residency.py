@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from router.config.check import CATEGORIES, KINDS, LOCAL, nearest
 from router.config.strict import SHA256, Name, Strict
+from router.residency.classify.countries import COUNTRIES
 
 
 class Zone(Strict):
@@ -83,6 +84,15 @@ class Classify(Strict):
     max_characters: int = Field(default=2_000_000, ge=1000)
     """How much of one request is looked at; a longer one counts as unknown."""
     detector: DetectorSocket | None = None
+
+    @field_validator("countries")
+    @classmethod
+    def _known_countries(cls, value: list[str] | None) -> list[str] | None:
+        for code in value or ():
+            if code not in COUNTRIES:
+                known = " ".join(sorted(COUNTRIES))
+                raise ValueError(f"no numbers of a country `{code[:64]}` are known here, only of: {known}")
+        return value
 
 
 class Redact(Strict):

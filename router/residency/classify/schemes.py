@@ -116,6 +116,7 @@ _ROWS: tuple[_Row, ...] = (
     ("mx.clabe", Kind.BANK_ACCOUNT, (18,), checks.mx_clabe, 0.45, 0.6, "3-3-11-1", _BANK),
     ("imei", Kind.DEVICE_ID, (15,), checks.imei, 0.45, 0.6, "2-6-6-1", (Cue.DEVICE, Cue.PHONE)),
 )
+SCHEME_NAMES = tuple(row[0] for row in _ROWS)
 
 
 def make_schemes(countries: Iterable[str] | None = None) -> dict[int, tuple[Scheme, ...]]:
