@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime
 from ipaddress import ip_address
 from typing import Any, Literal
@@ -9,6 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from router.identity.networks import compile_networks
+
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,62}(\.|\Z))([A-Za-z0-9_-]{1,63}(\.|\Z))*\Z")
 
 
 class Access(BaseModel):
@@ -63,6 +66,24 @@ class Credential(BaseModel):
         return self
 
 
+def check_host(value: str) -> str:
+    """The value, if it can be an address or a host's name.
+
+    An empty one is neither: the system would take it for every interface, where the default is this machine alone.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if ":" in value:
+        try:
+            ip_address(value)
+        except ValueError:
+            raise ValueError(f"`{value[:64]}` is no IPv6 address: give ::1, without brackets, and the port as `port`") from None
+    elif len(value) > 253 or not _HOST.match(value):
+        raise ValueError("an address or the name of a host, such as 127.0.0.1, 0.0.0.0, :: or router-1.example")
+    return value
+
+
 class Listen(BaseModel):
     """An address the router opens; by default nobody but this machine reaches it."""
 
@@ -70,6 +91,11 @@ class Listen(BaseModel):
 
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=1, le=65535)
+
+    @field_validator("host")
+    @classmethod
+    def _one_host(cls, value: str) -> str:
+        return check_host(value)
 
 
 class PublicListen(Listen):

@@ -43,17 +43,17 @@ class RouterOptions(Strict):
 class Allowance(Strict):
     """What a key, or all keys of a tenant together, may use; over all router replicas. 0: no limit."""
 
-    requests_per_minute: int = Field(default=0, ge=0)
+    requests_per_minute: int = Field(default=0, ge=0, le=10**15)
     """Per minute of the clock; what the minute before used weighs on it in part, so that its turn gives no second burst."""
-    tokens_per_minute: int = Field(default=0, ge=0)
-    concurrent_requests: int = Field(default=0, ge=0)
-    daily_tokens: int = Field(default=0, ge=0)
+    tokens_per_minute: int = Field(default=0, ge=0, le=10**15)
+    concurrent_requests: int = Field(default=0, ge=0, le=10**15)
+    daily_tokens: int = Field(default=0, ge=0, le=10**15)
     """Prompt and answer tokens per UTC day."""
-    monthly_tokens: int = Field(default=0, ge=0)
+    monthly_tokens: int = Field(default=0, ge=0, le=10**15)
     """Per UTC month."""
-    daily_usd: float = Field(default=0.0, ge=0)
+    daily_usd: float = Field(default=0.0, ge=0, le=10**9)
     """At the prices of `models` and `targets`."""
-    monthly_usd: float = Field(default=0.0, ge=0)
+    monthly_usd: float = Field(default=0.0, ge=0, le=10**9)
 
 
 class Key(Allowance, Access):
@@ -222,7 +222,7 @@ class Config(Strict):
     secret: Secret = Secret()
     lineage: Lineage = Lineage()
     break_glass: BreakGlass | None = None
-    policy_file: str | None = None
+    policy_file: str | None = Field(default=None, min_length=1)
     """A YAML file (relative to TIDEGATE_HOME) whose keys replace those of this configuration, watched while it runs."""
     audit: Audit = Audit()
     capture: Capture | None = None
