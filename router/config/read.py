@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from router.config.check import nearest
 from router.config.schema import Config
-from router.config.strict import ConfigError
+from router.config.strict import ConfigError, unusable
 
 
 def parse_config(data: Any, origin: str = "config") -> Config:
@@ -28,6 +28,8 @@ def parse_config(data: Any, origin: str = "config") -> Config:
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: expected a mapping, got {type(data).__name__}")
+    if wrong := [f"{origin}: {_place(place)}: {message}" for place, message in unusable(data)]:
+        raise ConfigError("\n".join(wrong))
     try:
         return Config.model_validate(data)
     except ValidationError as error:
@@ -35,10 +37,15 @@ def parse_config(data: Any, origin: str = "config") -> Config:
         raise ConfigError("\n".join(lines)) from None
 
 
-def _explain(problem: Any) -> str:
+def _place(path: Sequence[str | int]) -> str:
     place = ""
-    for part in problem["loc"]:
+    for part in path:
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    return place
+
+
+def _explain(problem: Any) -> str:
+    place = _place(problem["loc"])
     if problem["type"] == "extra_forbidden":
         *parents, wrong = problem["loc"]
         valid = _valid_keys(parents)

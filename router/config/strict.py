@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,127}\Z")
+_NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
+"""What no name, path or address can hold: the end of a C string, and halves of a character that stand alone."""
+_LARGEST = 2**63
 SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -20,6 +24,28 @@ class Strict(BaseModel):
     """A block of the configuration: unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def unusable(data: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Where a mapping, as YAML gives it, has values that no key of the configuration takes: the place, and what is wrong.
+
+    Types let them through, and they end in an exception of some library, long after the place they stand in is known.
+    """
+    pending: list[tuple[tuple[str | int, ...], Any]] = [((), data)]
+    seen: set[int] = set()
+    while pending:
+        place, value = pending.pop()
+        if isinstance(value, str) and (found := _NO_TEXT.search(value)):
+            yield place, f"this text has the character U+{ord(found.group()):04X} in it, which nothing here can"
+        elif isinstance(value, int | float) and not -_LARGEST < value < _LARGEST:
+            yield place, "a number that is too large, or none at all"
+        elif isinstance(value, dict | list) and id(value) not in seen:  # an anchor may stand in many places, or in itself
+            seen.add(id(value))
+            for key, inside in value.items() if isinstance(value, dict) else enumerate(value):
+                bare = isinstance(key, str) and _NO_TEXT.search(key) is None
+                if isinstance(key, str) and not bare:
+                    yield (*place, ascii(key)), "this key has a character in it that nothing here can"
+                pending.append(((*place, key if bare or isinstance(key, int) else ascii(key)), inside))
 
 
 def check_name(value: str) -> str:

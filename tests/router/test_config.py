@@ -31,11 +31,45 @@ from tests.router.builders import KEY, digest, grant_of, make_config, make_polic
         ({"models": [], "targets": []}, r"nothing to route to"),
         ({"complexity": {"tiers": ["tiny"]}}, r"is the name of a tier"),
         ({"listen": {"port": 70000}}, r"listen.port: "),
+        ({"admin": {"host": ""}}, r"admin.host: an address or the name of a host"),
+        ({"listen": {"host": "[::1]"}}, r"listen.host: `\[::1\]` is no IPv6 address: give ::1"),
+        ({"listen": {"host": "a" * 300}}, r"listen.host: "),
+        ({"listen": {"host": "127.0.0.1 "}}, r"listen.host: "),
+        ({"policy_file": ""}, r"policy_file: "),
+        ({"classify": {"countries": ["fr", "uk"]}}, r"classify.countries: no numbers of a country `uk` .* gb "),
+        ({"classify": {"countries": ["DE"]}}, r"classify.countries: .* `DE` are known here, only of: .* de "),
+        ({"keys": [{"id": "a", "sha256": digest("x"), "daily_usd": 1e308}]}, r"keys\[0\].daily_usd: "),
+        ({"keys": [{"id": "a", "sha256": digest("x"), "daily_tokens": 10**18}]}, r"keys\[0\].daily_tokens: "),
+        ({"complexity": {"cascade": {"hold_ms": float("inf")}}}, r"complexity.cascade.hold_ms: a number that is too large"),
+        ({"max_body_bytes": 10**400}, r"max_body_bytes: a number that is too large"),
+        ({"listen": {"host": "\ud800"}}, r"listen.host: this text has the character U\+D800"),
+        ({"keys": [{"id": "a", "sha256": digest("x"), "cidr": ["\udfff"]}]}, r"keys\[0\].cidr\[0\]: .*U\+DFFF"),
+        ({"policy_file": "a\0b"}, r"policy_file: .*U\+0000"),
+        ({"zones": {"\ud800": {}}}, r"zones.'\\ud800': this key"),
+        ({"\ud800": 1}, r"'\\ud800': this key"),
     ],
 )
 def test_wrong_configurations_say_what_is_wrong(changes, message):
     with pytest.raises(ConfigError, match=message):
         make_config(**changes)
+
+
+def test_what_a_wrong_configuration_is_told_can_be_printed_anywhere():
+    with pytest.raises(ConfigError) as refused:
+        make_config(**{"policy_file": "\ud800", "\udfff": "\ud800", "duties": ["a\0"]})
+    assert len(str(refused.value).encode("utf-8").splitlines()) == 4
+
+
+def test_a_configuration_that_holds_itself_is_refused_and_ends():
+    itself: dict[str, object] = {}
+    itself["x"] = itself
+    with pytest.raises(ConfigError, match=r"tenants\.x\.x"):
+        make_config(tenants=itself)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1", "fe80::1%eth0", "localhost", "router-1.example"])
+def test_every_kind_of_address_can_be_listened_at(host):
+    assert make_config(admin={"host": host}).admin.host == host
 
 
 def test_a_cloud_target_in_an_inner_zone_and_an_unvouched_server_are_refused():
