@@ -144,7 +144,7 @@ class ServerGauges:
                     size += len(part)
                     if size > _LONGEST_PAGE:
                         break
-        except (httpx.HTTPError, TimeoutError, OSError):
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, TimeoutError, OSError):  # also a name that is no name
             return  # late or gone: the gauges grow old, and the breaker and the books see to the rest
         page = b"".join(parts)
         if answer.status_code != 200 or size > _LONGEST_PAGE or not has_signals(page):

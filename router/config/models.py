@@ -121,6 +121,8 @@ def check_url(value: str) -> str:
             "a base URL looks like https://host[:port][/path] or unix:///path/to/socket, without user, query or fragment"
         )
     parts = urlsplit(value)  # it says itself what is wrong with an IPv6 address
+    if not parts.netloc.isascii():
+        raise ValueError("a host's name in a URL is ASCII: write another alphabet's as xn--...")
     if parts.port == 0:
         raise ValueError("port 0 is no port to connect to")
     return value.rstrip("/")

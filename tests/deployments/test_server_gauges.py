@@ -133,6 +133,15 @@ async def test_a_server_that_hangs_holds_nobody_else_up_and_its_last_gauges_coun
         assert gauges.fill(reports_of(config))[0].signals is None
 
 
+@pytest.mark.parametrize("url", ["http://nowhere..example:80", "http://" + "a" * 70 + ".example", "http://xn--zz---.example"])
+async def test_an_address_that_no_resolver_takes_keeps_nobody_from_the_others_gauges(url, tmp_path):
+    async with engine_with(PAGE % 3) as engine:
+        good = {"id": "b", "url": f"http://127.0.0.1:{engine.port}"}
+        none, signals = await read_once(config_of({"url": url}, good), tmp_path)
+    assert none is None
+    assert signals.running == 3
+
+
 async def test_a_new_policy_takes_a_server_and_its_connection_away(tmp_path):
     async with engine_with(PAGE % 3) as engine:
         config = config_of({"url": f"http://127.0.0.1:{engine.port}"})

@@ -36,6 +36,7 @@ from tests.router.builders import KEY, digest, grant_of, make_config, make_polic
         ({"listen": {"host": "a" * 300}}, r"listen.host: "),
         ({"listen": {"host": "127.0.0.1 "}}, r"listen.host: "),
         ({"policy_file": ""}, r"policy_file: "),
+        ({"egress": {"url": "https://klinik-münchen.example"}}, r"egress.url: a host's name in a URL is ASCII"),
         ({"classify": {"countries": ["fr", "uk"]}}, r"classify.countries: no numbers of a country `uk` .* gb "),
         ({"classify": {"countries": ["DE"]}}, r"classify.countries: .* `DE` are known here, only of: .* de "),
         ({"keys": [{"id": "a", "sha256": digest("x"), "daily_usd": 1e308}]}, r"keys\[0\].daily_usd: "),
