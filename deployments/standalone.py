@@ -33,10 +33,16 @@ from router.wire.tls import TlsContexts
 
 POLICY_PERIOD_S = 0.2
 """How often the policy's files are looked at."""
+_ALIVE_PERIOD_S = 1.0
+"""How often it is asked whether every part of the router still runs: nobody else would ask, as Serve does under Ray."""
+
+
+class PartEndedError(Exception):
+    """A part of the router has ended by itself. Whoever supervises the process starts a whole one."""
 
 
 def run(config_path: Path, port: int | None = None, admin_port: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain.
+    """Serve until SIGTERM, SIGINT or SIGHUP (the terminal is gone; files are watched without it), then drain.
 
     Args:
         config_path: a configuration file; its `models` (which need Ray) are ignored, its `targets` are routed to.
@@ -46,6 +52,7 @@ def run(config_path: Path, port: int | None = None, admin_port: int | None = Non
     Raises:
         ConfigError: the file cannot be used, or names no fixed target.
         OSError: a port is taken.
+        PartEndedError: the router could not go on as a whole, and has drained.
     """
     args = read_args(config_path)
     config = parse_config(args, str(config_path))
@@ -83,7 +90,7 @@ async def _serve(source: PolicySource) -> None:
     router.take_reports(gauges.fill(_reports(config)))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop.set)
     router.start()
     listen, admin = config.listen, config.admin
@@ -95,10 +102,22 @@ async def _serve(source: PolicySource) -> None:
         router.take_reports(gauges.fill([Report(target) for target in router.state.fleet.membership.targets]))
 
     watching = [loop.create_task(watch) for watch in (_watch_policy(router, source, gauges), gauges.run(take_gauges))]
-    await stop.wait()
+    await _until(stop, router, watching)
     for task in watching:
         task.cancel()
+    ended = await asyncio.gather(*watching, return_exceptions=True)
     await router.drain()
+    if not stop.is_set():
+        why = next((f" ({type(error).__name__})" for error in ended if isinstance(error, Exception)), "")
+        raise PartEndedError(f"a part of this router has ended{why}; so has the router, once it had drained")
+
+
+async def _until(stop: asyncio.Event, router: RouterProcess, watching: Sequence[asyncio.Task[None]]) -> None:
+    """Wait for the signal to end, or for a part of the router that has ended without one."""
+    while router.alive and not any(task.done() for task in watching):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), _ALIVE_PERIOD_S)
+            return
 
 
 def _open_link(fleet: Fleet, secret: bytes, peers: Sequence[str]) -> PeerLink:

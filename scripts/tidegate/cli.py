@@ -206,7 +206,7 @@ def router_command(
 
     try:
         standalone.run(config, port, admin_port)
-    except ConfigError as error:
+    except (ConfigError, standalone.PartEndedError) as error:
         _fail(str(error))
     except OSError as error:
         _fail(error.strerror or str(error))

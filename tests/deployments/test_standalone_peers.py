@@ -168,3 +168,78 @@ def test_peers_without_a_secret_and_addresses_of_other_machines_are_refused(tmp_
         standalone.run(write_config(tmp_path, {"a": engine}, ["127.0.0.1:7001"], secret={}))
     with pytest.raises(ConfigError, match=r"none of 192\.0\.2\.1:7001"):
         standalone.run(write_config(tmp_path, {"a": engine}, ["192.0.2.1:7001"]))
+
+
+async def _start(folder, engine, program):
+    """A router process of a program of its own, which writes its log to `log`."""
+    config = write_config(folder, {"a": engine}, [])
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PEERS_TEST_SECRET": "a secret of the test, 32 bytes and more",
+        "TIDEGATE_HOME": str(folder),
+    }
+    port, admin = free_port(), free_port()
+    with (folder / "log").open("wb") as log:
+        argv = [sys.executable, "-c", program, str(config), str(port), str(admin)]
+        return Process(await asyncio.create_subprocess_exec(*argv, env=env, stdout=log, stderr=log), port, admin)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_a_signal_to_end_lets_what_runs_end_first(number, tmp_path):
+    engine = SimulatedEngine()
+    await engine.start()
+    router = await _start(tmp_path, engine, PROGRAM)
+    process = router.process
+    try:
+        async with httpx.AsyncClient(timeout=LIMIT_S) as client:
+
+            async def is_ready():
+                with contextlib.suppress(httpx.TransportError):
+                    return (await client.get(f"http://127.0.0.1:{router.port}/readyz")).status_code == 200
+                return False
+
+            await until(is_ready)
+            running = asyncio.create_task(router.chat(client, "gated"))
+            await until(lambda: _equals(_entered(engine), 1))
+            process.send_signal(number)
+            process.send_signal(number)
+            engine.gate.release()
+            assert (await running).status_code == 200
+            assert await process.wait() == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        await engine.stop()
+
+
+async def _entered(engine):
+    return sum("completions" in request["line"] for request in engine.requests)
+
+
+@pytest.mark.timeout(180)
+async def test_a_router_of_which_a_part_has_ended_by_itself_says_so_and_ends(tmp_path):
+    engine = SimulatedEngine()
+    await engine.start()
+    dying = (
+        "import deployments.server_gauges as gauges\n"
+        "async def fails(self, publish=None): raise KeyError('secret')\n"
+        "gauges.ServerGauges.run = fails\n"
+        "import sys; from tidegate.cli import main\n"
+        "sys.argv = ['tidegate', 'router', '--config', sys.argv[1], '--port', sys.argv[2], '--admin-port', sys.argv[3]]\n"
+        "main()\n"
+    )
+    process = (await _start(tmp_path, engine, f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r})\n{dying}")).process
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            assert await process.wait() == 1
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await engine.stop()
+    told = (tmp_path / "log").read_text()
+    assert "a part of this router has ended (KeyError)" in told
+    assert "Traceback" not in told
+    assert "secret" not in told
