@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from router.compiled import compile_policy, epoch_under
 from router.complexity.compile import weights_files
-from router.config import Config, ConfigError, digest_of, parse_config, parse_yaml
+from router.config import Config, ConfigError, digest_of, parse_config, parse_yaml, read_layers
 from router.policy import Policy
 from router.residency.break_glass import Relaxation, RelaxationError, read_approvals, read_relaxations
 from router.residency.relaxing import compare
@@ -79,6 +79,26 @@ def read_policy_file(path: Path) -> Any:
         return parse_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
+
+
+def read_configured(path: Path, base: Path) -> Config:
+    """A configuration with its policy file and its `user_config`, as routers have it once they run; no file of a key is read.
+
+    Args:
+        path: the configuration file.
+        base: the directory that relative paths start from.
+
+    Raises:
+        ConfigError: any of them cannot be used.
+    """
+    args, part = read_layers(path)
+    named = args.get("policy_file") if isinstance(args, dict) else None
+    if named:
+        file = base / str(named)
+        args = merge(args, read_policy_file(file), str(file))
+    if part is not None and isinstance(args, dict):
+        args = merge(args, part, "user_config")
+    return parse_config(args, str(path))
 
 
 class Loaded(NamedTuple):

@@ -9,7 +9,7 @@ from router.config.access import Credential, Listen, PublicListen, moment_of
 from router.config.capture import Capture
 from router.config.check import ANY, AUTO, LOCAL, zones_in
 from router.config.models import ExternalTarget, Model, Replicas, Tls
-from router.config.read import digest_of, epoch_of, home, load_file, parse_config, parse_yaml, read_args
+from router.config.read import digest_of, epoch_of, home, load_file, parse_config, parse_yaml, read_args, read_layers
 from router.config.schema import Allowance, Config, Jwt, Key, Secret
 from router.config.strict import ConfigError
 
@@ -39,5 +39,6 @@ __all__ = [
     "parse_config",
     "parse_yaml",
     "read_args",
+    "read_layers",
     "zones_in",
 ]

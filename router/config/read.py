@@ -129,6 +129,15 @@ def read_args(path: Path) -> Any:
     Raises:
         ConfigError: the file is missing or not YAML.
     """
+    return read_layers(path)[0]
+
+
+def read_layers(path: Path) -> tuple[Any, Any]:
+    """The same, and the `user_config` that the file has Ray Serve hand to the routers; None where it has none.
+
+    Raises:
+        ConfigError: the file is missing or not YAML.
+    """
     try:
         data = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -138,9 +147,16 @@ def read_args(path: Path) -> Any:
     if isinstance(data, dict) and isinstance(data.get("applications"), list):
         for application in data["applications"]:
             if isinstance(application, dict) and str(application.get("import_path", "")).startswith("deployments"):
-                return application.get("args") or {}
+                return application.get("args") or {}, _user_config(application.get("deployments"))
         raise ConfigError(f"{path}: no application imports `deployments.app:build`")
-    return data
+    return data, None
+
+
+def _user_config(deployments: Any) -> Any:
+    for deployment in deployments if isinstance(deployments, list) else ():
+        if isinstance(deployment, dict) and deployment.get("name") == "router":
+            return deployment.get("user_config")
+    return None
 
 
 def home() -> Path:

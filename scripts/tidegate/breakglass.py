@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from router.config import Config, ConfigError, load_file
+from router.config import Config, ConfigError
 from router.ledger import records
 from router.ledger.policies import compile_without_keys
+from router.policy_source import read_configured
 from router.residency.break_glass import (
     Approval,
     Relaxation,
@@ -30,6 +31,8 @@ from router.residency.break_glass import (
     sign,
     sign_bytes,
 )
+from router.store.database import Database, StoreError
+from router.store.keys import KeyTable
 from tidegate.home import DEFAULT_CONFIG, Home
 from tidegate.recorded import NotRecorded, record
 
@@ -72,7 +75,7 @@ class BreakGlassFile:
     def __init__(self, home: Home, config: Path | None = None) -> None:
         self._home = home
         try:
-            self._config: Config = load_file(config or home.root / DEFAULT_CONFIG)
+            self._config: Config = read_configured(config or home.root / DEFAULT_CONFIG, home.root)
         except ConfigError as error:
             raise GlassError(str(error)) from None
         if self._config.break_glass is None:
@@ -124,6 +127,22 @@ class BreakGlassFile:
         self._write(file, {**fields, "signatures": {}})
         self._record(records.GLASS_REQUEST, name, fields)
         return file
+
+    def knows(self, key: str) -> bool | None:
+        """Whether there is such a key, in the configuration or in its store; None where the store cannot be asked.
+
+        A request for none is not refused: a key may be on its way, and an emergency is no time to find out why a store is down.
+        """
+        if any(known.id == key for known in self._config.keys):
+            return True
+        options = self._config.store
+        if options.url is None and not (self._home.root / options.path).exists():
+            return False
+        try:
+            database = Database(options.url or f"sqlite:///{self._home.root / options.path}")
+            return any(stored.id == key for stored in KeyTable(database).all())
+        except StoreError:
+            return None
 
     def approve(self, request: str, approver: str, private_key: Path) -> tuple[int, int]:
         """Sign a request; with the last signature that it needs, it is in force from its begin on.

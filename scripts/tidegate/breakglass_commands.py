@@ -44,7 +44,11 @@ def request(
     from tidegate.breakglass import BreakGlassFile, GlassError
 
     try:
-        console.print(str(BreakGlassFile(find_home(), config).request(key, tag, hours, reason, begins)))
+        glass = BreakGlassFile(find_home(), config)
+        console.print(str(glass.request(key, tag, hours, reason, begins)))
+        if not (known := glass.knows(key)):
+            where = "the configuration or its store" if known is False else "the configuration, and the store cannot be read"
+            errors.print(f"warning: there is no key `{key}` in {where}: signed, this widens nothing until there is one")
     except (GlassError, OSError) as error:
         _fail(str(error))
 

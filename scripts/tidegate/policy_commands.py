@@ -9,9 +9,9 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from router.config import Config, ConfigError, load_file, parse_config, read_args
+from router.config import Config, ConfigError, parse_config, read_layers
 from router.ledger.policies import compile_without_keys
-from router.policy_source import merge, read_policy_file
+from router.policy_source import merge, read_configured, read_policy_file
 from router.residency.relaxing import compare
 from tidegate.home import DEFAULT_CONFIG, find_home
 
@@ -30,7 +30,7 @@ def diff(
     """Print what NEW lets go further (+) and what it stops (-). Exit code 1 when anything goes further, 2 for bad input."""
     old = config or find_home().root / DEFAULT_CONFIG
     try:
-        before, after = _running(old), _other(old, new)
+        before, after = read_configured(old, find_home().root), _other(old, new)
         change = compare((before, compile_without_keys(before)), (after, compile_without_keys(after)), time.time())
     except ConfigError as error:
         _fail(str(error), 2)
@@ -60,22 +60,13 @@ def approve(
     console.print(f"signed: {signed} of {required}" + ("; routers may take it" if signed >= required else ""))
 
 
-def _running(path: Path) -> Config:
-    """A configuration with its policy file, as routers read it."""
-    args = read_args(path)
-    named = args.get("policy_file") if isinstance(args, dict) else None
-    if named:
-        file = find_home().root / str(named)
-        args = merge(args, read_policy_file(file), str(file))
-    return parse_config(args, str(path))
-
-
 def _other(old: Path, new: Path) -> Config:
     try:
         part = read_policy_file(new)
     except ConfigError:
-        return load_file(new)
-    return parse_config(merge(read_args(old), part, str(new)), str(new))
+        return read_configured(new, find_home().root)
+    args, upper = read_layers(old)
+    return parse_config(merge(merge(args, part, str(new)), upper, "user_config"), str(new))
 
 
 def _fail(text: str, code: int) -> NoReturn:

@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 
-from router.config import Config, ConfigError, Key, load_file, moment_of
+from router.config import Config, ConfigError, Key, moment_of
 from router.config.check import nearest
 from router.identity.stored import PEPPER_FILE, compile_stored
 from router.ledger.policies import compile_without_keys
+from router.policy_source import read_configured
 from router.store.database import Database, StoreError
 from router.store.keys import KeyTable, StoredKey, mac_of, read_pepper
 from tidegate.home import DEFAULT_CONFIG, Home
@@ -36,7 +37,7 @@ class KeyStore:
     def __init__(self, home: Home, config: Path | None = None) -> None:
         self._home = home
         try:
-            self._config: Config = load_file(config or home.root / DEFAULT_CONFIG)
+            self._config: Config = read_configured(config or home.root / DEFAULT_CONFIG, home.root)
             options = self._config.store
             self._database = Database(options.url or f"sqlite:///{home.root / options.path}")
             self._pepper = read_pepper(home.root / PEPPER_FILE, make=True)

@@ -146,6 +146,38 @@ def test_what_could_never_hold_is_refused_at_once(office, more, why):
     assert code == 1 and why in text
 
 
+def test_a_request_for_a_key_that_there_is_not_is_made_with_a_warning(office):
+    wish = ("--tag", "any", "--reason", "r")
+    assert "warning" not in run("request", "--key", "clinic", *wish)[1]
+    code, text = run("request", "--key", "clinc", *wish)
+    assert code == 0
+    assert "there is no key `clinc` in the configuration or its store" in text
+    assert RUNNER.invoke(app, ["keys", "create", "clinc", "--stored"]).exit_code == 0
+    assert "warning" not in run("request", "--key", "clinc", *wish)[1]
+
+
+@pytest.mark.parametrize("layer", ["policy_file", "user_config"])
+def test_what_a_later_layer_of_the_policy_declares_can_be_named(office, config_file, layer):
+    part = {
+        "residency": {"tags": {"night": {"process": ["local", "far"]}}},
+        "keys": [{"id": "ward", "sha256": digest("tg_ward")}],
+    }
+    document = yaml.safe_load(config_file.read_text())
+    if layer == "policy_file":
+        document["applications"][0]["args"]["policy_file"] = "policy.yaml"
+        (office.root / "policy.yaml").write_text(f"{yaml.safe_dump(part)}...\n")
+    else:
+        document["applications"][0]["deployments"] = [{"name": "router", "user_config": part}]
+    config_file.write_text(yaml.safe_dump(document))
+    code, text = run("request", "--key", "ward", "--tag", "night", "--reason", "r")
+    assert code == 0, text
+    assert "warning" not in text
+    stored = RUNNER.invoke(app, ["keys", "create", "other", "--stored", "--residency", "night"])
+    assert stored.exit_code == 0, stored.output
+    same = RUNNER.invoke(app, ["policy", "diff", str(config_file)])
+    assert same.exit_code == 0, same.output
+
+
 def test_without_a_block_in_the_configuration_and_with_a_damaged_file_it_says_so(home, config_file):
     code, text = run("list")
     assert code == 1 and "has no `break_glass`" in text
