@@ -22,6 +22,9 @@ class StoreError(Exception):
     """The store cannot be used; the text says why, and never holds a password."""
 
 
+_DRIVERS = frozenset({"sqlite", "sqlite+pysqlite", "postgresql+psycopg"})
+
+
 def reason_of(error: Exception) -> str:
     """What a log may say of an error: the text of one that nobody foresaw is not known to be harmless."""
     return str(error) if isinstance(error, StoreError) else type(error).__name__
@@ -40,15 +43,20 @@ class Database:
     def __init__(self, url: str) -> None:
         try:
             parsed = make_url(url)
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # ValueError: a port that is no number
             raise StoreError("store.url: this is no database URL, such as postgresql://user@host/name") from None
         if parsed.drivername in ("postgresql", "postgres"):
             parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.drivername not in _DRIVERS:
+            raise StoreError(f"store.url: `{parsed.drivername}` is no store: give sqlite:///path or postgresql://user@host/name")
         self.name = parsed.render_as_string(hide_password=True)
         self._is_sqlite = parsed.drivername.startswith("sqlite")
         arguments: dict[str, Any] = {} if self._is_sqlite else {"connect_timeout": 3}
         if self._is_sqlite and parsed.database:
-            Path(parsed.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                Path(parsed.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise StoreError(f"the store {self.name} cannot be opened: {_reason(error)}") from None
         self._engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not self._is_sqlite)
         if self._is_sqlite:
             _prepare_sqlite(self._engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -245,4 +246,8 @@ def _fail(text: str) -> None:
 def main() -> None:
     """Entry point of the `tidegate` command."""
     os.umask(0o077)  # logs and state may say who asked what
-    app()
+    try:
+        app()
+    except OSError as error:  # a full disk under the output, mostly: nothing that a traceback would explain
+        errors.print(f"error: {error.strerror or error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from tidegate import keys
 from tidegate.cli import app
 from tidegate.home import Home
@@ -28,6 +32,38 @@ def test_keys_create_shows_the_key_once(home: Home) -> None:
     again = runner.invoke(app, ["keys", "create", "clinic"])
     assert again.exit_code == 1
     assert "tg_" not in again.output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_that_cannot_be_written_is_one_line_and_a_failure(home: Home) -> None:
+    program = "import sys; from tidegate.cli import main; sys.argv = ['tidegate', 'keys', 'create', 'clinic']; main()"
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, env=_env(home))
+    assert (ran.returncode, ran.stderr) == (1, "error: No space left on device\n")
+
+
+def _env(home: Home) -> dict[str, str]:
+    return {**os.environ, "TIDEGATE_HOME": str(home.root), "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("mysql://u:secret@h/x", "`mysql` is no store"),
+        ("postgresql+asyncpg://u:secret@h/x", "`postgresql+asyncpg` is no store"),
+        ("postgresql://u:secret@h:port/x", "no database URL"),
+        ("x", "no database URL"),
+        ("sqlite:////dev/null/store.db", "cannot be opened"),
+    ],
+)
+def test_a_store_that_cannot_be_one_is_named_without_its_password(home: Home, config_file: Path, url: str, why: str) -> None:
+    document = yaml.safe_load(config_file.read_text())
+    document["applications"][0]["args"]["store"] = {"url": url}
+    config_file.write_text(yaml.safe_dump(document))
+    result = runner.invoke(app, ["keys", "list"])
+    assert result.exit_code == 1
+    assert why in result.output
+    assert "secret" not in result.output
 
 
 def test_down_and_status_where_nothing_runs(home: Home, config_file: Path) -> None:
