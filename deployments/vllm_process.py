@@ -29,6 +29,7 @@ from deployments.vllm_command import build_argv, build_env, check_model, guard_e
 from router.config import ConfigError, Model, home
 from router.placement.targets import Signals
 from router.residency.guard import PASS_HEADER, GuardPolicy, Pass, Place, issue_pass
+from router.secret_file import make_private_directory
 
 _POLL_S = 0.25
 _OWN_PASS_S = 30.0
@@ -123,7 +124,7 @@ class VllmProcess:
         """
         policy = msgspec.json.decode(copy, type=GuardPolicy)
         if policy.issued >= self._policy_issued:
-            self.policy_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private_directory(self.policy_path.parent)
             fresh = self.policy_path.with_suffix(".new")
             fresh.touch(mode=0o600)
             fresh.write_bytes(copy)
@@ -361,7 +362,7 @@ def log_file(model_id: str, incarnation: str) -> Path:
 
 def prepare_log(path: Path) -> None:
     """Make the folder, and remove all but the newest logs of the same model: every restart writes a new one."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private_directory(path.parent)
     with contextlib.suppress(OSError):
         logs = list(path.parent.glob(path.name[:-16] + "?" * 12 + ".log"))
         logs.sort(key=lambda file: file.stat().st_mtime)

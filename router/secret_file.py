@@ -9,6 +9,22 @@ from pathlib import Path
 SECRET_BYTES = 32
 
 
+def make_private_directory(path: Path) -> None:
+    """Make a directory, and those above it that are missing, for their owner only, whatever the umask is.
+
+    `Path.mkdir` gives its mode to the last one alone: whoever may write above it may put another in its place.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if path.is_dir():
+        return
+    for directory in (*reversed(path.parents), path):
+        if not directory.exists():
+            directory.mkdir(mode=0o700, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
 def read_secret_file(path: Path, *, make: bool) -> bytes:
     """The secret in a file; with `make`, a missing one is made.
 
@@ -17,7 +33,7 @@ def read_secret_file(path: Path, *, make: bool) -> bytes:
         ValueError: the file holds something else.
     """
     if make:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(path.parent)
         _make(path)
     return parse_secret(path.read_text(encoding="ascii"))
 

@@ -21,6 +21,7 @@ from router.complexity.features import NAMES, Features, read_features
 from router.complexity.peel import peel_request
 from router.complexity.weights import features_digest
 from router.complexity.words import BUCKETS
+from router.secret_file import make_private_directory
 
 VERSION = 1
 SAME, REFERENCE, FORMAT, JUDGE, IMPORT = "same", "reference", "format", "judge", "import"
@@ -86,7 +87,7 @@ def append_labels(path: Path, labels: list[Label]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_directory(path.parent)
     lines = b"".join(_encode(label) + b"\n" for label in labels)
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "r+b", buffering=0) as file:

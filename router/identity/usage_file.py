@@ -15,6 +15,8 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
+from router.secret_file import make_private_directory
+
 _SUFFIX = ".use"
 _SLOT = 256
 _SLOTS = 4096
@@ -35,7 +37,7 @@ class UsageFile:
     """
 
     def __init__(self, directory: Path, replica: str) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(directory)
         self._path = directory / f"{replica}{_SUFFIX}"
         # Locked before it has its name: nobody may find it and take its owner for dead.
         temporary = directory / f".{replica}"

@@ -21,6 +21,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
+from router.secret_file import make_private_directory
+
 _KEY_BYTES, _NONCE_BYTES = 32, 12
 
 
@@ -233,7 +235,7 @@ def _destroy(path: Path) -> None:
 
 def _write(path: Path, data: bytes, *, exclusive: bool = False) -> None:
     """Write a file that appears complete or not at all; with `exclusive`, one that is there already stays."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_directory(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

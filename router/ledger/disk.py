@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from router.secret_file import make_private_directory
+
 _AT_ONCE = 64
 """Files that are open at a time while they are brought to the medium."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -17,7 +19,7 @@ class Disk:
 
     def open_append(self, path: Path) -> int:
         """A descriptor for appending; the file is made when missing."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(path.parent)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def write(self, descriptor: int, data: bytes | bytearray) -> None:
@@ -56,7 +58,7 @@ class Disk:
         try:
             descriptor = os.open(temporary, _CREATE, 0o600)
         except FileNotFoundError:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_directory(path.parent)
             descriptor = os.open(temporary, _CREATE, 0o600)
         try:
             self.write(descriptor, data)

@@ -17,6 +17,7 @@ from router.ledger.reader import LogReader, merged
 from router.ledger.records import Record
 from router.ledger.store import LogStore
 from router.ledger.tiles import WIDTH, tile_path
+from router.secret_file import make_private_directory
 
 _DAY_S = 86400.0
 _LARGEST_JUMP_S = 3600.0
@@ -79,7 +80,7 @@ def standing_holds(directory: Path) -> tuple[Hold, ...]:
 
 def write_holds(directory: Path, holds: Sequence[Hold]) -> None:
     """Replace the legal holds, at once."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_directory(directory)
     temporary = directory / f".holds.{os.getpid()}"
     temporary.write_text(json.dumps([msgspec.to_builtins(hold) for hold in holds], indent=1), encoding="utf-8")
     temporary.replace(directory / "holds.json")

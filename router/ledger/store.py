@@ -32,6 +32,7 @@ from router.ledger.journal import join_frame, read_journal, segment_path
 from router.ledger.merkle import EMPTY_ROOT, leaf_hash
 from router.ledger.recover import Growth, origin_of_empty, recover, without_lost_blobs
 from router.ledger.tiles import LONGEST_ENTRY, WIDTH, RightEdge, pack_each, tile_path
+from router.secret_file import make_private_directory
 
 SEGMENT_BYTES = 1 << 21
 """A journal segment longer than this is closed, and removed once tiles hold all of it."""
@@ -95,7 +96,7 @@ class LogStore:
         self._segment_is_new = False
         self._published = b""
         self._journal = -1
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(root)
         self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from router.residency.lineage import meet_texts
+from router.secret_file import make_private_directory
 
 _log = logging.getLogger("tidegate.router")
 _SCHEMA = "CREATE TABLE IF NOT EXISTS lineage (hash BLOB PRIMARY KEY, label TEXT NOT NULL, at REAL NOT NULL) WITHOUT ROWID"
@@ -38,7 +39,7 @@ class LineageStore:
         self._writes = 0
         self.failure = ""
         """The latest failure's type; empty while the store works."""
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_directory(path.parent)
         path.touch(mode=0o600)
         try:
             self._db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from alembic.config import Config as AlembicConfig
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from router.secret_file import make_private_directory
 
 _LOCK = 0x7469646567617465  # "tidegate": one advisory lock for everything, held for a millisecond at a time
 _BUSY_MS = 5000
@@ -54,7 +57,7 @@ class Database:
         arguments: dict[str, Any] = {} if self._is_sqlite else {"connect_timeout": 3}
         if self._is_sqlite and parsed.database:
             try:
-                Path(parsed.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private_directory(Path(parsed.database).parent)
             except OSError as error:
                 raise StoreError(f"the store {self.name} cannot be opened: {_reason(error)}") from None
         self._engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not self._is_sqlite)
@@ -93,6 +96,8 @@ class Database:
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with contextlib.ExitStack() as stack:
             if self._is_sqlite and path and path != ":memory:":
+                for name in (path, f"{path}.lock"):  # SQLite's own would be for everybody to read; -wal and -shm follow the first
+                    os.close(os.open(name, os.O_RDWR | os.O_CREAT, 0o600))
                 lock = stack.enter_context(Path(f"{path}.lock").open("a"))
                 fcntl.flock(lock, fcntl.LOCK_EX)
             connection = stack.enter_context(self._engine.begin())

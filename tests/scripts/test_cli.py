@@ -12,6 +12,9 @@ from tidegate.cli import app
 from tidegate.home import Home
 from typer.testing import CliRunner
 
+from router.secret_file import read_secret_file
+from router.store.database import Database
+
 runner = CliRunner()
 
 
@@ -40,6 +43,18 @@ def test_output_that_cannot_be_written_is_one_line_and_a_failure(home: Home) -> 
     with Path("/dev/full").open("wb") as full:
         ran = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, env=_env(home))
     assert (ran.returncode, ran.stderr) == (1, "error: No space left on device\n")
+
+
+def test_what_is_made_under_a_wide_umask_is_still_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Database(f"sqlite:///{tmp_path}/state/of/store.db").close()
+        read_secret_file(tmp_path / "state" / "keys" / "pepper", make=True)
+    finally:
+        os.umask(before)
+    made = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o077 for path in tmp_path.rglob("*")}
+    assert {"state", "state/of", "state/of/store.db", "state/of/store.db.lock", "state/keys", "state/keys/pepper"} <= set(made)
+    assert not any(made.values()), made
 
 
 def _env(home: Home) -> dict[str, str]:
