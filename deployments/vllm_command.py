@@ -88,8 +88,10 @@ def _check_argument(name: str, where: str) -> None:
 def _check_kv_events(args: Sequence[str], where: str) -> None:
     """KV events carry the token ids of every prompt, so they may be published on a unix socket only."""
     for argument in args:
-        if argument.replace("_", "-").startswith("--kv-events-config."):
-            raise ConfigError(f"{where}: args: give `--kv-events-config` as one JSON object")
+        name, dot, _ = argument.partition("=")[0].replace("_", "-").partition(".")
+        # vLLM takes a beginning of the option for the option: read by its full name alone it would go unchecked.
+        if len(name) > 2 and "--kv-events-config".startswith(name) and (dot or name != "--kv-events-config"):
+            raise ConfigError(f"{where}: args: give `--kv-events-config` in full and as one JSON object")
     text = option(args, "kv-events-config")
     if text is None:
         return

@@ -104,8 +104,22 @@ def test_kv_events_stay_on_the_machine(events, fine):
         else:
             with pytest.raises(ConfigError, match="kv-events-config"):
                 check_model(model(*args))
-    with pytest.raises(ConfigError, match="one JSON object"):
-        check_model(model("--kv-events-config.endpoint", "tcp://*:1"))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--kv-events-config.endpoint", "tcp://*:1"),
+        ("--kv-events-conf", '{"publisher":"zmq","endpoint":"tcp://*:1"}'),
+        ('--kv_e={"publisher":"zmq","endpoint":"tcp://*:1"}',),
+        ("--kv-ev.endpoint", "tcp://*:1"),
+        ("--kv_events.endpoint=tcp://*:1",),
+    ],
+)
+def test_kv_events_under_a_shortened_name_do_not_go_unchecked(args):
+    with pytest.raises(ConfigError, match="in full and as one JSON object"):
+        check_model(model(*args))
+    check_model(model("--kv-transfer-config", "{}", "--kv-cache-dtype", "fp8"))
 
 
 def test_slots():
