@@ -23,10 +23,12 @@ from router.placement.predict import (
     Ask,
     Forecast,
     ask_of,
+    expected_misses,
     forecast,
 )
 from router.placement.profile import EngineProfile
 from router.placement.targets import CLOUD, Load, Membership, Target, View, Work
+from router.placement.waiting import is_held_for_others
 from router.policy import Policy
 from router.screen import Admitted, Group, Shortlist, shortlist
 
@@ -34,8 +36,6 @@ MIN_BYTES_PER_TOKEN = 8
 """No tokenizer in use packs more bytes of ordinary text into a token: a prompt longer than this times the context cannot fit."""
 _RETRY_WHEN_DOWN_S = 5.0
 DOWN = "health: down"
-_FEW_BESIDE = 3
-"""Where no more than these are in flight a request goes at once: waiting would cost it more than it could save them."""
 _MOST_FORECASTS = 32
 """Forecasts made at most of a group, while all of them are late."""
 
@@ -144,7 +144,11 @@ def _scan(
             break
     if best is not None and timely is None and not best.late:
         load = view.loads[best.entry.index]
-        if outside is not None or (load.inflight > _FEW_BESIDE if waits else _is_slow(best.entry, load, question, now)):
+        if waits:
+            late = is_held_for_others(load, best.forecast.prefill_s, question.margin, best.limit)
+        else:
+            late = outside is not None or _is_slow(best.entry, load, question, now)
+        if late:
             best = _Scored(best.entry, best.forecast, True, best.limit)
     # The price of a slow pace is in the cost already; the limit on it decides only whether something leaves or waits.
     return (timely if timely is not None and outside is not None else best), outside
@@ -290,7 +294,7 @@ def _pick(basis: _Basis, found: Shortlist, question: _Question, best: _Scored | 
         return _chose(cheapest, basis, question, reason, models, True)
     seen, limit = best.forecast, best.limit
     if not best.late:
-        return _chose(best, basis, question, f"predicted {_ms(seen.ttft_s)} ms", models, False)
+        return _chose(best, basis, question, f"predicted {_ms(seen.ttft_s)} ms{_beside(basis, question, best)}", models, False)
     # A long prompt may be late on an idle cluster: only waiting makes targets count as saturated.
     saturated = seen.ttft_s - seen.prefill_s > limit * question.resume
     if cheapest is not None:
@@ -299,9 +303,17 @@ def _pick(basis: _Basis, found: Shortlist, question: _Question, best: _Scored | 
     # a prediction that is wrong never found out.
     if seen.ttft_s - seen.prefill_s <= question.patience and (not basis.facts.timeout_s or seen.ttft_s <= basis.facts.timeout_s):
         what = f"{_ms(seen.ttft_s)} ms" if _is_late(seen, limit, question) else f"{seen.pace_s * 1e3:.1f} ms per token"
-        reason = f"predicted {what}: waits, no spill ({_why_no_spill(basis, found)})"
+        reason = f"predicted {what}: waits{_beside(basis, question, best)}, no spill ({_why_no_spill(basis, found)})"
         return _chose(best, basis, question, reason, models, saturated)
     return Decision(None, _refuse_capacity(basis, best), models, saturated, basis=basis)
+
+
+def _beside(basis: _Basis, question: _Question, best: _Scored) -> str:
+    """The other number that decides where requests wait for the pace of others."""
+    seen = best.forecast
+    if not 0.0 < question.crowded < seen.pace_s:
+        return ""
+    return f", {expected_misses(basis.view.loads[best.entry.index], seen.prefill_s):.2f} answers beside it would miss their pace"
 
 
 def _spill_reason(seen: Forecast, question: _Question, limit: float) -> str:

@@ -95,6 +95,7 @@ LOAD: Shape = (
     "fresh",
     "fresh_at",
     "throttle",
+    "harm",
 )
 SIGNALS: Shape = (
     "sampled_at",

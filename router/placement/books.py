@@ -9,11 +9,14 @@ from math import exp
 
 from msgspec.structs import replace
 
+from router.placement.predict import pressure
 from router.placement.targets import FRESH_S, LONG_S, Load, Work
 
 _FIRST_OBSERVATIONS = 8
 """The first observations of a slowdown count more: an engine nobody has calibrated can be off by tens."""
 _STEADY = 0.05
+_HARM_MEMORY = 0.998
+"""What is left of an answer's weight after the next one, where the harm of prefills is learned: it is that of the last 500."""
 _ALIKE = 1.4
 """Replicas whose learned slowdowns differ by less than this factor count as alike."""
 _MOST_CHANGE, _LEAST_CHANGE = 3.0, 1 / 3.0
@@ -23,7 +26,7 @@ _MOST_CHANGE, _LEAST_CHANGE = 3.0, 1 / 3.0
 class Entry:
     """One request's share of a target's books."""
 
-    __slots__ = ("context", "first_at", "first_clock", "kv_tokens", "peers", "started_at", "work")
+    __slots__ = ("context", "first_at", "first_clock", "kv_tokens", "peers", "pressure", "started_at", "work")
 
     def __init__(self, work: Work, now: float, peers: bool) -> None:
         self.work = work
@@ -35,6 +38,8 @@ class Entry:
         self.first_clock = 0.0
         self.peers = peers
         """True when another router sent it and told us."""
+        self.pressure = 0.0
+        """What its prefill puts on the answers that were there before it (`router.placement.predict.pressure`)."""
 
 
 class Belief:
@@ -77,12 +82,33 @@ class Belief:
         self.value = value if 1e-3 <= value <= 1e3 else min(1e3, max(1e-3, value))
 
 
+class Harm:
+    """How many answers miss their pace per unit of pressure that prefills put on them: of some hundred answers, all together.
+
+    Which prefill broke which answer is not asked. Over many, both are counted where they happened.
+    """
+
+    __slots__ = ("_missed", "_pressure", "value")
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self._missed = 0.0
+        self._pressure = 0.0
+
+    def ended(self, entry: Entry, kept: bool) -> None:
+        """An answer whose tokens are known ended, within the limit on its pace or not."""
+        self._missed = _HARM_MEMORY * self._missed + (0.0 if kept else 1.0)
+        self._pressure = _HARM_MEMORY * self._pressure + entry.pressure
+        self.value = self._missed / self._pressure if self._pressure > 0.0 else 0.0
+
+
 class Shared:
     """What all replicas of one model have in common: a replica nobody has tried yet is taken to be like the others."""
 
-    __slots__ = ("_told", "pace", "prefill")
+    __slots__ = ("_told", "harm", "pace", "prefill")
 
     def __init__(self) -> None:
+        self.harm = Harm()
         self.prefill = Belief(_STEADY / 8)
         self.pace = Belief(_STEADY / 8)
         self._told = (1.0, 1.0)
@@ -136,6 +162,7 @@ class TargetBook:
     def booked(self, load: Load, entry: Entry, now: float) -> Load:
         """A request is about to be sent."""
         work = entry.work
+        entry.pressure = pressure(work.prefill_s, load.inflight + load.foreign - 1)
         if not self._queue:
             self._age(now)
             self._front_since = now
@@ -207,6 +234,7 @@ class TargetBook:
             load,
             slowdown=self._prefill.beside(shared.prefill) if shared.prefill.seen else 0.0,
             pace_slowdown=self._pace.beside(shared.pace) if shared.pace.seen else 0.0,
+            harm=shared.harm.value,
         )
 
     def _drop(self, entry: Entry, now: float) -> None:
@@ -237,6 +265,7 @@ class TargetBook:
             fresh_at=self._fresh_at,
             slowdown=slowdown,
             pace_slowdown=pace_slowdown,
+            harm=self.shared.harm.value,
         )
 
 

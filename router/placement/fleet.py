@@ -349,6 +349,8 @@ class Fleet:
                 self._learn_output(booking.model, tokens)
             if entry.first_at:
                 kept = tokens < 2 or now - entry.first_at <= self._tpot_s * (tokens - 1)
+                if tokens > 0:
+                    book.shared.harm.ended(entry, kept)
                 limit = entry.work.limit_s
                 self.calibration.answered(kept and (not limit or entry.first_at - entry.started_at <= limit))
         self._loads[index] = book.ended(self._loads[index], entry, now, pace_slowdown)

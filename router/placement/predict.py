@@ -66,6 +66,24 @@ class Forecast(msgspec.Struct, frozen=True, gc=False):
     cost: float
 
 
+def pressure(prefill_s: float, beside: int) -> float:
+    """How hard a prefill presses on the answers beside it, in answers times seconds squared.
+
+    It breaks the pace of those that are short against it: the longer it is, the more of them are, and the longer each is slowed.
+    On simulated engines of two shapes and three traces the misses beside it grew with its seconds to the power of 1.5 to 2.
+
+    Args:
+        prefill_s: its seconds.
+        beside: requests in flight at its target, others' too, without itself.
+    """
+    return prefill_s * prefill_s * beside
+
+
+def expected_misses(load: Load, prefill_s: float) -> float:
+    """How many answers at a target are expected to miss their pace for a prefill of so many seconds there, by those that did."""
+    return load.harm * pressure(prefill_s, load.inflight + load.foreign)
+
+
 def ask_of(prompt_tokens: int, output_tokens: int, tpot_s: float) -> Ask:
     """The ask of a request with this prompt and so many answer tokens expected."""
     span = _SHORT_ANSWER * (tpot_s if tpot_s < 10.0 else _USUAL_PACE_S)

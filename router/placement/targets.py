@@ -222,6 +222,8 @@ class Load(msgspec.Struct, frozen=True, gc=False, array_like=True):
     fresh_at: float = 0.0
     throttle: float = 1.0
     """How many times slower it computes than it would at full clock, as its GPUs say; what is learned comes on top."""
+    harm: float = 0.0
+    """Learned: how many answers of its model miss their pace per unit of `router.placement.predict.pressure`."""
 
     def wait_s(self, now: float) -> float:
         """Seconds until the prefills booked here are expected to be done."""

@@ -8,7 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from router.placement.admission import DEFAULT_CLASS, Ticket
-from router.placement.predict import GENERIC, ask_of, forecast
+from router.placement.predict import GENERIC, ask_of, expected_misses, forecast
 from router.placement.targets import Load, Target, View, Work
 
 
@@ -47,6 +47,30 @@ def worth_waiting(target: Target, load: Load, work: Work, bounds: Bounds, now: f
         if pace_s <= bounds.pace_s:
             return True
     return work.ttft_s - work.prefill_s > work.prefill_s
+
+
+_FEW_BESIDE = 3
+"""Where no more than these are in flight a request goes at once: waiting would cost it more than it could save them."""
+_GIVEN_TO_OTHERS = 0.4
+"""Part of its own limit that a request gives to the pace of others; a long prompt needs half of it for itself."""
+_WORTH_ITS_OWN = 0.5
+"""From so many answers expected to miss their pace for it, a request waits longer, which is likely to cost it its own limit. Less
+than one: the first tokens that it makes others wait for are not among them."""
+
+
+def is_held_for_others(load: Load, prefill_s: float, waited_s: float, limit_s: float) -> bool:
+    """Whether a request that would be in time, but slows the answers at its best target past their limit, waits for a better
+    moment: as long as that costs it only time, then only if more is at stake for them than for it. More load never lets it go.
+
+    Args:
+        load: the books on that target.
+        prefill_s: seconds of its own prefill there.
+        waited_s: what it has waited, with the margin of predictions.
+        limit_s: its limit on the first token.
+    """
+    if load.inflight <= _FEW_BESIDE:
+        return False
+    return waited_s < _GIVEN_TO_OTHERS * limit_s or expected_misses(load, prefill_s) >= _WORTH_ITS_OWN
 
 
 def work_anywhere(prompt_tokens: int, limit_s: float) -> Work:

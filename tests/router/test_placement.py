@@ -14,7 +14,7 @@ from router.decision import Verdict
 from router.placement.books import Calibration
 from router.placement.fleet import Fleet
 from router.placement.peers import END, FIRST, SENT, Notice
-from router.placement.predict import ask_of, forecast, rank_costs
+from router.placement.predict import ask_of, expected_misses, forecast, rank_costs
 from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100
 from router.placement.targets import FRESH_S, Kind, Load, Price, Report, Signals, Work
 from router.screen import GROUP
@@ -41,6 +41,7 @@ loads = st.builds(
     fresh_at=st.just(NOW - 0.3),
     service_s=st.floats(0, 20),
     slowdown=st.floats(0, 4),
+    harm=st.floats(0, 0.5),
     profile=st.sampled_from([None, LLAMA_8B_H100, QWEN_72B_4XH100]),
 )
 heavier = st.sampled_from(
@@ -188,9 +189,22 @@ def test_the_share_for_those_that_may_leave_is_not_that_for_those_that_wait():
     assert decide(facts, POLICY, replace(inside, pace_share=1.9, crowd_share=0.9), NOW).late
 
 
-@given(loads, heavier, prompts, st.floats(0.9, 2.0))
-def test_more_on_a_target_never_lets_go_who_waited(load, more, prompt, share):
-    facts = make_facts(POLICY, prompt_tokens=prompt, prompt_bytes=4 * prompt)
+def test_a_held_prompt_goes_before_holding_costs_it_its_own_limit_unless_more_is_at_stake_for_others():
+    long = make_facts(POLICY, prompt_tokens=30_000, prompt_bytes=120_000)
+    limit = 2 * LLAMA_8B_H100.prefill_s(30_000)
+    for harm, waited_s, late in ((0.0, 0.3 * limit, True), (0.01, 0.42 * limit, False), (0.05, 0.42 * limit, True)):
+        view = replace(make_view((TARGETS[0], replace(CROWDED, harm=harm))), crowd_share=1.0)
+        decision = decide(replace(long, waited_s=waited_s), POLICY, view, NOW)
+        at_stake = harm * 20 * decision.chosen.work.prefill_s**2
+        assert decision.late is late and decision.chosen.index == 0
+        assert f"{at_stake:.2f} answers beside it would miss their pace" in decision.chosen.reason
+    wide = replace(view, margin_s=0.42 * limit, loads=(CROWDED,))
+    assert not decide(long, POLICY, wide, NOW).late, "what predictions are off by may be all it has to give"
+
+
+@given(loads, heavier, prompts, st.floats(0.9, 2.0), st.floats(0.0, 5.0))
+def test_more_on_a_target_never_lets_go_who_waited(load, more, prompt, share, waited_s):
+    facts = make_facts(POLICY, prompt_tokens=prompt, prompt_bytes=4 * prompt, waited_s=waited_s)
     changes = {name: getattr(load, name) + value for name, value in more.items()}
     before, after = (
         decide(facts, POLICY, replace(make_view((TARGETS[0], one)), crowd_share=share), NOW)
@@ -362,6 +376,37 @@ def test_missed_limits_make_the_pace_limit_stricter_and_kept_ones_relax_it():
         fleet.first_byte(booking, NOW + i + 0.5)
         fleet.end(booking, NOW + i + 0.9, completed=True, output_tokens=20)
     assert fleet.calibration.pace_share > strict
+
+
+def end_one(fleet, target, start, model="tiny", tokens=20, seconds=1.0, prefill_s=1.0):
+    booking = fleet.book(target, 8000, start, work=replace(WORK, prefill_s=prefill_s), model=model)
+    fleet.first_byte(booking, start + prefill_s)
+    fleet.end(booking, start + prefill_s + seconds, completed=True, output_tokens=tokens)
+
+
+def test_what_long_prefills_do_to_the_answers_beside_them_is_learned_per_model():
+    other = make_target(POLICY, "other", "eu", models={"large": "large"})
+    fleet = make_fleet(TARGETS[0], other, tpot_s=0.05)
+    for target in (TARGETS[0], other):
+        for _ in range(4):  # four answers that go on beside everything else
+            fleet.book(target, 100, NOW, work=replace(WORK, prefill_s=0.01))
+    for i in range(100):
+        start = NOW + 10 * i
+        end_one(fleet, TARGETS[0], start, seconds=3.0 if i % 10 == 0 else 0.5)
+        end_one(fleet, other, start, seconds=0.5)
+        end_one(fleet, TARGETS[0], start, tokens=-1, seconds=9.0)
+    harm, none = fleet.load_of(TARGETS[0].incarnation).harm, fleet.load_of(other.incarnation).harm
+    assert harm == pytest.approx(0.1 / 4, rel=0.1) and none == 0.0
+    load = fleet.load_of(TARGETS[0].incarnation)
+    assert expected_misses(load, 2.0) == pytest.approx(4 * 4 * harm), "twice the prefill, four times the harm"
+    assert expected_misses(replace(load, foreign=4), 2.0) == 2 * expected_misses(load, 2.0)
+
+
+def test_what_is_beside_a_prefill_is_what_was_there_before_it():
+    fleet = make_fleet(TARGETS[0], tpot_s=0.05)
+    for i in range(50):
+        end_one(fleet, TARGETS[0], NOW + 10 * i, seconds=3.0)
+    assert fleet.load_of(TARGETS[0].incarnation).harm == 0.0, "alone it can harm nobody"
 
 
 def test_nothing_waits_for_others_until_answers_miss_their_pace_and_then_ever_less():
