@@ -68,6 +68,24 @@ def test_goals_are_held_against_the_best_peer_of_each_figure_and_name_the_bound(
     assert "no policy gets below" in values["p90"].text
 
 
+def test_figures_near_saturation_are_those_of_the_model_whose_loads_they_are_taken_at(tmp_path):
+    asked = set()
+
+    def run(cell):
+        asked.add(cell.model)
+        return USUAL
+
+    traces = Traces(tmp_path, 200)
+    bounds = {}
+    for model in ("8b", "72b"):
+        asked.clear()
+        plan = Plan(("dynamo",), ("synthetic",), (model,), quick=True)
+        section = sections.near_saturation(plan, run, traces, lambda text: None, {"synthetic": 0.9}, "0.9x")
+        assert asked == {model}
+        bounds[model] = section.rows[-1]["TTFT p50"]
+    assert bounds["72b"] > 2 * bounds["8b"], "what nobody can be faster than follows the engine"
+
+
 def test_without_public_data_the_bench_still_has_a_real_trace(tmp_path):
     traces = Traces(tmp_path)
     assert traces.names == ("synthetic", "tools*")

@@ -77,7 +77,8 @@ def capacities(plan: Plan, run: Run, traces: Traces, note: Callable[[str], None]
 def near_saturation(
     plan: Plan, run: Run, traces: Traces, note: Callable[[str], None], loads: Mapping[str, float], name: str
 ) -> Section:
-    """Everything at one load of each trace; `name` says which one that is."""
+    """Everything at one load of each trace, on the first model's engines; `name` says which load that is."""
+    model = plan.models[0]
     names = ["trace", "load", "policy", "misses %", "TTFT p50", "p90", "p99", "own-prefill p99", "TPOT p99 ms", "hit %"]
     section = Section(f"at {name} load", names)
     ratios: dict[str, list[float]] = {"misses": [], "p50": [], "p90": []}
@@ -87,9 +88,9 @@ def near_saturation(
         outcomes = {}
         for policy in (TIDEGATE, *plan.policies):
             note(f"{load:.2f}x of {policy} on {trace}")
-            outcomes[policy] = run(Cell(policy, trace, load))
+            outcomes[policy] = run(Cell(policy, trace, load, model))
             section.rows.append({"trace": trace, "load": load, "policy": policy, **_figures(outcomes[policy])})
-        best, floor50, floor90 = traces.pooled(trace, "8b", 8)
+        best, floor50, floor90 = traces.pooled(trace, model, 8)
         # Nobody can be faster: nothing waits, nothing decodes beside it, and whatever any engine could hold is held here.
         bound = {"TTFT p50": floor50, "p90": floor90, "hit %": 100 * best}
         section.rows.append({"trace": trace, "load": load, "policy": "(bound: pooled LRU, no wait)", **bound})
