@@ -99,7 +99,8 @@ class Harm:
         """An answer whose tokens are known ended, within the limit on its pace or not."""
         self._missed = _HARM_MEMORY * self._missed + (0.0 if kept else 1.0)
         self._pressure = _HARM_MEMORY * self._pressure + entry.pressure
-        self.value = self._missed / self._pressure if self._pressure > 0.0 else 0.0
+        # One miss is chance, and the first to come has little pressure to be divided by.
+        self.value = max(0.0, self._missed - 1.0) / self._pressure if self._pressure > 0.0 else 0.0
 
 
 class Shared:

@@ -7,22 +7,23 @@ from tidegate.simulated_router import RouterSetup, SimulatedRouter, make_policy
 from cluster.simulation.cluster import Scenario, Simulation
 from cluster.simulation.outcome import Slo, summarise
 from cluster.simulation.trace import link_turns, make_documents_trace
-from router.placement.profile import LLAMA_8B_H100
+from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100
 from tests.cluster.test_simulation import Everywhere
 
 PROFILE = LLAMA_8B_H100
 ROWS = make_documents_trace(900)
 
 
-def outcome(speed, setup=None, **changes):
-    scenario = Scenario(PROFILE, 4, speed=speed, **changes)
-    requests = link_turns(ROWS)
+def outcome(speed, setup=None, rows=ROWS, **changes):
+    profile, slo = (setup.profile, setup.slo) if setup else (PROFILE, Slo())
+    scenario = Scenario(profile, 4, speed=speed, **changes)
+    requests = link_turns(rows)
     if setup is None:
         Simulation(scenario, requests, lambda number: Everywhere(4)).run()
     else:
         policy = make_policy(setup)
         Simulation(scenario, requests, lambda number: SimulatedRouter(number, setup, policy)).run()
-    return summarise(requests, PROFILE, Slo())
+    return summarise(requests, profile, slo)
 
 
 def test_it_finds_the_holders_of_prefixes_and_meets_more_limits_than_taking_turns():
@@ -42,6 +43,21 @@ def test_near_saturation_long_prompts_wait_for_the_pace_of_the_others(monkeypatc
     monkeypatch.setattr("router.placement.books._MOST_CARE", 0.5)
     careless = outcome(75.0, setup)
     assert careful.met > careless.met + 0.02 and careful.refused < 0.03
+
+
+def test_where_steps_are_long_holding_saves_more_than_it_costs(monkeypatch):
+    setup = RouterSetup(QWEN_72B_4XH100, Slo(4.0, 0.075), engines=4, believed=QWEN_72B_4XH100, queue=500, max_wait_s=30.0)
+    traces = [make_documents_trace(1500, seed=seed) for seed in (22, 24)]
+
+    def met():
+        return sum(outcome(12.5, setup, rows).met for rows in traces) / len(traces)
+
+    held = met()
+    with monkeypatch.context() as patch:
+        patch.setattr("router.placement.waiting._GIVEN_TO_OTHERS", 1e9)
+        assert held > met() + 0.01, "held past their own limit for next to nothing"
+    monkeypatch.setattr("router.placement.books._MOST_CARE", 0.5)
+    assert held > met() + 0.03, "never held"
 
 
 def test_spilling_sends_few_and_keeps_the_limits():
