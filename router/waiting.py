@@ -25,7 +25,7 @@ from router.ledger.metrics import Durations
 from router.outage import may_come_up
 from router.placement.admission import MIN_RETRY_S, AdmissionQueue, Ticket
 from router.placement.targets import Endpoint
-from router.placement.waiting import Bounds, counted_wait_s, make_ticket, seen_by, work_anywhere, worth_waiting
+from router.placement.waiting import Bounds, counted_wait_s, is_in_time, make_ticket, seen_by, work_anywhere, worth_waiting
 from router.screen import shortlist
 from router.wire.errors import ApiError
 
@@ -227,11 +227,13 @@ class WaitingRoom:
                 return self._refused_for_good(ticket, facts, view, decision, now)
             place = 1 << choice.index
             if place & barred:
+                ticket.yields = False
                 facts = replace(facts, excluded=facts.excluded | _incarnations(view, barred))
                 view, decision = self._decide(waiter, ticket, facts, now)
                 if decision.chosen is None or decision.late or decision.chosen.work is None:
                     return place
             if self._is_held(view, decision, now, waited_s):
+                ticket.yields = decision.chosen is not None and is_in_time(decision.chosen.work, view.margin_s)
                 return place
         except Exception as error:
             self._end(ticket, now, error)

@@ -69,6 +69,7 @@ class Ticket:
         "size",
         "start",
         "tenant",
+        "yields",
     )
 
     def __init__(
@@ -97,6 +98,8 @@ class Ticket:
         self.start = 0.0
         """Virtual time at which its tenant's share reaches it."""
         self.late = False
+        self.yields = False
+        """True while it waits for a quieter moment at its place: those of its class may use the place meanwhile."""
         self.key: _Key = (priority, False, 0.0, deadline, 0)
         """Its place in the order: class, in time before late, fair share, deadline, and the order of arrival."""
 
@@ -121,8 +124,8 @@ class AdmissionQueue:
         self._virtual: dict[int, float] = {}
         """Virtual time of each class: the latest start among those it served."""
         self._finish: dict[tuple[int, str], float] = {}
-        self._keeps: dict[tuple[int, bool, str], int] = {}
-        """Places kept in the latest walk, by class, lateness and tenant of those they are kept for."""
+        self._keeps: dict[tuple[int, bool, str, bool], int] = {}
+        """Places kept in the latest walk, by class, lateness and tenant of those they are kept for, and whether those yield."""
         self._number = 0
         self._size = 0
         self._late_at = -math.inf
@@ -212,7 +215,7 @@ class AdmissionQueue:
             self._drain(ticket.pool).stalls(now, place == 0)
             if place is not None:
                 failed[group] = failed.get(group, 0) + 1
-                keeper = (ticket.priority, ticket.late, ticket.tenant)
+                keeper = (ticket.priority, ticket.late, ticket.tenant, ticket.yields)
                 keeps[keeper] = keeps.get(keeper, 0) | place
                 if failed[group] >= _MOST_TRIES:
                     continue
@@ -222,10 +225,11 @@ class AdmissionQueue:
 
     def barred(self, priority: int, tenant: str, *, late: bool = False) -> int:
         """The places, as a bit mask, that were kept in the latest walk for those who go before such a request: all of a higher
-        class, and other tenants' whose turn it is. Within one tenant the short may overtake the long: more are in time then."""
+        class, and other tenants' whose turn it is, unless they wait there for the sake of others. Within one tenant the short may
+        overtake the long: more are in time then."""
         mask = 0
-        for (other, other_late, owner), places in self._keeps.items():
-            if other < priority or (other == priority and owner != tenant and other_late <= late):
+        for (other, other_late, owner, yields), places in self._keeps.items():
+            if other < priority or (other == priority and owner != tenant and other_late <= late and not yields):
                 mask |= places
         return mask
 

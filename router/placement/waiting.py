@@ -73,6 +73,11 @@ def is_held_for_others(load: Load, prefill_s: float, waited_s: float, limit_s: f
     return waited_s < _GIVEN_TO_OTHERS * limit_s or expected_misses(load, prefill_s) >= _WORTH_ITS_OWN
 
 
+def is_in_time(work: Work | None, margin_s: float) -> bool:
+    """Whether a request would be in time at its best target: where it is held all the same, that is for the sake of others."""
+    return work is not None and work.ttft_s + max(0.0, margin_s) <= work.limit_s
+
+
 def work_anywhere(prompt_tokens: int, limit_s: float) -> Work:
     """What to expect of a request that no target can have yet."""
     prefill_s = GENERIC.prefill_s(max(1, prompt_tokens))

@@ -25,7 +25,7 @@ from router.placement.prefix import PrefixIndex
 from router.placement.profile import EngineProfile
 from router.placement.targets import Address, Endpoint, Kind, Price, Report, Signals, Target, View, Work
 from router.placement.trust import FRESH_PROOF_S
-from router.placement.waiting import Bounds, counted_wait_s, make_ticket, seen_by, worth_waiting
+from router.placement.waiting import Bounds, counted_wait_s, is_in_time, make_ticket, seen_by, worth_waiting
 from router.policy import Policy
 from router.residency.label import Evidence
 
@@ -240,11 +240,13 @@ class SimulatedRouter:
             choice = decision.chosen
             if choice is None:
                 return 0
+            ticket.yields = False
             if barred >> choice.index & 1:
                 decision = self._decide(request, now, waited_s, ticket, barred)
                 if decision.chosen is None or decision.late:
                     return 1 << choice.index
             if self._worth_waiting(decision, now, waited_s):
+                ticket.yields = is_in_time(decision.chosen.work, self.fleet.calibration.margin_s)
                 return 1 << choice.index
             queue.take(ticket, now)
             del self._held[ticket.id]

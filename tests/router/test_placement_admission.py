@@ -149,6 +149,21 @@ def test_a_place_is_kept_from_other_tenants_and_lower_classes_but_not_within_one
     assert seen["short"] == 0 and queue.barred(1, "one") == 0 and queue.barred(1, "two") == 0b10
 
 
+def test_who_waits_for_the_sake_of_others_keeps_its_place_from_lower_classes_only():
+    queue, seen = AdmissionQueue(), {}
+    for name, tenant, priority in (("polite", "one", 1), ("theirs", "two", 1), ("low", "one", 2)):
+        queue.offer(ticket(name, tenant, group=name, priority=priority), 0.0)
+
+    def attempt(one, barred):
+        seen[one.id] = barred
+        one.yields = one.id == "polite"
+        return 0b10 if one.yields else 0b100
+
+    queue.walk(0.0, attempt)
+    assert seen == {"polite": 0, "theirs": 0, "low": 0b110}
+    assert queue.barred(1, "three") == 0b100 and queue.barred(2, "three") == 0b110
+
+
 def test_late_tickets_are_tried_now_and_then_and_hold_up_nobody_behind_them():
     queue, tried = AdmissionQueue(), []
     queue.offer(ticket("late", "one", deadline=1.0), 0.0)

@@ -171,6 +171,25 @@ async def test_higher_classes_go_first_and_tenants_take_turns(monkeypatch):
         assert order[:2] == ["first", "one-0"] and order.index("two-1") < order.index("one-2") and order[-1] == "low"
 
 
+async def test_another_tenant_passes_who_waits_for_the_pace_of_others(monkeypatch):
+    async with open_front_door({"a": "eu"}, keys=TENANTS, slo={"ttft_ms": 4000, "tpot_ms": 50}) as door:
+        room, engine, learned = door.state.waiting, door.engines["a"], door.state.fleet.calibration
+        running = [await start(door) for _ in range(4)]
+        learned.crowd_share = 1e-6
+        held = {"two"}
+        monkeypatch.setattr(room, "_is_held", lambda view, decision, *_: decision.basis.facts.key.tenant in held)
+        polite = await start(door, "hello", headers=OTHER)
+        assert room.depth == 1
+        learned.crowd_share = 0.0
+        assert (await door.chat("hello")).status_code == 200, "its place is not kept from those who harm nobody"
+        assert room.depth == 1
+        held.clear()
+        assert (await polite).status_code == 200
+        for _ in running:
+            engine.gate.release()
+        assert {answer.status_code for answer in await asyncio.gather(*running)} == {200}
+
+
 async def test_a_target_that_comes_up_gets_the_best_waiting_request_at_once():
     async with open_front_door({"a": "eu", "b": "eu"}, **FULL) as door:
         targets = fixed_targets(door.state.config, None, "")
