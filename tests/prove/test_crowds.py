@@ -1,4 +1,4 @@
-"""Small versions of `scripts/prove/dataplane crawlers takeover comeback`: crowds of clients, and routers that die under them."""
+"""Small versions of `scripts/prove/dataplane crawlers takeover comeback overload`: crowds, and routers that die under them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "prove"))
 
-from _dataplane import crawlers, restarts
+from _dataplane import crawlers, overload, restarts
 
 
 async def test_crawling_clients_are_cut_and_nobody_beside_them_is_refused(monkeypatch: pytest.MonkeyPatch):
@@ -35,3 +35,10 @@ async def test_clients_of_a_killed_router_come_back_at_once_and_are_all_served()
     result = await restarts.come_back(60)
     assert result.violations == [] and result.outcomes["whole afterwards"] == 60
     assert result.outcomes["cut by the kill"] + result.outcomes["untouched by the kill"] >= 50
+
+
+async def test_in_an_overload_everybody_is_answered_or_told_when_to_come_back(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(overload, "RECOVERY_S", 1.0)
+    result = await overload.run(2.0, times=15, patience_s=2.0)
+    assert result.violations == [] and result.requests > 400
+    assert result.during > 0 and result.refused + result.gave_up > 0

@@ -26,12 +26,13 @@ class Kind:
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of one request; `first_s` is the time to the first byte of an answer, -1 without one."""
+    """What became of one request; `first_s` is the time to the first byte of an answer, -1 without one, `told_s` to any head."""
 
     kind: Kind
     status: int
     first_s: float
     retry_s: int
+    told_s: float = -1.0
 
 
 def arrivals(kinds: Sequence[Kind], rate: float, seconds: float, seed: int) -> list[tuple[float, Kind]]:
@@ -69,13 +70,13 @@ async def _ask(port: int, kind: Kind) -> Reply:
     try:
         writer.write(head.encode() + body)
         answer = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
-        first_s = time.perf_counter() - started
+        told_s = time.perf_counter() - started
         status = int(answer.split(" ", 2)[1])
         fields = dict(line.split(": ", 1) for line in answer.split("\r\n")[1:] if ": " in line)
         whole = await reader.read()
         if status == 200 and b"[DONE]" not in whole:
             status = 599
-        return Reply(kind, status, first_s if status == 200 else -1.0, int(fields.get("retry-after", 0)))
+        return Reply(kind, status, told_s if status == 200 else -1.0, int(fields.get("retry-after", 0)), told_s)
     except (ConnectionError, asyncio.IncompleteReadError):
         return Reply(kind, 599, -1.0, 0)
     finally:

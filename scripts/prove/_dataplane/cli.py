@@ -11,7 +11,21 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from _dataplane import crawlers, disconnects, endpoints, joins, kills, memory, restarts, routers, slots, slow, smuggle, streams
+from _dataplane import (
+    crawlers,
+    disconnects,
+    endpoints,
+    joins,
+    kills,
+    memory,
+    overload,
+    restarts,
+    routers,
+    slots,
+    slow,
+    smuggle,
+    streams,
+)
 
 Totals = dict[str, int]
 
@@ -124,10 +138,21 @@ def _take_over(args: argparse.Namespace, totals: Totals) -> None:
 def _come_back(args: argparse.Namespace, totals: Totals) -> None:
     result = uvloop.run(restarts.come_back(args.begun, args.seed))
     line = f"the only router killed under {args.begun} streams: {_counts(result.outcomes)}; ready after {result.ready_s:.1f} s, "
-    line += f"the last client served {result.served_s:.1f} s later"
-    if result.missed:
-        line += f"; goals of {restarts.GOAL_READY_S:.0f} s and {restarts.GOAL_SERVED_S:.0f} s missed on this machine"
+    line += f"the last client served {result.served_s:.1f} s later; missed: {result.missed}"
     _report("comeback", line, result.violations)
+    totals["wrong"] += len(result.violations)
+
+
+def _overload(args: argparse.Namespace, totals: Totals) -> None:
+    result = uvloop.run(overload.run(args.seconds, seed=args.seed))
+    line = f"{result.requests} requests in {args.seconds:.0f} s, ten times what the engine can: "
+    line += f"{result.during:.1f} a second in time, {result.before:.1f} before; {result.late} late; "
+    line += f"{result.refused} refused at once, p50 {result.refused_ms[0]:.1f} ms, p99 {result.refused_ms[1]:.1f} ms, "
+    line += f"{result.gave_up} after {result.gave_up_s:.0f} s of waiting; over {result.recovery_s:.1f} s after its end; "
+    line += (
+        f"RSS in MiB {result.rss_mib[0]:.0f}, {result.rss_mib[1]:.0f} at most; missed: {', '.join(result.missed) or 'nothing'}"
+    )
+    _report("overload", line, result.violations)
     totals["wrong"] += len(result.violations)
 
 
@@ -160,6 +185,7 @@ PROOFS: dict[str, Callable[[argparse.Namespace, Totals], Any]] = {
     "crawlers": _crawlers,
     "takeover": _take_over,
     "comeback": _come_back,
+    "overload": _overload,
     "slow": _slow,
     "memory": _memory,
 }
@@ -188,6 +214,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--leave", type=int, default=10, help="slots: clients per kind and way (default %(default)s)")
     parser.add_argument("--crawlers", type=int, default=1000, help="crawlers: how many (default %(default)s)")
     parser.add_argument("--begun", type=int, default=300, help="takeover, comeback: streams at the kill (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="overload: how long (default %(default)s)")
     parser.add_argument("--slow-clients", type=int, default=200, help="slow: how many (default %(default)s)")
     parser.add_argument("--connections", type=int, default=2_000, help="memory: idle connections (default %(default)s)")
     parser.add_argument("--live", type=int, default=200, help="memory: live streams (default %(default)s)")

@@ -55,6 +55,8 @@ async def _crawl(port: int, number: int, result: Result, all_in: asyncio.Barrier
                     if not more:
                         break
                     said += more
+                if writer.is_closing():  # reset, with nobody reading at that moment
+                    break
                 if kind != "nothing" and at < len(data) - 1:
                     writer.write(data[at : at + 1])
                     at += 1
