@@ -219,7 +219,7 @@ class WaitingRoom:
         """Try one: None when it is gone, else the place it waits for."""
         waiter = self._waiters[ticket.id]
         try:
-            waited_s = counted_wait_s(ticket, now)
+            waited_s = counted_wait_s(ticket, now, self._queue.late_s / max(1, len(self._state.fleet.membership.targets)))
             facts = replace(waiter.facts(), waited_s=waited_s)
             view, decision = self._decide(waiter, ticket, facts, now)
             choice = decision.chosen

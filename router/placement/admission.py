@@ -130,6 +130,12 @@ class AdmissionQueue:
         self._size = 0
         self._late_at = -math.inf
         self._turned_late = 0
+        self._late_s = 0.0
+
+    @property
+    def late_s(self) -> float:
+        """Prefill seconds of all tickets that are late."""
+        return max(0.0, self._late_s)
 
     def adopt(self, limit: int, weights: Mapping[str, float], size_limit: float) -> None:
         """Take new bounds and shares; what waits already keeps its place until `overflow` is asked for."""
@@ -159,6 +165,7 @@ class AdmissionQueue:
         ticket.key = (ticket.priority, ticket.late, ticket.start, ticket.deadline, self._number)
         self._waiting[ticket.id] = ticket
         self._size += ticket.size
+        self._late_s += ticket.cost_s * ticket.late
         insort(self._lines.setdefault(ticket.group, []), (ticket.key, ticket))
         heappush(self._endings, (ticket.give_up, self._number, ticket))
         if not ticket.late:
@@ -331,6 +338,7 @@ class AdmissionQueue:
     def _remove(self, ticket: Ticket) -> None:
         del self._waiting[ticket.id]
         self._size -= ticket.size
+        self._late_s = self._late_s - ticket.cost_s * ticket.late if self._waiting else 0.0
         self._unline(ticket)
 
     def _unline(self, ticket: Ticket) -> None:
@@ -347,5 +355,6 @@ class AdmissionQueue:
                 self._unline(ticket)
                 ticket.late = True
                 self._turned_late += 1
+                self._late_s += ticket.cost_s
                 ticket.key = (ticket.priority, True, *ticket.key[2:])
                 insort(self._lines.setdefault(ticket.group, []), (ticket.key, ticket))

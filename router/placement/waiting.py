@@ -114,6 +114,8 @@ def make_ticket(
     return Ticket(id, tenant, now, work.prefill_s, deadline, now + patience_s, priority, group, pool, size)
 
 
+_LATE_ROOM = 0.25
+"""Part of what a request may wait at an engine that late ones leave free when they are twice as much as that."""
 _LATE_CROWD = 0.8
 """Part of the bearable crowd that there may be where a late request goes."""
 
@@ -124,10 +126,19 @@ def seen_by(ticket: Ticket, view: View) -> View:
     return replace(view, crowd_share=_LATE_CROWD * view.crowd_share) if ticket.late and view.crowd_share else view
 
 
-def counted_wait_s(ticket: Ticket, now: float) -> float:
+def counted_wait_s(ticket: Ticket, now: float, pile_s: float = 0.0) -> float:
     """The part of a ticket's wait that counts against its limit in the next decision.
 
     All of it, until it is late wherever it goes: from then on it goes when it would be in time had it just come, so that it
-    takes nothing from those that still can be.
+    takes nothing from those that still can be. Where many are late it leaves room for those yet to come: with engines kept
+    full to the limit each new one would be late from its first moment, until the last of the late ones was gone.
+
+    Args:
+        ticket: of the request.
+        now: UNIX time.
+        pile_s: prefill seconds of all late requests that wait, for each engine.
     """
-    return 0.0 if ticket.late else now - ticket.arrived
+    if not ticket.late:
+        return now - ticket.arrived
+    slack_s = max(0.0, ticket.deadline - ticket.arrived)
+    return _LATE_ROOM * min(slack_s, max(0.0, pile_s - slack_s))

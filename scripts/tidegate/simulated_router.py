@@ -235,7 +235,7 @@ class SimulatedRouter:
 
         def attempt(ticket: Ticket, barred: int) -> int | None:
             request = self._held[ticket.id]
-            waited_s = counted_wait_s(ticket, now)
+            waited_s = counted_wait_s(ticket, now, queue.late_s / self._setup.engines)
             decision = self._decide(request, now, waited_s, ticket)
             choice = decision.chosen
             if choice is None:

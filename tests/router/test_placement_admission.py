@@ -247,6 +247,7 @@ def test_no_ticket_is_ever_lost_or_given_out_twice(events):
             inside.pop(id, None)
         assert len(gone) == len(set(gone)) and {one.id for one in queue} == set(inside) == set(order(queue, now))
         assert order(queue, now) == [one.id for one in sorted(inside.values(), key=lambda one: one.key)]
+        assert queue.late_s == pytest.approx(sum(one.cost_s for one in inside.values() if one.late), abs=1e-6)
 
 
 @settings(max_examples=50, deadline=None)

@@ -55,12 +55,18 @@ def test_more_before_it_never_makes_going_more_attractive(wait, more, prefill):
     assert after or not before
 
 
-def test_a_late_ticket_is_tried_as_if_it_had_just_come():
+def test_a_late_ticket_is_tried_as_if_it_had_just_come_and_leaves_room_for_those_yet_to_come():
     ticket = make_ticket("1", "t", work(5.0), 0.1, NOW, 30.0)
     assert ticket.deadline == pytest.approx(NOW + 2.0 - 0.1 - 0.1) and ticket.give_up == NOW + 30.0
     assert counted_wait_s(ticket, NOW + 1.0) == 1.0
     ticket.late = True
-    assert counted_wait_s(ticket, NOW + 3.0) == 0.0
+    assert counted_wait_s(ticket, NOW + 3.0) == counted_wait_s(ticket, NOW + 3.0, pile_s=1.8) == 0.0
+    room_s = counted_wait_s(ticket, NOW + 3.0, pile_s=20.0)
+    assert 0.1 * 1.8 < room_s < 0.9 * 1.8 and counted_wait_s(ticket, NOW + 9.0, pile_s=50.0) == room_s
+    assert 0.0 < counted_wait_s(ticket, NOW + 3.0, pile_s=2.5) < room_s
+    hopeless = make_ticket("2", "t", work(5.0, limit_s=0.05), 0.1, NOW, 30.0)
+    hopeless.late = True
+    assert counted_wait_s(hopeless, NOW + 3.0, pile_s=20.0) == 0.0
 
 
 def test_a_late_ticket_goes_where_it_slows_others_less_than_one_in_time_may():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
 from tidegate.simulated_router import RouterSetup, SimulatedRouter, make_policy
 
 from cluster.simulation.cluster import Scenario, Simulation
@@ -35,6 +38,29 @@ def test_past_saturation_the_queue_keeps_goodput_and_refuses_what_cannot_be_serv
     setup = RouterSetup(PROFILE, engines=4, believed=PROFILE, queue=500, max_wait_s=30.0)
     below, far = outcome(20.0, setup), outcome(100.0, setup)
     assert far.refused > 0 and far.goodput >= below.goodput
+
+
+def a_storm(dice, capacity):
+    """Prompts of 4,000 tokens with nothing in common: 5 s at half of what the engines can, 5 s at ten times, 20 s at half."""
+    now, rows = 0.0, []
+    for share, until in ((0.5, 5.0), (10.0, 10.0), (0.5, 30.0)):
+        while now < until:
+            now += dice.expovariate(share * capacity)
+            rows.append((now, 4000, 20, tuple(range(1000 * len(rows), 1000 * len(rows) + 250))))
+    return rows
+
+
+@pytest.mark.parametrize("engines", [1, 4])
+def test_who_comes_after_a_storm_is_not_late_because_of_those_it_left_waiting(engines):
+    slo = Slo(tpot_s=10.0)
+    setup = RouterSetup(PROFILE, slo=slo, engines=engines, believed=PROFILE, max_wait_s=30.0)
+    requests = link_turns(a_storm(random.Random(engines), engines / PROFILE.prefill_s(4000)))
+    policy = make_policy(setup)
+    Simulation(Scenario(PROFILE, engines), requests, lambda number: SimulatedRouter(number, setup, policy)).run()
+    after = [request for request in requests if request.arrival > 12.0]
+    in_time = sum(slo.met(request, PROFILE) for request in after)
+    assert len(after) > 50 * engines and in_time > 0.98 * len(after), f"{in_time} of {len(after)}"
+    assert any(request.first > 12.0 and request.arrival < 10.0 for request in requests), "those left waiting are served as well"
 
 
 def test_near_saturation_long_prompts_wait_for_the_pace_of_the_others(monkeypatch):
