@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import httpx
 
@@ -28,10 +29,17 @@ POOLING = ("--runner", "pooling", "--convert", "embed", "--enforce-eager", "--dt
 TOOLS = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
 
 
+class Server(Protocol):
+    """What a router can stand in front of."""
+
+    def wait(self) -> int:
+        """The port it listens on, once it is up."""
+
+
 class Stack:
     """Addresses of the engine and of the router in front of it; `log` is what the router writes, `server` the engine's parent."""
 
-    def __init__(self, server: Parented, engine: str, router: str, log: Path) -> None:
+    def __init__(self, server: Any, engine: str, router: str, log: Path) -> None:
         self.server = server
         self.engine = engine
         self.router = router
@@ -61,7 +69,7 @@ def begin_engine(model_dir: Path, logs: Path, args: tuple[str, ...] = (*ARGS, *T
 
 @contextlib.contextmanager
 def open_router(
-    server: Parented,
+    server: Server,
     folder: Path,
     adapters: dict[str, str] | None = None,
     prefill: dict[str, object] | None = None,

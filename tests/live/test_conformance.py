@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from router.placement.targets import Endpoint
 from tests.deployments.processes import marked, wait_until
 from tests.live.answers import folded, normalise
+from tests.live.calling_engine import CallingEngine
 from tests.live.conformance_cases import ENGINE_MODEL, FAMILIES, MORE, POOLING, SEED, Case, cases
 from tests.live.conftest import Ahead
 from tests.live.long import LONG
@@ -245,6 +246,21 @@ def test_llama_index(stack: Stack, client_python: Path):
 @LONG
 def test_the_standard_tests_of_langchain(stack: Stack, client_python: Path):
     print(run_client(stack, client_python, "-m", "pytest", "langchain_suite.py"))
+
+
+@LONG
+def test_the_standard_tests_of_langchain_over_an_engine_that_calls_tools(
+    client_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    engine = CallingEngine()
+    monkeypatch.setenv("TIDEGATE_WHOLE_JSON", "1")
+    try:
+        with open_router(engine, tmp_path) as stack:
+            said = run_client(stack, client_python, "-m", "pytest", "langchain_suite.py")
+    finally:
+        engine.stop()
+    print(said)
+    assert " passed" in said and "xfailed" not in said
 
 
 def test_last_nothing_of_the_prompts_is_in_the_routers_log(stack: Stack):
