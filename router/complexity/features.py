@@ -53,7 +53,8 @@ _MARKS = {
 }
 _MARK_BYTES = tuple(mark[0] for mark in _MARKS.values())
 _UPPER, _POINTS, _FOREIGN = (_KINDS[name] for name in ("upper", "punctuation", "foreign_bytes"))
-_NO_SIGNS = bytes(byte for byte in range(256) if _CUT[byte] != 32) + bytes(range(65, 91)) + b" "
+_PLAIN_TEXT = bytes(range(97, 123)) + b" "
+_NO_SIGNS = bytes(byte for byte in range(256) if _CUT[byte] != 32) + _UPPER
 _ASKED, _LINES = (list(_MARKS).index(name) for name in ("question_marks", "lines"))
 _OPTION_MARKS = (b". ", b") ", b": ")
 _SECOND_OPTIONS = tuple(b"\nB" + mark for mark in _OPTION_MARKS)
@@ -147,14 +148,15 @@ def read_features(text: str) -> Features:
 
 def _count_kinds(raw: bytes) -> tuple[int, int, int, int, int, bytes]:
     """How many bytes of each kind there are, in the order of `_KINDS`; and what is neither a word nor a space."""
-    size = len(raw)
-    signs = raw.translate(None, _NO_SIGNS)
+    rest = raw.translate(None, _PLAIN_TEXT)
+    size = len(rest)
+    signs = rest.translate(None, _NO_SIGNS)
     return (
-        size - len(raw.translate(None, _UPPER)),
-        size - len(raw.translate(None, _DIGITS)),
+        size - len(rest.translate(None, _UPPER)),
+        size - len(rest.translate(None, _DIGITS)),
         len(signs) - len(signs.translate(None, _MATHS)),
         len(signs) - len(signs.translate(None, _POINTS)),
-        0 if raw.isascii() else size - len(raw.translate(None, _FOREIGN)),
+        size - len(rest.translate(None, _FOREIGN)),
         signs,
     )
 
@@ -232,13 +234,13 @@ def _options(raw: bytes, digits: bool, signs: bool) -> _Options:
     if not any(map(raw.__contains__, _SECOND_OPTIONS)):
         return _NO_OPTIONS
     options: list[bytes] = _OPTIONS.findall(b"\n" + raw.translate(_SHOWN))
-    lengths = [len(option.split()) for option in options]
+    spaces = [option.count(b" ") for option in options]
     return _Options(
         len(options),
         sum(map(len, options)),
-        max(lengths),
-        min(lengths),
-        sum(lengths),
+        max(spaces) + 1,
+        min(spaces) + 1,
+        sum(spaces) + len(spaces),
         sum([_ZERO in option for option in options]) if digits else 0,
         sum([_EQUALS in option for option in options]) if signs else 0,
     )

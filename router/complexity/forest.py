@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from router.complexity.weights import MOST_LEAVES, Trees
 
-_Masks = NDArray[np.uint16]
+_Masks = NDArray[np.uint8]
 _RULED_OUT = np.arange(1 << MOST_LEAVES)
-_FIRST_LEFT = np.log2(~_RULED_OUT & _RULED_OUT + 1).astype(np.uint8) % MOST_LEAVES
+_FIRST_LEFT = np.log2(~_RULED_OUT & _RULED_OUT + 1).astype(np.intp) % MOST_LEAVES
 """By the leaves that are ruled out, a bit each: the first one that is not."""
 
 
@@ -34,8 +34,9 @@ class Forest(msgspec.Struct, frozen=True):
 
     def score(self, values: NDArray[np.float64]) -> float:
         """The sum of the leaves that a text with these values reaches."""
-        out = np.bitwise_or.reduce((values.take(self.feature) > self.threshold) * self.rules_out, 0)
-        return float(self.leaves.take(_FIRST_LEFT.take(out) + self.first).sum())
+        above = values.take(self.feature) > self.threshold
+        out = np.bitwise_or.reduce(above.view(np.uint8) * self.rules_out, 0)
+        return float(np.add.reduce(self.leaves.take(_FIRST_LEFT.take(out) + self.first)))
 
 
 def compile_trees(trees: Trees) -> Forest:
@@ -44,7 +45,7 @@ def compile_trees(trees: Trees) -> Forest:
     deepest = max(map(len, nodes), default=0)
     feature = np.zeros((deepest, len(nodes)), np.intp)
     threshold = np.full((deepest, len(nodes)), math.inf)
-    rules_out = np.zeros((deepest, len(nodes)), np.uint16)
+    rules_out = np.zeros((deepest, len(nodes)), np.uint8)
     leaves = np.zeros((len(nodes), MOST_LEAVES))
     for tree, (root, found) in enumerate(zip(trees.roots, nodes, strict=True)):
         values = list(_leaves(trees, root))

@@ -7,7 +7,7 @@ model is expected to score 0.12 better. The parts are added, so an explanation i
 
 from __future__ import annotations
 
-import math
+from math import exp, sqrt
 
 import msgspec
 import numpy as np
@@ -64,18 +64,15 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
     @property
     def domains(self) -> tuple[float, ...]:
         """A probability per domain; they add up to 1."""
-        shares = self._shares()
+        highest = max(self.logits, default=0.0)
+        shares = [exp(logit - highest) for logit in self.logits]
         whole = sum(shares)
         return tuple([share / whole for share in shares])
 
     def likeliest(self) -> tuple[int, float]:
         """The place of the likeliest domain, of which there must be one, and its probability."""
-        shares = self._shares()
-        return shares.index(1.0), 1.0 / sum(shares)
-
-    def _shares(self) -> list[float]:
-        highest = max(self.logits, default=0.0)
-        return [math.exp(logit - highest) for logit in self.logits]
+        highest = max(self.logits)
+        return self.logits.index(highest), 1.0 / sum([exp(logit - highest) for logit in self.logits])
 
 
 class Contribution(msgspec.Struct, frozen=True, gc=False):
@@ -137,9 +134,7 @@ def read_gains(model: Model, features: Features, only: int | None = None) -> Rea
 
 def _worded(model: Model, features: Features) -> NDArray[np.float64]:
     """What the hashed words say to each head."""
-    found: NDArray[np.float64] = sum_heads(model.tables, features.buckets) * (
-        model.scales / math.sqrt(len(features.buckets) or 1)
-    )
+    found: NDArray[np.float64] = sum_heads(model.tables, features.buckets) * (model.scales / sqrt(len(features.buckets) or 1))
     return found
 
 

@@ -24,7 +24,7 @@ MAGIC = b"TGCW"
 FORMAT = 3
 MAX_FILE_BYTES = 4 << 20
 MAX_UNPACKED_BYTES = 32 << 20
-MOST_LEAVES = 16
+MOST_LEAVES = 8
 """Of a tree."""
 DEFAULT = Path(__file__).with_name("prior.tgcw")
 """The weights that come with the project."""

@@ -75,7 +75,7 @@ def plain_values(text):
     marks = (b". ", b") ", b": ")
     options = [line[3:] for line in raw.split(b"\n") if line[1:3] in marks and line[:1].isalpha()]
     options = options if any(b"\nB" + mark in raw for mark in marks) else []
-    lengths = [len(option.split()) for option in options]
+    lengths = [len(option.split(b" ")) for option in options]
     stem = (raw.partition(b"\nA")[0] if options else raw).rstrip()
     stem_words = max(0, len(words) - sum(lengths))
     share = {
@@ -122,16 +122,15 @@ ALL_BITS = (1 << 64) - 1
 
 
 def plain_hash(word):
-    """Three numbers of eight bytes each, multiplied and added up, mixed."""
+    """Three numbers of eight bytes each, multiplied and added up."""
     parts = (int.from_bytes(word[at : at + 8], "little") for at in (0, 8, 16))
-    found = sum(part * factor for part, factor in zip(parts, FACTORS, strict=True)) & ALL_BITS
-    return (found ^ found >> 32) * 0xD6E8FEB86659FD93 & ALL_BITS
+    return sum(part * factor for part, factor in zip(parts, FACTORS, strict=True)) & ALL_BITS
 
 
 def plain_buckets(words):
-    hashes = [plain_hash(word) for word in words]
-    pairs = [before * FACTORS[0] + after & ALL_BITS for before, after in pairwise(hashes)]
-    return {value * BUCKETS >> 64 for value in (*hashes, *pairs)}
+    places = [plain_hash(word) * BUCKETS >> 64 for word in words]
+    pairs = [(before * 40503 + after) % BUCKETS for before, after in pairwise(places)]
+    return {*places, *pairs}
 
 
 def plain_worded(table, scale, buckets):
