@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,24 @@ def test_the_part_kept_back_is_used_once(tools, tmp_path, monkeypatch):
     assert "has changed" not in final.describe(record) and "has changed" in final.describe(record | {"code": "0"})
     with pytest.raises(FileExistsError):
         final.measure_once({"llmrouter_13tasks": outcomes(tools[1], "one", 60)})
+
+
+def test_the_reference_is_fitted_with_near_duplicates_only_as_it_was_published(tools):
+    _, data, _, _ = tools
+    from _complexity_goals import protocols, reference
+
+    made = outcomes(data, "one", 200)
+    alike = [f"Who won the cup in {1900 + row} at court?" for row in range(100)]
+    prompts = (*alike, *(f"Who won the cup that team{row} lost at court?" for row in range(100)))
+    near = replace(made, prompts=prompts, keys=np.array([data.near_key(prompt) for prompt in prompts]))
+    published = reference.as_published(near)
+    assert len(set(near.keys)) == 101 and len(set(published.keys)) == 200
+    for rows, expected in ((near, 5 * 80), (published, 5 * 160)):
+        fitted_on = []
+
+        def spy(hand, words, target, keys, fitted_on=fitted_on):
+            fitted_on.append(len(keys))
+            return reference.fit_reference(hand, words, target, keys)
+
+        scores = protocols.across_folds(rows, rows.folds, fit=spy)
+        assert sum(fitted_on) == expected and scores.shape == (200,)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 from _complexity.data import Outcomes, find_data, load_parquet
+from _complexity.fit import fit_gain
 
-from _complexity_goals import final, protocols, speed
+from _complexity_goals import final, protocols, reference, speed
 
 
 @dataclass(frozen=True)
@@ -186,12 +187,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", choices=sorted(PARTS), nargs="+", help="some of the parts")
     parser.add_argument("--json", type=Path, help="write the rows here, too")
     parser.add_argument("--final", action="store_true", help="the part kept back: used once, shown ever after")
+    parser.add_argument(
+        "--reference", action="store_true", help="the design the goals were set against, on the same folds; about 3 minutes"
+    )
     options = parser.parse_args(arguments)
     if options.final and (record := final.read_record()) is not None:
         print(final.describe(record))
         return 0 if all(row["value"] >= row["goal"] for row in record["figures"]) else 1
     started = time.monotonic()
     sets = {path.stem: load_parquet(path) for path in sorted(find_data(options.data).glob("*.parquet"))}
+    if options.reference:
+        for name, theirs, ours in reference.compare(sets, fit_gain):
+            print(f"{name:56} reference {theirs:.3f}  this prior {ours:.3f}", flush=True)
+        return 0
     bench = Bench({name: data if options.final else final.part(data).development for name, data in sets.items()}, options.quick)
     missing = {"routellm_mmlu", "routellm_gsm8k", "mmlu_pro_llama31", "llmrouter_13tasks"} - set(bench.sets)
     if missing:

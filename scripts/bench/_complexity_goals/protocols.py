@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -49,7 +51,9 @@ def few_labels(data: Outcomes, labels: int, seeds: int, without: str | None = No
     return float(mean[0]), float(mean[1]), float(mean[2])
 
 
-def across_folds(data: Outcomes, groups: np.ndarray | None = None, steady: bool = False) -> np.ndarray:
+def across_folds(
+    data: Outcomes, groups: np.ndarray | None = None, *, steady: bool = False, fit: Callable[..., Any] = fit_gain
+) -> np.ndarray:
     """Gains for every row from a fit on the other folds (or groups) without the row's question.
 
     With `steady`, the training target is the gain as the other models' outcomes on the *training* questions explain it.
@@ -60,7 +64,7 @@ def across_folds(data: Outcomes, groups: np.ndarray | None = None, steady: bool 
         test = data.take(np.where(groups == group)[0])
         train = without_questions(data.take(np.where(groups != group)[0]), test.keys)
         target = steady_target(train.gain, others_of(train)) if steady else train.gain
-        fitted = fit_gain(train.hand, train.words, target, train.keys)
+        fitted = fit(train.hand, train.words, target, train.keys)
         scores[groups == group] = fitted.predict(test.hand, test.words)
     return scores
 

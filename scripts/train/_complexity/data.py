@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,10 @@ class Outcomes:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def with_keys(self, keys: np.ndarray) -> Outcomes:
+        """The same rows; which of them are one question is said by other keys."""
+        return replace(self, keys=keys)
 
     def take(self, rows: np.ndarray) -> Outcomes:
         """Some of the rows."""
