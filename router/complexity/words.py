@@ -39,7 +39,6 @@ _MASKS = np.array(
     [[(1 << 8 * min(8, max(0, length - 8 * part))) - 1 for part in range(_PARTS)] for length in range(MAX_WORD + 1)], np.uint64
 )
 _WORD = np.dtype(f"V{MAX_WORD}")
-_FIRST = np.uint64(0xFF)
 _AFTER_DIGITS = ord(":")
 """Nothing else that begins a word comes before it."""
 _LITTLE: repeat[Literal["little"]] = repeat("little")
@@ -167,19 +166,21 @@ def read_many(cut: bytes, digits: bool) -> Words:
     """`read_words` in numpy: the faster way for a long text."""
     size = len(cut) + 2
     text = b"".join((b" ", cut, b" ", bytes(MAX_WORD)))
-    spaces = np.frombuffer(text, np.uint8, size) == 32
+    letters = np.frombuffer(text, np.uint8, size)
+    spaces = letters == 32
     edges = (spaces[1:] != spaces[:-1]).nonzero()[0]
     if not len(edges):
         return _NOTHING
     before = edges[0::2]
     lengths = edges[1::2] - before
-    parts = np.ndarray(size, _WORD, text, 0, (1,))[before + 1].view("<u8").reshape(-1, _PARTS)
+    starts = before + 1
+    parts = np.ndarray(size, _WORD, text, 0, (1,))[starts].view("<u8").reshape(-1, _PARTS)
     parts &= _MASKS.take(lengths, 0, mode="clip")
     hashes = hash_parts(parts)
     ordered = np.sort(hashes)
     numbers = (0, 0, 0, 0)
     if digits:
-        first = parts[:, 0] & _FIRST
+        first = letters[starts]
         found = (first < _AFTER_DIGITS).nonzero()[0]
         numbers = _of_numbers(first[found].tolist(), hashes[found].tolist(), lengths[found].tolist())
     sizes = np.bincount(np.minimum(lengths, 12), minlength=13).tolist()
