@@ -40,6 +40,7 @@ _OURS = {
     "enable-log-requests": "prompts do not belong into a log",
     "enable-log-outputs": "answers do not belong into a log",
     "log-config-file": "it could switch logs of requests on",
+    "logging-config": "it could switch logs of requests on",
 }
 _OUR_ENV = {
     ENV_KEY: "the guard's own",
@@ -70,7 +71,7 @@ def check_model(model: Model) -> None:
         raise ConfigError(f"{where}: args: `{model.args[0]}` is no option; the model itself goes into `source`")
     for argument in model.args:
         if argument.startswith("--"):
-            _check_argument(argument[2:].split("=", 1)[0].replace("_", "-"), f"{where}: args: `{argument}`")
+            _check_argument(argument[2:].split("=", 1)[0].split(".", 1)[0].replace("_", "-"), f"{where}: args: `{argument}`")
     _check_kv_events(model.args, where)
     for name in model.env:
         if name in _OUR_ENV:

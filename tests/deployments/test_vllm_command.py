@@ -107,6 +107,15 @@ def test_kv_events_stay_on_the_machine(events, fine):
 
 
 @pytest.mark.parametrize(
+    "name", ["--logging-config", "--logging_conf", "--logging-config.pylogging_config_file", "--logg.log_level"]
+)
+def test_no_way_of_giving_a_log_configuration_switches_logs_of_requests_on(name):
+    with pytest.raises(ConfigError, match="logs of requests"):
+        check_model(model(name, "x"))
+    check_model(model("--log-level", "WARNING", "--model-loader-extra-config.a", "1"))
+
+
+@pytest.mark.parametrize(
     "args",
     [
         ("--kv-events-config.endpoint", "tcp://*:1"),
