@@ -41,6 +41,7 @@ _OURS = {
     "enable-log-outputs": "answers do not belong into a log",
     "log-config-file": "it could switch logs of requests on",
     "logging-config": "it could switch logs of requests on",
+    "tool-server": "what the model hands to its tools would leave the engine past every label",
 }
 _OUR_ENV = {
     ENV_KEY: "the guard's own",

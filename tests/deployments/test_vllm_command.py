@@ -37,6 +37,8 @@ def model(*args, env=None, source="org/name"):
         "--config=x.yaml",
         "--grpc",
         "--model",
+        "--tool-server=demo",
+        "--tool_serv",
     ],
 )
 def test_what_is_ours_is_refused_by_name(argument):
@@ -66,6 +68,7 @@ def test_the_users_arguments_pass_as_they_are():
         "2",
         "--enable-prefix-caching",
         "--max-logprobs=5",
+        "--tool-call-parser=hermes",
     ]
     check_model(model(*args))
     argv = build_argv(model(*args), "/models/m", "10.0.0.1", 31000)
