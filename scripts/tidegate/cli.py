@@ -247,7 +247,13 @@ def main() -> None:
     """Entry point of the `tidegate` command."""
     os.umask(0o077)  # logs and state may say who asked what
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, and not when the interpreter ends and can only complain
     except OSError as error:  # a full disk under the output, mostly: nothing that a traceback would explain
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)  # what could not be written would be tried once more at the end
         errors.print(f"error: {error.strerror or error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
