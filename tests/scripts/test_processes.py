@@ -112,7 +112,8 @@ def test_down_ends_an_up_that_is_at_work_and_waits_for_it(tmp_path: Path) -> Non
         f"lock = open({str(tmp_path / '.tidegate' / 'up.lock')!r}, 'a+')\n"
         "fcntl.flock(lock, fcntl.LOCK_EX); lock.write(str(os.getpid())); lock.flush()\n"
         "def end(*_): time.sleep(1); sys.exit(130)\n"
-        "signal.signal(signal.SIGTERM, end); print('held', flush=True); time.sleep(60)\n"
+        "signal.signal(signal.SIGTERM, end); print('held', flush=True)\n"
+        "while True: time.sleep(0.1)\n"  # one long sleep would be slept to its end by a signal that comes just before it
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
