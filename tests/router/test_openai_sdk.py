@@ -22,7 +22,7 @@ async def fail(client: openai.AsyncOpenAI, wish: str = "hello", model: str = "m"
 
 async def test_each_code_becomes_the_exception_a_user_expects():
     keys = [{"id": "front", "sha256": digest(KEY)}, {"id": "rated", "sha256": digest(OTHER_KEY), "requests_per_minute": 1}]
-    async with open_front_door({"a": "eu"}, keys=keys) as door:
+    async with open_front_door({"a": "eu"}, keys=keys, slo={"max_wait_ms": 300}) as door:
         client = sdk(door)
         seen = {
             "invalid_api_key": (await fail(sdk(door, "nobody")), openai.AuthenticationError),
