@@ -150,9 +150,9 @@ class EventStream:
 
     def _is_usage_only(self, event: bytes) -> bool:
         """Remember the event if it has usage; true when it has nothing else (`"choices": []`)."""
-        data = _data_of(event)
+        data = data_of(event)
         parsed = _object_in(data)
-        if parsed is None:
+        if data is None or parsed is None:
             return False
         inner = next((part for part in (parsed, parsed.get("message"), parsed.get("response")) if _has_usage(part)), None)
         if inner is None:
@@ -165,11 +165,17 @@ class EventStream:
         return parsed.get("choices") == []
 
 
-def _data_of(event: bytes) -> bytes:
-    return b"\n".join(line[5:].strip() for line in event.splitlines() if line.startswith(b"data:"))
+def data_of(event: bytes) -> bytes | None:
+    """The data of an event, its lines joined; None for a comment or another field."""
+    if event.startswith(b"data:") and b"\n" not in event and b"\r" not in event:
+        return event[5:].strip()
+    lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None
 
 
-def _object_in(data: bytes) -> dict[str, Any] | None:
+def _object_in(data: bytes | None) -> dict[str, Any] | None:
+    if data is None:
+        return None
     try:
         parsed: Any = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -179,7 +185,7 @@ def _object_in(data: bytes) -> dict[str, Any] | None:
 
 def _is_engine_error(event: bytes) -> bool:
     """Whether an event is an error that is not the request's own (vLLM: code 500): somebody else may be able to answer."""
-    parsed = _object_in(_data_of(event))
+    parsed = _object_in(data_of(event))
     error = parsed.get("error") if parsed is not None else None
     if not isinstance(error, dict):
         return bool(error)

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from router.wire.events import EventStream, chunk_at
+from router.wire.events import EventStream, chunk_at, data_of
 from router.wire.trail import Delta, Envelope, StreamChoice, Trail
 
 _TOKEN_IDS = re.compile(rb'"((?:prompt_)?token_ids)"\s*:\s*\[[0-9,\s]*\]')
@@ -116,7 +116,7 @@ class TrackedEvents(EventStream):
     def _pass(self, event: bytes) -> bytes:
         if (short := self._pass_token(event + b"\n\n")) is not None:
             return short
-        data = _data_of(event)
+        data = data_of(event)
         if data is None or data == b"[DONE]" or (b'"usage"' in data and _NO_CHOICES.search(data)):
             return event + b"\n\n"
         choice = self.trail.take(data)
@@ -173,7 +173,7 @@ class JoinedEvents(EventStream):
             raise
 
     def _rewrite(self, event: bytes) -> bytes:
-        data = _data_of(event)
+        data = data_of(event)
         if data is None:
             return b""
         if data == b"[DONE]":
@@ -252,11 +252,3 @@ def _in_one_line(event: bytes, data: bytes) -> bytes:
         return event
     others = [line for line in event.split(b"\n") if not line.startswith(b"data:")]
     return b"\n".join([*others, b"data: " + data.replace(b"\n", b" ")])
-
-
-def _data_of(event: bytes) -> bytes | None:
-    """The data of an event that is one `data:` line; None for a comment or another field."""
-    if event.startswith(b"data:") and b"\n" not in event:
-        return event[5:].strip()
-    lines = [line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")]
-    return b"\n".join(lines) if lines else None

@@ -9,14 +9,10 @@ from typing import Any
 import pytest
 
 from tests.router.conftest import open_front_door
+from tests.router.simulated_engine import STREAM_HEAD, chunk
 from tests.router.test_continuation import CHAT, CONTEXT, TEXT, LittleModel, ask, body_of, stream
 
-_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 _ERROR = b'data: {"error":{"message":"EngineCore is dead.","type":"InternalServerError","param":null,"code":500}}\n\n'
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 BREAKS = {
@@ -46,7 +42,7 @@ class Bursting(LittleModel):
         tail, Bursting.tail = Bursting.tail, b""
         frames = [chunk(event) for event in stream(path, body, request_id)][: Bursting.events]
         bursts = [b"".join(frames[at : at + self.per_write]) for at in range(0, len(frames), self.per_write)]
-        bursts[0] = _HEAD + bursts[0]
+        bursts[0] = STREAM_HEAD + bursts[0]
         bursts[-1] += tail
         for burst in bursts:
             writer.write(burst)
