@@ -56,9 +56,8 @@ class StoreReader:
 
     def _open(self, config: Config) -> KeyTable | None:
         """The keys in the store that the configuration names; None where nobody has made one yet."""
-        path = self._base / config.store.path
-        url = config.store.url or f"sqlite:///{path}"
-        if config.store.url is None and not path.exists():
+        url = config.store.url_from(self._base)
+        if config.store.url is None and not (self._base / config.store.path).exists():
             return None
         if self._database is None or url != self._url:
             self.close()

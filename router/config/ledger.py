@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -20,6 +21,10 @@ class Store(Strict):
     """`postgresql://user@host/name`; the password comes from `PGPASSWORD` or `~/.pgpass`. Default: SQLite, in `path`."""
     path: str = ".tidegate/store.db"
     """Relative to TIDEGATE_HOME."""
+
+    def url_from(self, base: Path) -> str:
+        """Where it is, as a database URL; `path` starts from `base`."""
+        return self.url or f"sqlite:///{base / self.path}"
 
 
 class Retention(Strict):

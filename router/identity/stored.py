@@ -212,9 +212,8 @@ class Shared:
 
 def open_shared(config: Config, policy: Policy, base: Path, replica: str) -> Shared | None:
     """The store that a configuration names, or None when it cannot be opened: then this router keeps its own books."""
-    url = config.store.url or f"sqlite:///{base / config.store.path}"
     try:
-        shared = Shared(Database(url), config, policy, base, replica)
+        shared = Shared(Database(config.store.url_from(base)), config, policy, base, replica)
     except StoreError as error:
         _log.error("store: %s; this router keeps its own books, and knows no stored keys", error)
         return None

@@ -139,7 +139,7 @@ class BreakGlassFile:
         if options.url is None and not (self._home.root / options.path).exists():
             return False
         try:
-            database = Database(options.url or f"sqlite:///{self._home.root / options.path}")
+            database = Database(options.url_from(self._home.root))
             return any(stored.id == key for stored in KeyTable(database).all())
         except StoreError:
             return None

@@ -38,8 +38,7 @@ class KeyStore:
         self._home = home
         try:
             self._config: Config = read_configured(config or home.root / DEFAULT_CONFIG, home.root)
-            options = self._config.store
-            self._database = Database(options.url or f"sqlite:///{home.root / options.path}")
+            self._database = Database(self._config.store.url_from(home.root))
             self._pepper = read_pepper(home.root / PEPPER_FILE, make=True)
         except (ConfigError, StoreError) as error:
             raise KeyFileError(str(error)) from None
