@@ -92,13 +92,16 @@ def read_configured(path: Path, base: Path) -> Config:
         ConfigError: any of them cannot be used.
     """
     args, part = read_layers(path)
-    named = args.get("policy_file") if isinstance(args, dict) else None
-    if named:
-        file = base / str(named)
-        args = merge(args, read_policy_file(file), str(file))
-    if part is not None and isinstance(args, dict):
-        args = merge(args, part, "user_config")
-    return parse_config(args, str(path))
+    return parse_config(_with_layers(args, part, base) if isinstance(args, dict) else args, str(path))
+
+
+def _with_layers(args: Mapping[str, Any], part: Any, base: Path) -> dict[str, Any]:
+    """A configuration with its policy file, if it names one, and then `part` (its `user_config`) over it."""
+    data: Mapping[str, Any] = args
+    if args.get("policy_file"):
+        file = base / str(args["policy_file"])
+        data = merge(data, read_policy_file(file), str(file))
+    return merge(data, part, "user_config")
 
 
 class Loaded(NamedTuple):
@@ -174,11 +177,7 @@ class PolicySource:
     def _load(self) -> Loaded:
         files = self._files()
         self._seen = files, self._weights_seen()
-        data = dict(self._args)
-        if self._args.get("policy_file"):
-            path = self._base / str(self._args["policy_file"])
-            data = merge(data, read_policy_file(path), str(path))
-        config = parse_config(merge(data, self._part, "user_config"))
+        config = parse_config(_with_layers(self._args, self._part, self._base))
         self._weights = weights_files(config.complexity, self._base)
         self._seen = files, self._weights_seen()
         loaded = compile_loaded(config, self._read_glass(config), self._base)
