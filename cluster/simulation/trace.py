@@ -1,56 +1,48 @@
-"""Traces: requests with arrival times, lengths and the blocks of their prompts; read from files, or made up from a seed.
-
-A file has one JSON list a line, gzip or plain: `[time ms, prompt tokens, answer tokens, [block ids]]`, the block ids run-length
-coded as `start, count, ...`.
-"""
+"""Traces: requests with arrival times, lengths and the blocks of their prompts; read from files, or made up from a seed."""
 
 from __future__ import annotations
 
 import gzip
-import json
 import random
+import zlib
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 from cluster.simulation.engine import SimulatedRequest
 from cluster.simulation.kv_cache import BLOCK_TOKENS
+from cluster.simulation.trace_formats import Row, TraceError, parse_trace
+
+__all__ = ["Row", "TraceError", "link_turns", "make_documents_trace", "make_tools_trace", "read_trace"]
 
 _MOST_TURNS = 40
 """A block that more requests than this share is a common instruction, not a conversation."""
-Row = tuple[float, int, int, tuple[int, ...]]
-"""Seconds, prompt tokens, answer tokens, block ids."""
-
-
-class TraceError(ValueError):
-    """A trace cannot be read; the text names the file and line."""
 
 
 def read_trace(path: Path, seed: int = 0) -> list[Row]:
-    """Read a trace.
+    """Read a trace of any format that `cluster.simulation.trace_formats` knows, gzip or plain, in order of arrival.
 
-    Times that several requests share are a clock's coarse ticks: each is spread uniformly over the time to the next tick.
+    Time begins with the first request. Times that several requests share are a clock's coarse ticks: each is spread uniformly
+    over the time to the next tick.
 
     Args:
         path: the file.
         seed: of the spreading.
 
     Raises:
-        TraceError: a line is not of the format above.
+        TraceError: it has none of the formats, or a line is malformed.
         OSError: the file cannot be read.
     """
     data = path.read_bytes()
     if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
-    rows: list[Row] = []
-    for number, line in enumerate(data.splitlines(), 1):
         try:
-            milliseconds, prompt, answer, runs = json.loads(line)
-            blocks = tuple(block for i in range(0, len(runs), 2) for block in range(runs[i], runs[i] + runs[i + 1]))
-            rows.append((float(milliseconds) / 1e3, int(prompt), int(answer), blocks))
-        except (ValueError, TypeError, IndexError):
-            raise TraceError(f"{path}:{number}: not [time ms, prompt tokens, answer tokens, [start, count, ...]]") from None
-    return _spread(sorted(rows, key=lambda row: row[0]), random.Random(seed))
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error):
+            raise TraceError(f"{path}: it is gzip, and damaged") from None
+    rows = parse_trace(path, data)
+    begin = min((row[0] for row in rows), default=0.0)
+    rows = sorted([(row[0] - begin, *row[1:]) for row in rows], key=lambda row: row[0])
+    return _spread(rows, random.Random(seed))
 
 
 def _spread(rows: list[Row], source: random.Random) -> list[Row]:

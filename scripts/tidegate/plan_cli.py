@@ -31,7 +31,9 @@ _GOAL = 0.95
 
 
 def plan(
-    trace: Annotated[str, typer.Argument(help=f"A trace file (.jsonl, .jsonl.gz), or made up: {', '.join(MADE_UP)}.")] = "",
+    trace: Annotated[
+        str, typer.Argument(help=f"A trace file (ours, Mooncake's, Azure's, BurstGPT's), or made up: {', '.join(MADE_UP)}.")
+    ] = "",
     audit: Annotated[Path | None, typer.Option(help="Replay what the audit log recorded: the logs' directory.")] = None,
     since: Annotated[str, typer.Option(help="With --audit: from this time on, e.g. 2026-11-22T05:00 or 24h.")] = "",
     until: Annotated[str, typer.Option(help="With --audit: up to this time.")] = "",
@@ -174,11 +176,11 @@ def _conclude(console: Console, question: Question, traffic: Traffic, answers: S
 
 
 def _table(question: Question, answers: Sequence[Answer]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)  # 80 columns are enough
     table.add_column("replicas", justify="right", no_wrap=True)
     table.add_column("class", no_wrap=True)
     for column in ("within limits %", "TTFT p50 s", "p90 s", "TPOT p99 ms", "hit %", "refused %", "spilled %", "cost %"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", min_width=max(len("100.00"), *map(len, column.split())))
     for answer in sorted({a.replicas: a for a in answers}.values(), key=lambda a: (a.price, a.replicas)):
         style = "bold green" if answer.enough else None
         fleet = " + ".join(str(count) for count in answer.replicas)

@@ -102,7 +102,9 @@ def share_out(rows: list[Row], plan: PlanFile, seed: int = 0) -> Traffic:
             classes[request.index] = draw.choices(numbers, shares)[0]
         for child in request.children:
             classes[child.index] = classes[request.index]
-    return Traffic(rows, classes)
+    blocks = [block for row in rows for block in row[3]]
+    alone = len(set(blocks)) == len(blocks)
+    return Traffic(rows, classes, ["the trace does not say what prompts share, so every one is computed whole"] if alone else [])
 
 
 # -- the audit log
