@@ -27,14 +27,30 @@ _SYNC_S = 0.05
 _HEARTBEAT_S = 0.5
 _QUIET_AFTER_S = 0.5
 """Without any use for so long, the thread sleeps from heartbeat to heartbeat, and the first use wakes it."""
+_WANTED_S = 1.0
+"""For so long what somebody asked for and did not find is kept for whoever asks next."""
 _ALONE_AFTER_S = 3.0
 _FORGET_S = 600.0
 
 
 class _Lease:
-    """This replica's part of one counter. The event loop changes `used`, the thread everything else."""
+    """This replica's part of one counter. The event loop changes `used` and what was wanted, the thread everything else."""
 
-    __slots__ = ("asked", "end", "free", "granted", "limit", "place", "reported", "touched", "used", "window")
+    __slots__ = (
+        "asked",
+        "end",
+        "free",
+        "granted",
+        "limit",
+        "place",
+        "reported",
+        "short",
+        "touched",
+        "used",
+        "wanted",
+        "wanted_until",
+        "window",
+    )
 
     def __init__(self, limit: Limit, window: int, end: float) -> None:
         self.limit = limit
@@ -48,6 +64,11 @@ class _Lease:
         self.place: int | None = None
         """Where the use stands in the usage file."""
         self.touched = time.monotonic()
+        self.wanted = 0
+        """What was asked for last and not there."""
+        self.wanted_until = 0.0
+        self.short = False
+        """The store may have what was wanted, and has not been asked yet."""
 
 
 class LeasedBooks:
@@ -119,8 +140,8 @@ class LeasedBooks:
         if file is not None:
             file.close()
 
-    def room(self, limit: Limit, window: Window, now: float) -> int:
-        """How much may still be taken, here and now."""
+    def room(self, limit: Limit, window: Window, now: float, wanted: int = 0) -> int:
+        """How much may still be taken, here and now; where that is less than what is wanted, the store is asked for it."""
         lease = self._leases.get((limit.counter, window.index))
         if lease is None:
             lease = self._leases[limit.counter, window.index] = self._open(limit, window)
@@ -131,7 +152,12 @@ class LeasedBooks:
         if not lease.asked:
             return max(1, limit.amount // 200) - lease.used
         left = min(lease.granted, limit.amount) - lease.used  # what was granted under a higher limit is not this one's
-        if left * 2 < lease.granted - max(0, lease.reported) and lease.free:
+        if left < wanted:
+            lease.wanted, lease.wanted_until = wanted, lease.touched + _WANTED_S
+            if not lease.short and wanted - left <= lease.free:
+                lease.short = True
+                self._wake.set()
+        elif left * 2 < lease.granted - max(0, lease.reported) and lease.free:
             self._wake.set()
         return left
 
@@ -192,8 +218,8 @@ class LeasedBooks:
                 self._asleep = False
 
     def _has_news(self) -> bool:
-        """Whether the store has not been told of some use."""
-        return any(lease.used != lease.reported for lease in list(self._leases.values()))
+        """Whether the store has not been told of some use, or of what somebody wants."""
+        return any(lease.used != lease.reported or lease.short for lease in list(self._leases.values()))
 
     def _prepare(self, more: Iterable[Limit]) -> None:
         """Leases for the limits that are known, in this window and in the one that is about to begin."""
@@ -248,11 +274,13 @@ class LeasedBooks:
         base = math.ceil(max(lease.free, 1) / (4 * self._alive)) if plenty else int(recent > 0)
         if self._alive == 1:
             base = limit.amount  # nobody to share with
+        lease.short = False
+        need = min(lease.wanted, limit.amount) if time.monotonic() < lease.wanted_until else 0
         if self._closing:
-            base = recent = 0
+            base = recent = need = 0
         ahead = max(base, 8 * recent)
         # What is given back is out of the event loop's reach before anybody else may have it; only then is the use read.
-        lease.granted = min(lease.granted, lease.used + ahead, max(lease.used, limit.amount))
+        lease.granted = min(lease.granted, lease.used + max(ahead, need), max(lease.used, limit.amount))
         used = lease.used
         slides = limit.period is Period.MINUTE
         window = window_of(limit.period, now)
@@ -263,6 +291,7 @@ class LeasedBooks:
             used=used,
             ahead=ahead,
             keep=lease.granted,
+            need=need,
             expires=min(lease.end + 86400, 4e9) if slides or limit.period is Period.NOW else lease.end + 40 * 86400,
             before=_name(limit, lease.window - 1) if slides else "",
             weight=weight if slides else 0.0,

@@ -33,8 +33,8 @@ class Window(msgspec.Struct, frozen=True, gc=False):
 class Source(Protocol):
     """Where counters get their room from. Times are UNIX seconds."""
 
-    def room(self, limit: Limit, window: Window, now: float) -> int:
-        """How much may still be taken."""
+    def room(self, limit: Limit, window: Window, now: float, wanted: int = 0) -> int:
+        """How much may still be taken; `wanted` is what is asked for, so that a source which holds less can get more."""
 
     def take(self, limit: Limit, index: int, amount: int) -> None:
         """Take so much; a negative amount gives back."""
@@ -70,7 +70,7 @@ class OwnBooks:
     def __init__(self) -> None:
         self._used: dict[tuple[str, int], int] = {}
 
-    def room(self, limit: Limit, window: Window, now: float) -> int:
+    def room(self, limit: Limit, window: Window, now: float, wanted: int = 0) -> int:
         """How much may still be taken."""
         counter = limit.counter
         used = self._used.get((counter, window.index), 0)
@@ -128,7 +128,7 @@ class Limits:
         state: list[tuple[Limit, Window, int]] = []
         for limit in limits:
             window = window_of(limit.period, now)
-            state.append((limit, window, self.source.room(limit, window, now)))
+            state.append((limit, window, self.source.room(limit, window, now, max(1, amounts[limit.kind]))))
         for limit, window, room in state:
             if room < max(1, amounts[limit.kind]):
                 raise _reached(limit, window, now, _header_lines(state, amounts, now, taken=False))

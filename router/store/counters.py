@@ -24,7 +24,8 @@ class Wish(msgspec.Struct, frozen=True):
     """What a replica asks of one counter.
 
     `used` is what it has used so far, `ahead` how much more it would like, `amount` the limit. `keep` is what it may use in
-    any case until the answer is there: it was granted before and cannot be taken back from outside. `before` names the counter
+    any case until the answer is there: it was granted before and cannot be taken back from outside. `need` is what one piece of
+    work asked for and did not find: granted in whole where so much is free, for a part of it helps nobody. `before` names the counter
     whose use still weighs on this one with `weight` (0..1): the window before, for windows that slide. `held` marks counters
     of what is in use now, such as concurrent requests: a dead replica uses nothing of those.
     """
@@ -35,6 +36,7 @@ class Wish(msgspec.Struct, frozen=True):
     ahead: int
     keep: int
     expires: float
+    need: int = 0
     before: str = ""
     weight: float = 0.0
     held: bool = False
@@ -129,7 +131,9 @@ class Counters:
             free -= int(sum(row.used for row in earlier) * wish.weight)
         # A fair part of what is left: the last units go one by one, so that no replica sits on them.
         fair = -(-free // len(alive)) if free > 0 else 0
-        granted = keep + min(max(0, wish.used + wish.ahead - keep), fair)
+        more = min(max(0, wish.used + wish.ahead - keep), fair)
+        missing = wish.used + wish.need - keep
+        granted = keep + (missing if more < missing <= free else more)
         values = {"granted": granted, "used": wish.used, "expires": wish.expires}
         if mine:
             where = (leases.c.counter == wish.counter) & (leases.c.replica == self.replica)

@@ -159,6 +159,30 @@ def test_four_replicas_together_stay_within_a_limit_and_reach_it(url):
         database.close()
 
 
+def test_the_last_part_of_a_limit_is_had_after_a_quiet_time_too(url):
+    """Nobody keeps a lease on the last fifth of a limit while nothing is asked; who asks then gets all it needs."""
+    limit = (Limit("key:k", Kind.TOKENS, Period.DAY, 1000),)
+    now = time.time()
+    window = window_of(Period.DAY, now)
+    databases = [Database(url) for _ in range(2)]
+    books = [LeasedBooks(Counters(database, f"r{n}"), lambda: limit) for n, database in enumerate(databases)]
+    for book in books:
+        book.start()
+    leases = [book._leases[limit[0].counter, window.index] for book in books]
+    assert until(lambda: all(lease.asked for lease in leases))
+    books[0].take(limit[0], window.index, 850)
+    assert until(lambda: [lease.granted for lease in leases] == [850, 0])
+    assert until(lambda: books[1].room(limit[0], window, now, 120) == 120), "more than an even part of what is left"
+    Limits(books[1]).reserve(limit, 60, 60, time.time())
+    assert until(lambda: leases[1].reported == 120)
+    assert until(lambda: books[0].room(limit[0], window, now, 120) == 0), "what is too little for anybody is nobody's"
+    with pytest.raises(LimitReached):
+        Limits(books[0]).reserve(limit, 60, 60, time.time())
+    for book, database in zip(books, databases, strict=True):
+        book.close()
+        database.close()
+
+
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
