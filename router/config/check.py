@@ -75,6 +75,7 @@ def check_references(config: Config) -> None:
                 f"targets[{i}].zone: `{target.zone}` is not external, but a cloud target is outside the cluster: "
                 f"declare the zone with `external: true`"
             )
+    _check_prices(config)
     if config.cache is not None:
         for zone in config.cache.zones:
             known("zone", zone, zones, "cache.zones")
@@ -95,6 +96,18 @@ def check_references(config: Config) -> None:
             raise ValueError(f"keys[{i}].max_body_bytes: it is above the top-level `max_body_bytes`, {config.max_body_bytes}")
         if key.capture and config.capture is None:
             raise ValueError(f"keys[{i}].capture: there is no `capture` block that says where payloads are kept")
+
+
+def _check_prices(config: Config) -> None:
+    """A budget for spilling holds what has a price, and nothing else."""
+    budgets = ["spill.daily_budget_usd"] if config.spill.daily_budget_usd is not None else []
+    budgets += [f"keys[{i}].spill_daily_usd" for i, key in enumerate(config.keys) if key.spill_daily_usd is not None]
+    for i, target in enumerate(config.targets):
+        if budgets and target.kind == "cloud" and "price" not in target.model_fields_set:
+            raise ValueError(
+                f"targets[{i}].price: without it `{budgets[0]}` does not hold what `{target.id}` costs: give US dollars per "
+                f"million tokens, {{prompt: 0, completion: 0}} where it costs nothing"
+            )
 
 
 def check_regions(config: Config) -> set[str]:

@@ -73,6 +73,16 @@ def test_every_kind_of_address_can_be_listened_at(host):
     assert make_config(admin={"host": host}).admin.host == host
 
 
+def test_a_budget_for_spilling_wants_the_price_of_what_it_is_to_hold():
+    cloud = {"id": "c", "kind": "cloud", "url": "https://c.invalid", "zone": "cloud", "models": {"tiny": "t"}}
+    spiller = {"id": "s", "sha256": "0" * 64, "spill": True, "spill_daily_usd": 1.0}
+    for budget in ({"spill": {"daily_budget_usd": 5}}, {"keys": [spiller]}):
+        with pytest.raises(ConfigError, match=r"targets\[0\]\.price: without it `(spill|keys\[0\])\."):
+            make_config(targets=[cloud], **budget)
+        make_config(targets=[{**cloud, "price": {}}], **budget)
+    make_config(targets=[cloud])
+
+
 def test_a_cloud_target_in_an_inner_zone_and_an_unvouched_server_are_refused():
     cloud = {"id": "c", "kind": "cloud", "url": "https://x", "zone": "eu", "models": {"tiny": "t"}}
     with pytest.raises(ConfigError, match="external: true"):
