@@ -17,7 +17,7 @@ from router.complexity.held import Answer, HeldStream, asked_logprobs, demands_j
 from router.complexity.stages import CascadeSettings
 from router.decision import Facts
 from router.feedback import note_escalation
-from router.identity.limits import Reservation
+from router.identity.books import Reservation
 from router.placement.targets import Endpoint
 from router.policy import Policy
 from router.refusal import fail

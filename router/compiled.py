@@ -28,8 +28,8 @@ from router.config import (
 )
 from router.config.check import adapters_of, served_by
 from router.fixed_targets import declared_evidence, endpoints_of
-from router.identity.limit import MICRO_USD, Limit, Period
 from router.identity.limit import Kind as LimitKind
+from router.identity.limit import Limit, Period, in_micro_usd, spill_limit
 from router.identity.networks import compile_networks
 from router.identity.priority import CLASSES
 from router.placement.targets import OFFERED
@@ -263,7 +263,7 @@ def grant_of_key(
         ceiling_tags=ceiling_tags,
         models=models,
         spill=key.spill,
-        spill_usd=math.inf if key.spill_daily_usd is None else key.spill_daily_usd,
+        spill_limit=spill_limit(key.spill_daily_usd, key.id) if key.spill and key.spill_daily_usd is not None else None,
         limits=limits_of(f"key:{key.id}", key) + limits_of(f"tenant:{key.tenant}", config.tenants.get(key.tenant)),
         timeout_s=key.timeout_ms / 1e3 or config.timeouts.request_s,
         continuation=config.continuation if key.continuation is None else key.continuation,
@@ -292,8 +292,8 @@ def limits_of(scope: str, allowance: Allowance | None) -> tuple[Limit, ...]:
         Limit(scope, LimitKind.CONCURRENT, Period.NOW, allowance.concurrent_requests),
         Limit(scope, LimitKind.TOKENS, Period.DAY, allowance.daily_tokens),
         Limit(scope, LimitKind.TOKENS, Period.MONTH, allowance.monthly_tokens),
-        Limit(scope, LimitKind.USD, Period.DAY, math.ceil(allowance.daily_usd * MICRO_USD)),
-        Limit(scope, LimitKind.USD, Period.MONTH, math.ceil(allowance.monthly_usd * MICRO_USD)),
+        Limit(scope, LimitKind.USD, Period.DAY, in_micro_usd(allowance.daily_usd)),
+        Limit(scope, LimitKind.USD, Period.MONTH, in_micro_usd(allowance.monthly_usd)),
     )
     return tuple(limit for limit in wanted if limit.amount)
 

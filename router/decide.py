@@ -273,7 +273,7 @@ def _screen_spill(facts: Facts, policy: Policy, target: Target, view: View) -> s
         return "spill: this key has no spill permission"
     cost = spill_cost_usd(target, facts)
     if cost > view.spend_left_usd:
-        return f"budget: {cost:.6f} USD needed, {view.spend_left_usd:.6f} left today"
+        return f"budget: {cost:.6f} USD needed, {view.spend_left_usd:.6f} left to this router today"
     return None
 
 

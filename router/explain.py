@@ -157,6 +157,7 @@ def describe_cluster(state: RouterState) -> dict[str, Any]:
         "ready": state.ready,
         "spilling": [{"label": state.label_text(label), "models": models} for label, models in view.spilling],
         "waiting": state.waiting.describe(now),
+        "spill_budget": state.fleet.spending.describe(now),
         "zones": {zone: {"external": spec.external} for zone, spec in state.config.zones.items()},
         "targets": targets,
         "response_cache": _describe_cache(state),

@@ -27,7 +27,7 @@ from router.config import AUTO, home
 from router.decide import decide
 from router.decision import Complexity
 from router.following import Ask, follow_up
-from router.identity.limits import NOTHING
+from router.identity.books import NOTHING
 from router.ledger import records
 from router.ledger.capturing import Place
 from router.ledger.receipts import Receipt

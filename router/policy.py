@@ -62,8 +62,8 @@ class KeyGrant(msgspec.Struct, frozen=True):
     """Whether its payloads are kept."""
     vote: bool = False
     """Whether it may ask for a vote of several models."""
-    spill_usd: float = math.inf
-    """What its requests may cost outside per UTC day, by each router for itself; it is bounded by the whole budget as well."""
+    spill_limit: Limit | None = None
+    """Its own budget for what leaves the cluster, besides that of all keys together."""
     narrowing: Narrowing | None = None
     """What a token takes away from the key whose scopes it bears; already taken away in the other fields."""
     bearer_tags: tuple[str, ...] = ()
@@ -72,6 +72,11 @@ class KeyGrant(msgspec.Struct, frozen=True):
     """Its part in the response cache; None: it has none."""
     max_body_bytes: int | None = None
     """How large a body may be, where that is less than for everybody."""
+
+    @property
+    def counted(self) -> tuple[Limit, ...]:
+        """Everything that is counted for it."""
+        return self.limits if self.spill_limit is None else (*self.limits, self.spill_limit)
 
 
 class Site(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ import uvicorn
 from router.app import Discreet, admin_app, model_operations, public_app
 from router.config import Config, ConfigError
 from router.crash import forbid_core_dumps
+from router.identity.books import NoBooks
 from router.identity.limits import Limits
 from router.identity.stored import Shared
 from router.kv_feeds import KvFeeds
@@ -46,7 +47,8 @@ class RouterProcess:
         router_id: names this process.
         grace_s: how long running responses may go on while draining.
         audit: the audit log, closed when the router has drained.
-        shared: limits and keys shared with other routers, closed likewise; without, this router keeps its own books.
+        shared: limits and keys shared with other routers, closed likewise; without (the store could not be opened), this router
+            keeps its own books, and spends nothing of the budgets for what leaves the cluster, which may be spent already.
         capture: keeps payloads of those who opted in, closed likewise.
 
     Raises:
@@ -72,6 +74,7 @@ class RouterProcess:
         if capture is not None:
             self.state.capture = capture
             self.state.metrics.watch_captures(capture.counts)
+        self.state.fleet.spending.source = NoBooks() if shared is None else shared.books
         if shared is not None:
             self.state.limits, self.state.stored_keys = Limits(shared.books), shared.keys
             self.state.inflight.find_outside = shared.keys.by_id

@@ -6,7 +6,7 @@ from router.admitted import AdmittedRequest
 from router.cascading import Cascade, may_cascade
 from router.complexity.stages import Stages
 from router.feedback import note_repeat
-from router.identity.limits import Reservation
+from router.identity.books import Reservation
 from router.labelling import watch
 from router.serving import Serving
 from router.shadowing import Shadowed, shadow_of

@@ -17,7 +17,7 @@ from router.answer_readers import framing_of, joining_reader, reader_of
 from router.captured import end_capture
 from router.decide import decide
 from router.decision import Choice, Decision, Facts
-from router.identity.limits import Reservation
+from router.identity.books import Reservation
 from router.joining import Join, count_usage, next_join, trail_for
 from router.ledger.receipts import note_wait
 from router.ledger.writer import AuditUnavailable

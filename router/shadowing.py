@@ -18,7 +18,7 @@ from router.config import AUTO
 from router.decision import Complexity
 from router.feedback import tier_of
 from router.following import follow_up
-from router.identity.limits import NOTHING, Reservation
+from router.identity.books import NOTHING, Reservation
 from router.ledger import records
 from router.ledger.receipts import Receipt
 from router.placement.targets import Endpoint

@@ -20,8 +20,9 @@ from router.config import Config, ConfigError, home
 from router.decision import Facts
 from router.engine_profiles import profiles_of
 from router.fixed_targets import retargeter
+from router.identity.books import NOTHING, Reservation
 from router.identity.limit import Limit
-from router.identity.limits import NOTHING, UNBOUNDED_ANSWER_TOKENS, Limits, Reservation
+from router.identity.limits import UNBOUNDED_ANSWER_TOKENS, Limits
 from router.identity.networks import compile_networks
 from router.identity.stored import StoredKeys
 from router.identity.tokens import TokenVerifier
@@ -188,6 +189,7 @@ class RouterState:
             self.stored_keys.adopt(config, policy)
         retarget = retargeter(config, self.policy, policy)
         self.fleet.adopt(retarget, policy.daily_budget_usd, profiles)
+        self.prices = PriceList(config)
         unread = None
         if (config.classify, policy.tags, policy.vocabulary) != (self.config.classify, self.policy.tags, self.policy.vocabulary):
             said = _says(self.classifier, self.config, self.policy)
@@ -293,13 +295,14 @@ class RouterState:
 
     def view_for(self, facts: Facts, chains: PromptChains, now: float) -> View:
         """Everything a decision on this request may see: the books, and who holds how much of its prompt."""
-        fleet, key = self.fleet, facts.key
+        fleet, key, policy = self.fleet, facts.key, self.policy
         view = fleet.view(now, self.prefixes.held_tokens(chains, facts.prompt_tokens, fleet.places))
-        if facts.model in self.policy.adapters:
+        if facts.model in policy.adapters:
             delays = self.adapters.delays(facts.model, view.membership.targets, view.loads)
             view = msgspec.structs.replace(view, adapter_s=delays)
-        if key.spill_usd != math.inf:
-            view = msgspec.structs.replace(view, spend_left_usd=self.fleet.spending.left(now, key.id, key.spill_usd))
+        if key.spill and policy.spill_enabled and (key.spill_limit is not None or not math.isinf(policy.daily_budget_usd)):
+            most = self.prices.most_outside(facts.prompt_tokens, facts.max_tokens or UNBOUNDED_ANSWER_TOKENS)
+            view = msgspec.structs.replace(view, spend_left_usd=fleet.spending.left(now, key.spill_limit, most))
         return view
 
     def trust_of(self, target: Target, signals_age_s: float | None) -> Verdict:

@@ -16,8 +16,8 @@ from msgspec.structs import replace
 from router.admitted import AdmittedRequest
 from router.captured import end_capture
 from router.decision import Decision, Facts
+from router.identity.books import Reservation
 from router.identity.limit import Kind
-from router.identity.limits import Reservation
 from router.ledger.receipts import CACHE_HIT, CACHE_MISS, Receipt, StepRecord
 from router.refusal import refuse
 from router.residency.classify.rule import distinct_evidence, needed

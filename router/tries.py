@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from math import inf
 
 from router.admitted import AdmittedRequest
 from router.decision import Choice, Facts
 from router.joining import Join
+from router.ledger.cost import cost_usd
 from router.ledger.receipts import Attempt, Receipt, read_usage
+from router.placement.targets import Target
 from router.residency.inflight import POLICY_REVOKED
 from router.state import RouterState
 from router.wire.exchange import DEADLINE, Ending, Exchange
@@ -34,9 +35,8 @@ class Try:
         self.choice = choice
         self.record = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
         admitted.receipt.attempts.append(self.record)
-        payer = facts.key.id if facts.key.spill_usd != inf else ""
-        fleet = state.fleet
-        self._booking = fleet.book(target, facts.prompt_tokens, now, choice.cost_usd, choice.work, choice.model, payer)
+        fleet, budget = state.fleet, facts.key.spill_limit
+        self._booking = fleet.book(target, facts.prompt_tokens, now, choice.cost_usd, choice.work, choice.model, budget)
         state.prefixes.routed(admitted.chains, choice.model, target.incarnation)
         if target.adapters and choice.model in target.adapters:
             signals = fleet.load_of(target.incarnation).signals
@@ -58,7 +58,7 @@ class Try:
     def drop(self, now: float) -> None:
         """What had been decided no longer holds, and nothing was sent."""
         self.record.ended, self.record.ending = now, "not_sent"
-        self._state.fleet.end(self._booking, now, completed=False)
+        self._state.fleet.end(self._booking, now, completed=False, cost_usd=0.0)
 
     def close(self, exchange: Exchange, ending: Ending, trail: Trail | None, join: Join | None) -> None:
         """The target has answered, or will not.
@@ -81,7 +81,8 @@ class Try:
         if ending.complete:
             read_usage(receipt, exchange.events.usage if exchange.events is not None else exchange.tail)
         output_tokens = receipt.completion_tokens if answered and join is None and receipt.completion_tokens > 0 else 0
-        state.fleet.end(self._booking, now, completed=answered, output_tokens=output_tokens)
+        cost = _cost_outside(self.choice.target, exchange, ending, receipt)
+        state.fleet.end(self._booking, now, completed=answered, output_tokens=output_tokens, cost_usd=cost)
         if ending.target_failed and _is_targets_fault(exchange, ending):
             reached = bool(exchange.status) or exchange.connection is not None
             state.fleet.failed(record.incarnation, now, reached, self._booking.started_at)
@@ -92,6 +93,15 @@ class Try:
         first_s = first - receipt.received if first else -1.0
         seconds = self.record.ended - receipt.received
         self._state.metrics.answered(self.choice.model, target.id, target.zone, receipt.status, first_s, seconds)
+
+
+def _cost_outside(target: Target, exchange: Exchange, ending: Ending, receipt: Receipt) -> float | None:
+    """What a try did cost outside: nothing where it was not sent or answered by an error; None where nobody counted."""
+    if exchange.status >= 400 or (not exchange.status and exchange.connection is None):
+        return 0.0
+    if not ending.complete or receipt.prompt_tokens < 0:
+        return None
+    return cost_usd(target.price, receipt.prompt_tokens, max(0, receipt.completion_tokens))
 
 
 def _is_targets_fault(exchange: Exchange, ending: Ending) -> bool:

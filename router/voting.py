@@ -15,7 +15,7 @@ from router.complexity.stages import VoteSettings
 from router.complexity.vote import HEADER, Ballot, Outcome, count_votes, wants_vote
 from router.config import AUTO
 from router.feedback import tier_of
-from router.identity.limits import Reservation
+from router.identity.books import Reservation
 from router.placement.targets import Endpoint
 from router.policy import Policy
 from router.refusal import fail

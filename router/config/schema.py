@@ -70,7 +70,7 @@ class Key(Allowance, Access):
     spill: bool = False
     """Whether this key's requests may leave for a cloud target when the cluster is saturated."""
     spill_daily_usd: float | None = Field(default=None, ge=0)
-    """What that may cost per UTC day, at the prices of `targets`; each router replica counts for itself. Default: only
+    """What that may cost per UTC day, at the prices of `targets`, over all router replicas. Default: only
     `spill.daily_budget_usd` bounds it."""
     timeout_ms: int = Field(default=0, ge=0)
     """Bound on a whole request of this key; the header `x-request-timeout-ms` goes before it. 0: `timeouts.request_s`."""
@@ -134,10 +134,11 @@ class Admission(Strict):
 
 
 class Spill(Strict):
-    """Bounds on what goes outside, over all keys, per router replica."""
+    """Bounds on what goes outside, over all keys."""
 
     enabled: bool = True
     daily_budget_usd: float | None = Field(default=None, ge=0)
+    """What it may cost per UTC day, at the prices of `targets`, over all router replicas. Default: no bound."""
 
 
 class Timeouts(Strict):

@@ -4,6 +4,10 @@ A replica never uses more of a counter than it was granted, and the grants of al
 limit. The one exception is a counter that this replica has not asked for yet: half a percent of the limit (at least one) may
 be used at once, so that the first request of a key is not refused. When the store cannot be reached, every replica keeps to
 its even share of each limit.
+
+Neither exception holds for strict limits (money for what leaves the cluster): of those nothing is used that was not granted, and
+nobody else is granted it before it is known to be unused. While the store is away what was granted before is all there is; what a
+replica had been granted that vanished together with its usage file stays unused until the window ends.
 """
 
 from __future__ import annotations
@@ -15,8 +19,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from router.identity.books import Window, window_of
 from router.identity.limit import Limit, Period
-from router.identity.limits import Window, window_of
 from router.identity.usage_file import UsageFile, find_dead
 from router.store.counters import Counters, Wish
 from router.store.database import StoreError, reason_of
@@ -140,6 +144,11 @@ class LeasedBooks:
         if file is not None:
             file.close()
 
+    @property
+    def counted(self) -> str:
+        """Over whom, in words for `tidegate status`."""
+        return "over all routers" + ("; the store is away, and what is left here is all there is" if self._failing else "")
+
     def room(self, limit: Limit, window: Window, now: float, wanted: int = 0) -> int:
         """How much may still be taken, here and now; where that is less than what is wanted, the store is asked for it."""
         lease = self._leases.get((limit.counter, window.index))
@@ -147,10 +156,10 @@ class LeasedBooks:
             lease = self._leases[limit.counter, window.index] = self._open(limit, window)
             self._wake.set()
         lease.touched = time.monotonic()
-        if self._failing:
+        if self._failing and not limit.strict:
             return limit.amount // self._alive - lease.used
         if not lease.asked:
-            return max(1, limit.amount // 200) - lease.used
+            return (0 if limit.strict else max(1, limit.amount // 200)) - lease.used
         left = min(lease.granted, limit.amount) - lease.used  # what was granted under a higher limit is not this one's
         if left < wanted:
             lease.wanted, lease.wanted_until = wanted, lease.touched + _WANTED_S
@@ -251,6 +260,8 @@ class LeasedBooks:
         try:
             grants, alive = self._counters.lease(wishes, now)
         except Exception as error:
+            for lease, wish in zip(leases, wishes, strict=True):
+                lease.granted = wish.keep  # nothing was given back
             self._miss(error)
             return
         if self._failing:
@@ -258,7 +269,8 @@ class LeasedBooks:
         self._failing, self._reached, self._alive = False, time.monotonic(), max(1, alive)
         for lease, wish in zip(leases, wishes, strict=True):
             grant = grants[wish.counter]
-            lease.granted, lease.free, lease.reported, lease.asked = grant.granted, grant.free, wish.used, True
+            granted = min(grant.granted, _aim(wish)) if wish.strict else grant.granted
+            lease.granted, lease.free, lease.reported, lease.asked = granted, grant.free, wish.used, True
 
     def _miss(self, error: Exception) -> None:
         """The leases were not renewed; after a while this router keeps to its share."""
@@ -271,16 +283,19 @@ class LeasedBooks:
         limit = lease.limit
         recent = lease.used - max(0, lease.reported)
         plenty = lease.free * 5 > limit.amount
-        base = math.ceil(max(lease.free, 1) / (4 * self._alive)) if plenty else int(recent > 0)
-        if self._alive == 1:
+        alone = self._alive == 1
+        base = math.ceil(max(lease.free, 1) / (4 * self._alive)) if plenty or alone else int(recent > 0)
+        if alone and not limit.strict:
             base = limit.amount  # nobody to share with
         lease.short = False
         need = min(lease.wanted, limit.amount) if time.monotonic() < lease.wanted_until else 0
         if self._closing:
             base = recent = need = 0
         ahead = max(base, 8 * recent)
-        # What is given back is out of the event loop's reach before anybody else may have it; only then is the use read.
-        lease.granted = min(lease.granted, lease.used + max(ahead, need), max(lease.used, limit.amount))
+        # What is given back is out of the event loop's reach before anybody else may have it; only then is the use read. Of a
+        # strict limit it is given back the next time: the event loop may just be deciding by what there was until now.
+        before = lease.granted
+        lease.granted = min(before, lease.used + max(ahead, need), max(lease.used, limit.amount))
         used = lease.used
         slides = limit.period is Period.MINUTE
         window = window_of(limit.period, now)
@@ -290,13 +305,19 @@ class LeasedBooks:
             amount=limit.amount,
             used=used,
             ahead=ahead,
-            keep=lease.granted,
+            keep=before if limit.strict else lease.granted,
             need=need,
             expires=min(lease.end + 86400, 4e9) if slides or limit.period is Period.NOW else lease.end + 40 * 86400,
             before=_name(limit, lease.window - 1) if slides else "",
             weight=weight if slides else 0.0,
             held=limit.period is Period.NOW,
+            strict=limit.strict,
         )
+
+
+def _aim(wish: Wish) -> int:
+    """What a replica would have in all, were there enough."""
+    return wish.used + max(wish.ahead, wish.need)
 
 
 def _open_file(directory: Path, replica: str) -> UsageFile | None:

@@ -1,55 +1,18 @@
 """What a key and its tenant may use up: taken before the work by reservation, settled by what was really used.
 
 Every limit is a counter over a window (a minute, on which the one before weighs for the part of it that is less than a minute
-ago; a UTC day; a UTC month), or of what is at work now. Where a
-counter's room comes from is a `Source`: this router alone (`OwnBooks`), or leases that several routers share
-(`router.identity.leases`).
+ago; a UTC day; a UTC month), or of what is at work now. Where a counter's room comes from: `router.identity.books`.
 """
 
 from __future__ import annotations
 
-import math
-from datetime import UTC, datetime
-from typing import Protocol
-
-import msgspec
-
-from router.identity.limit import MICRO_USD, Kind, Limit, Period
+from router.identity.books import NOTHING, OwnBooks, Reservation, Source, Window, window_of
+from router.identity.limit import MICRO_USD, Kind, Limit, Period, in_micro_usd
 from router.wire.errors import ApiError
 
 UNBOUNDED_ANSWER_TOKENS = 500
 """Reserved for an answer when the client set no bound; the engine's count replaces it."""
-_MINUTE_S, _DAY_S = 60, 86400
-
-
-class Window(msgspec.Struct, frozen=True, gc=False):
-    """A span of time with a number; `weight` is how much of the window before still counts (only minutes slide)."""
-
-    index: int
-    end: float
-    weight: float = 0.0
-
-
-class Source(Protocol):
-    """Where counters get their room from. Times are UNIX seconds."""
-
-    def room(self, limit: Limit, window: Window, now: float, wanted: int = 0) -> int:
-        """How much may still be taken; `wanted` is what is asked for, so that a source which holds less can get more."""
-
-    def take(self, limit: Limit, index: int, amount: int) -> None:
-        """Take so much; a negative amount gives back."""
-
-
-class Reservation(msgspec.Struct, frozen=True, gc=False):
-    """What one request took: `taken` holds the limits and their windows; `headers` are response header lines, ready to send."""
-
-    tokens: int = 0
-    micro_usd: int = 0
-    taken: tuple[tuple[Limit, int], ...] = ()
-    headers: bytes = b""
-
-
-NOTHING = Reservation()
+_MINUTE_S = 60
 
 
 class LimitReached(ApiError):
@@ -62,34 +25,6 @@ class LimitReached(ApiError):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """`Retry-After` and the limits."""
         return [*super().headers(), *self._lines]
-
-
-class OwnBooks:
-    """The counters of one router alone."""
-
-    def __init__(self) -> None:
-        self._used: dict[tuple[str, int], int] = {}
-
-    def room(self, limit: Limit, window: Window, now: float, wanted: int = 0) -> int:
-        """How much may still be taken."""
-        counter = limit.counter
-        used = self._used.get((counter, window.index), 0)
-        if window.weight:
-            used += int(self._used.get((counter, window.index - 1), 0) * window.weight)
-        return limit.amount - used
-
-    def take(self, limit: Limit, index: int, amount: int) -> None:
-        """Take so much."""
-        entry = (limit.counter, index)
-        if entry not in self._used and len(self._used) > 100_000:
-            self._forget_old()
-        self._used[entry] = max(0, self._used.get(entry, 0) + amount)
-
-    def _forget_old(self) -> None:
-        newest: dict[str, int] = {}
-        for counter, index in self._used:
-            newest[counter] = max(index, newest.get(counter, 0))
-        self._used = {entry: used for entry, used in self._used.items() if entry[1] >= newest[entry[0]] - 1}
 
 
 class Limits:
@@ -123,7 +58,7 @@ class Limits:
         if not limits:
             return NOTHING
         tokens = prompt_tokens + (max_tokens or UNBOUNDED_ANSWER_TOKENS)
-        micro_usd = math.ceil(cost_usd * MICRO_USD)
+        micro_usd = in_micro_usd(cost_usd)
         amounts = {Kind.REQUESTS: 1, Kind.TOKENS: tokens, Kind.USD: micro_usd, Kind.CONCURRENT: 1}
         state: list[tuple[Limit, Window, int]] = []
         for limit in limits:
@@ -146,27 +81,11 @@ class Limits:
             elif limit.kind is Kind.TOKENS and used_tokens is not None:
                 self.source.take(limit, index, used_tokens - reservation.tokens)
             elif limit.kind is Kind.USD and cost_usd is not None:
-                self.source.take(limit, index, math.ceil(cost_usd * MICRO_USD) - reservation.micro_usd)
+                self.source.take(limit, index, in_micro_usd(cost_usd) - reservation.micro_usd)
 
     def give_back(self, reservation: Reservation) -> None:
         """Nothing came of it: no tokens, no money."""
         self.settle(reservation, 0, 0.0)
-
-
-def window_of(period: Period, now: float) -> Window:
-    """The window a moment lies in."""
-    if period is Period.MINUTE:
-        index = int(now // _MINUTE_S)
-        end = (index + 1.0) * _MINUTE_S
-        return Window(index, end, (end - now) / _MINUTE_S)
-    if period is Period.DAY:
-        index = int(now // _DAY_S)
-        return Window(index, (index + 1.0) * _DAY_S)
-    if period is Period.NOW:
-        return Window(0, math.inf)
-    moment = datetime.fromtimestamp(now, UTC)
-    following = moment.year + moment.month // 12, moment.month % 12 + 1
-    return Window(moment.year * 12 + moment.month, datetime(*following, 1, tzinfo=UTC).timestamp())
 
 
 def _reached(limit: Limit, window: Window, now: float, lines: tuple[tuple[bytes, bytes], ...]) -> LimitReached:

@@ -11,7 +11,7 @@ from pathlib import Path
 from router.compiled import grant_of_key
 from router.config import Config, ConfigError, Key
 from router.identity.leases import LeasedBooks
-from router.identity.limit import Limit
+from router.identity.limit import Limit, spill_limit
 from router.policy import KeyGrant, Policy, reach_of
 from router.residency.guard import NONE_STORED
 from router.residency.guard_copy import ceilings_of
@@ -99,8 +99,10 @@ class StoredKeys:
 
     def limit_by(self, policy: Policy) -> None:
         """Know the limits of a policy's own keys and tenants, too."""
-        of_keys = (limit for grant in policy.keys.values() for limit in grant.limits)
-        self._of_policy = tuple({*of_keys, *(limit for limits in policy.tenant_limits.values() for limit in limits)})
+        of_keys = (limit for grant in policy.keys.values() for limit in grant.counted)
+        of_tenants = (limit for limits in policy.tenant_limits.values() for limit in limits)
+        whole = spill_limit(policy.daily_budget_usd) if policy.spill_enabled else None
+        self._of_policy = tuple({*of_keys, *of_tenants, *(() if whole is None else (whole,))})
         self.before_use(self._of_policy)
 
     def limits(self) -> tuple[Limit, ...]:
@@ -146,7 +148,7 @@ class StoredKeys:
 
 
 def _limits_of(entries: Iterable[tuple[KeyGrant, float]]) -> tuple[Limit, ...]:
-    return tuple({limit for grant, _ in entries for limit in grant.limits})
+    return tuple({limit for grant, _ in entries for limit in grant.counted})
 
 
 def compile_all(rows: Iterable[StoredKey], config: Config, policy: Policy) -> dict[bytes, tuple[KeyGrant, float]]:
@@ -215,7 +217,10 @@ def open_shared(config: Config, policy: Policy, base: Path, replica: str) -> Sha
     try:
         shared = Shared(Database(config.store.url_from(base)), config, policy, base, replica)
     except StoreError as error:
-        _log.error("store: %s; this router keeps its own books, and knows no stored keys", error)
+        _log.error(
+            "store: %s; this router keeps its own books, knows no stored keys, and sends nothing outside that a budget bounds",
+            error,
+        )
         return None
     shared.start()
     return shared

@@ -6,7 +6,6 @@ is not simulated.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from functools import reduce
 
@@ -18,6 +17,7 @@ from router.decide import decide
 from router.fixed_targets import fixed_targets
 from router.ledger.policies import grants_by_id
 from router.ledger.replay import Situation
+from router.placement.spending import Spending
 from router.placement.targets import Address, Kind, Load, Membership, Target, View
 from router.policy import KeyGrant, Policy
 from router.residency.label import Evidence, Label
@@ -56,6 +56,7 @@ class WhatIf:
         self._grants = grants_by_id(policy)
         self._fixed = {target.id: target for target in fixed_targets(config, None, "egress")}
         self._memberships: dict[int, tuple[Membership, Membership, tuple[int, ...]]] = {}
+        self._spending = Spending(policy.daily_budget_usd)
 
     def judge(self, situation: Situation) -> Change | None:
         """How a recorded decision would have come out; None when the same."""
@@ -73,6 +74,7 @@ class WhatIf:
                 if choice is not None:
                     after_target, after_model, after_kind = choice.target.id, choice.model, choice.target.kind.value
                     cost = choice.cost_usd
+                    self._spending.set_aside(data.now, cost)
         kinds = _kinds((data.target, data.model, data.kind, data.code), (after_target, after_model, after_kind, code))
         if not kinds:
             return None
@@ -116,9 +118,9 @@ class WhatIf:
         spilling = old.spilling
         if any(was == situation.facts.label for was, _ in old.spilling):
             spilling = frozenset((label, models) for was, models in old.spilling if was == situation.facts.label)
-        budget = self._policy.daily_budget_usd
-        spent = situation.policy.daily_budget_usd - old.spend_left_usd
-        left = budget if math.isinf(budget) or math.isnan(spent) else budget - spent
+        same = self._policy.daily_budget_usd == situation.policy.daily_budget_usd
+        # What a router had left of the old budget, a lease, says nothing of another one: that is spent by what is judged here.
+        left = old.spend_left_usd if same else self._spending.left(situation.data.now)
         cached = {index: old.cached[place] for index, place in enumerate(places) if place in old.cached}
         return replace(old, membership=membership, loads=loads, spilling=spilling, spend_left_usd=left, cached=cached)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from router.identity.books import NOTHING, Reservation
 from router.placement.books import Entry
 
 
 class Booking:
     """One request's entry in the books of one target; it ends exactly once."""
 
-    __slots__ = ("ended", "entry", "incarnation", "model", "notice", "probe", "started", "started_at", "tokens")
+    __slots__ = ("ended", "entry", "incarnation", "model", "notice", "probe", "set_aside", "started", "started_at", "tokens")
 
     def __init__(self, incarnation: str, tokens: int, now: float) -> None:
         self.incarnation = incarnation
@@ -22,6 +23,8 @@ class Booking:
         """The number that peers know it by; 0 where they were told nothing."""
         self.probe = False
         """True for the one request that a half-open breaker let through."""
+        self.set_aside: Reservation = NOTHING
+        """What it took of the budgets for what leaves the cluster."""
 
     def seconds_until(self, now: float) -> float:
         """How long it has been under way; never nothing, so that a rate can be made of it."""

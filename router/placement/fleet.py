@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from msgspec.structs import replace
 
+from router.identity.limit import Limit
 from router.placement import breaker as breakers
 from router.placement.booking import Booking
 from router.placement.books import Calibration, Entry, Shared, TargetBook
@@ -143,7 +144,7 @@ class Fleet:
         for incarnation in gone:
             del self._books[incarnation]
         self._spilling = frozenset()
-        self.spending.daily_usd = daily_budget_usd
+        self.spending.adopt(daily_budget_usd)
 
     def _fresh_load(self, target: Target) -> Load:
         load = Load(profile=self._profile_of(target))
@@ -160,7 +161,7 @@ class Fleet:
         cost_usd: float = 0.0,
         work: Work | None = None,
         model: str = "",
-        payer: str = "",
+        budget: Limit | None = None,
     ) -> Booking:
         """Enter one request that is about to be sent to `target`.
 
@@ -168,10 +169,10 @@ class Fleet:
             target: where it goes.
             prompt_tokens: the length of its prompt.
             now: UNIX time.
-            cost_usd: what it will cost outside.
+            cost_usd: what it is expected to cost outside; set aside until it ends.
             work: what the decision expects of it (`Choice.work`).
             model: the model id it asks for; how long its answers are is learned by it.
-            payer: the key it is for, where that has a budget of its own for what goes outside.
+            budget: its key's own for what goes outside.
         """
         booking = Booking(target.incarnation, prompt_tokens, now)
         booking.model = model
@@ -192,7 +193,7 @@ class Fleet:
             if load.inflight >= since:
                 self._peaks[target.incarnation] = (before, load.inflight + 1)
         if cost_usd:
-            self.spending.spend(now, cost_usd, payer)
+            booking.set_aside = self.spending.set_aside(now, cost_usd, budget)
         if self.news is not None and work is not None:
             booking.notice = self.news.sent(target.incarnation, work)
         return booking
@@ -226,7 +227,9 @@ class Fleet:
             if book.shared.has_drifted():
                 self._tell_all(book.shared)
 
-    def end(self, booking: Booking, now: float, *, completed: bool, output_tokens: int = 0) -> None:
+    def end(
+        self, booking: Booking, now: float, *, completed: bool, output_tokens: int = 0, cost_usd: float | None = None
+    ) -> None:
         """The request left the target, completed or not. Calling it again changes nothing.
 
         Args:
@@ -234,10 +237,12 @@ class Fleet:
             now: UNIX time.
             completed: whether the answer came to its end.
             output_tokens: its tokens, where they are known; lengths and paces are learned from them.
+            cost_usd: what it did cost outside; None where nobody knows: what was set aside for it stays spent.
         """
         if booking.ended:
             return
         booking.ended = True
+        self.spending.settle(booking.set_aside, cost_usd)
         if booking.notice and self.news is not None:
             self.news.end(booking.notice)
         index = self._index.get(booking.incarnation)

@@ -264,7 +264,7 @@ class View(msgspec.Struct, frozen=True, gc=False):
     spilling: frozenset[tuple[Label, tuple[str, ...]]] = frozenset()
     """Labels and models whose last decision found their local targets saturated (hysteresis)."""
     spend_left_usd: float = 0.0
-    """What may still be spent outside today; infinite when no budget is set."""
+    """What this router may still spend outside today, for this request's key; infinite when no budget is set."""
     cached: Mapping[int, int] = {}
     """Prompt tokens of this request that a target holds, by its place in the membership; absent: none."""
     output_tokens: Mapping[str, int] = {}

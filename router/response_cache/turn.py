@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from router.decision import Choice, Decision, Facts
-from router.identity.limits import Reservation
+from router.identity.books import Reservation
 from router.ledger import records
 from router.ledger.receipts import CACHE_HIT, CACHE_MISS, Attempt, read_usage
 from router.policy import Policy

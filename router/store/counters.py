@@ -25,9 +25,10 @@ class Wish(msgspec.Struct, frozen=True):
 
     `used` is what it has used so far, `ahead` how much more it would like, `amount` the limit. `keep` is what it may use in
     any case until the answer is there: it was granted before and cannot be taken back from outside. `need` is what one piece of
-    work asked for and did not find: granted in whole where so much is free, for a part of it helps nobody. `before` names the counter
-    whose use still weighs on this one with `weight` (0..1): the window before, for windows that slide. `held` marks counters
-    of what is in use now, such as concurrent requests: a dead replica uses nothing of those.
+    work asked for and did not find: granted in whole where so much is free, for a part of it helps nobody. `before` names the
+    counter whose use still weighs on this one with `weight` (0..1): the window before, for windows that slide. `held` marks
+    counters of what is in use now, such as concurrent requests: a dead replica uses nothing of those. Of `strict` ones counts
+    what a replica was granted until it is known what it used of it, dead or not: it may use all of it, unheard.
     """
 
     counter: str
@@ -40,6 +41,7 @@ class Wish(msgspec.Struct, frozen=True):
     before: str = ""
     weight: float = 0.0
     held: bool = False
+    strict: bool = False
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -100,7 +102,8 @@ class Counters:
             for counter, amount in used.items():
                 where = (leases.c.counter == counter) & (leases.c.replica == replica)
                 connection.execute(update(leases).where(where & (leases.c.used < amount)).values(used=amount))
-                if amount and not connection.execute(update(leases).where(where).values(granted=leases.c.used)).rowcount:
+                known = connection.execute(update(leases).where(where).values(granted=leases.c.used)).rowcount
+                if amount and not known:
                     row = {"counter": counter, "replica": replica, "granted": amount, "used": amount}
                     connection.execute(insert(leases).values(**row, expires=now + _KEPT_S))
             connection.execute(delete(replicas).where(replicas.c.id == replica))
@@ -120,7 +123,7 @@ class Counters:
         for row in connection.execute(select(leases).where(leases.c.counter == wish.counter)):
             if row.replica == self.replica:
                 mine = True
-            elif row.replica in alive:
+            elif row.replica in alive or wish.strict:
                 others += max(row.granted, row.used)
             elif not wish.held:
                 others += row.used

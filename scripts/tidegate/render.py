@@ -78,6 +78,9 @@ def print_cluster(console: Console, cluster: dict[str, Any]) -> None:
     )
     console.print(f"zones: {', '.join(names) or '?'}", markup=False, highlight=False)
     _print_waiting(console, _dict(cluster.get("waiting")))
+    if budget := _dict(cluster.get("spill_budget")):
+        left = f"{budget.get('daily_usd', '?')} USD a day, {budget.get('left_usd', '?')} left to this router"
+        console.print(f"spill budget: {left}; counted {budget.get('counted', '?')}", markup=False, highlight=False)
     for target in map(_dict, cluster.get("targets") or []):
         _print_target(console, target)
 

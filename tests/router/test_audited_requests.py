@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import sys
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from msgspec.structs import replace
 from router.compiled import compile_policy
 from router.config import parse_config
 from router.fixed_targets import fixed_targets
+from router.identity.books import OwnBooks
 from router.ledger import records
 from router.ledger.checkpoint import Signer
 from router.ledger.log import AuditLog
@@ -29,8 +31,7 @@ from router.ledger.replay import Gap, Replayer, decide_again, differences
 from router.ledger.store import LogStore
 from router.ledger.verify import verify_log
 from router.ledger.writer import LogWriter
-from router.placement.spending import Spending
-from router.placement.targets import Address, Price, Report
+from router.placement.targets import Address, Report
 from router.policy_source import PolicySource
 from router.process import RouterProcess
 from router.residency.break_glass import sign
@@ -76,7 +77,8 @@ async def audited(root: Path, disk: FullDisk | None = None, with_log: bool = Tru
             "targets": [
                 {"id": "inside", "kind": "server", "vouched": True, "url": f"http://127.0.0.1:{inside.port}", "zone": "eu",
                  "models": {"m": "m"}},
-                {"id": "outside", "kind": "cloud", "url": "https://cloud.invalid", "zone": "cloud", "models": {"big": "b"}},
+                {"id": "outside", "kind": "cloud", "url": "https://cloud.invalid", "zone": "cloud", "models": {"big": "b"},
+                 "price": changes.pop("price", {})},
             ],
             "keys": [
                 {"id": "inside", "sha256": digest(KEY), "requests_per_minute": 5},
@@ -269,27 +271,46 @@ async def test_a_key_used_at_the_wrong_place_is_counted_by_its_name(tmp_path):
     assert sum(item["ip_not_authorized bound"] for item in counted) == 3
 
 
+DEAR = {"prompt": 1000, "completion": 1000}
+"""Half a dollar for the 500 tokens that are expected of an answer; an answer of the simulated engine costs 0.009."""
+
+
 async def test_a_key_with_a_budget_of_its_own_for_spilling_stops_there_and_others_go_on(tmp_path):
-    spilling = {"residency": "any", "spill": True, "spill_daily_usd": 1.2}
+    spilling = {"residency": "any", "spill": True, "spill_daily_usd": 0.52}
     keys = [
         {"id": "bounded", "sha256": digest(SPILL_KEY), **spilling},
         {"id": "other", "sha256": digest(KEY), **spilling, "spill_daily_usd": None},
     ]
-    async with audited(tmp_path, keys=keys) as door:
+    async with audited(tmp_path, keys=keys, price=DEAR) as door:
         state = door.router.state
-        dear = [replace(target, price=Price(1000, 1000)) for target in state.fleet.membership.targets]
-        state.fleet.update([Report(target) for target in dear])  # half a dollar for the 500 tokens that are expected
+        state.fleet.spending.source = OwnBooks()
         assert [(await door.chat(SPILL_KEY, "big")).status_code for _ in range(4)] == [200, 200, 503, 503]
         refused = await door.chat(SPILL_KEY, "big")
         told = state.receipts.find(refused.headers["x-request-id"])
         assert told is not None
-        assert any(candidate["reason"].startswith("budget:") for candidate in told["candidates"])
+        [reason] = [candidate["reason"] for candidate in told["candidates"] if candidate["target"] == "outside"]
+        assert reason.startswith("budget: 0.5") and reason.endswith("0.502000 left to this router today"), "0.52 less twice 0.009"
         assert (await door.chat(KEY, "big")).status_code == 200
     assert [record.e for record in read(tmp_path)].count(records.INTENT) == 3
 
 
-def test_what_was_spent_is_forgotten_at_midnight_utc():
-    spending = Spending(10.0)
-    spending.spend(86_399.0, 4.0, "k")
-    assert (spending.left(86_399.0), spending.left(86_399.0, "k", 5.0), spending.left(86_399.0, "j", 5.0)) == (6.0, 1.0, 5.0)
-    assert (spending.left(86_400.0), spending.left(86_400.0, "k", 50.0)) == (10.0, 10.0)
+async def test_an_error_from_outside_costs_nothing_and_an_answer_that_breaks_what_was_set_aside(tmp_path):
+    async with audited(tmp_path, price=DEAR, spill={"daily_budget_usd": 2.0}) as door:
+        spending = door.router.state.fleet.spending
+        spending.source = OwnBooks()
+        for wish, status, left in (("bad", 400, 2.0), ("busy", 503, 2.0), ("die-mid", 200, 1.5)):
+            body = {"model": "big", "stream": True, "messages": [{"role": "user", "content": wish}]}
+            answer = await door.client.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {SPILL_KEY}"})
+            assert (answer.status_code, wish) == (status, wish)
+            assert left - 0.02 < spending.left(time.time()) <= left, "half a dollar for the answer, a little for the prompt"
+
+
+async def test_without_a_store_nothing_is_spent_of_a_budget(tmp_path, caplog):
+    async with audited(tmp_path, price=DEAR, spill={"daily_budget_usd": 1000}) as door:
+        refused = await door.chat(SPILL_KEY, "big")
+        assert refused.status_code == 503
+        told = door.router.state.receipts.find(refused.headers["x-request-id"])
+        assert any(candidate["reason"].endswith("0.000000 left to this router today") for candidate in told["candidates"])
+    assert not door.outside.requests
+    async with audited(tmp_path / "unbounded", price=DEAR) as door:
+        assert (await door.chat(SPILL_KEY, "big")).status_code == 200

@@ -18,9 +18,10 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+from router.identity.books import window_of
 from router.identity.leases import LeasedBooks
 from router.identity.limit import Kind, Limit, Period
-from router.identity.limits import LimitReached, Limits, window_of
+from router.identity.limits import LimitReached, Limits
 from router.identity.usage_file import UsageFile, find_dead
 from router.store.counters import Counters, Wish
 from router.store.database import Database, StoreError
@@ -326,6 +327,77 @@ def test_without_the_store_each_replica_keeps_to_its_share_and_nobody_waits(tmp_
     used = book._leases[limit.counter, window_of(Period.DAY, time.time()).index].used
     assert book.room(limit, window_of(Period.DAY, time.time()), time.time()) == 50 - used
     book._closing = True
+    database.close()
+
+
+STRICT = Limit("spill", Kind.USD, Period.DAY, 1000, strict=True)
+
+
+def broken(*_: object) -> None:
+    raise StoreError("gone")
+
+
+def test_of_a_strict_limit_nothing_is_used_that_was_not_granted(tmp_path, monkeypatch):
+    monkeypatch.setattr("router.identity.leases._ALONE_AFTER_S", 0.0)
+    database = Database(f"sqlite:///{tmp_path / 'store.db'}")
+    book = LeasedBooks(Counters(database, "mine"), lambda: (STRICT,))
+    window = window_of(Period.DAY, time.time())
+    assert book.room(STRICT, window, time.time(), 1) == 0, "the store was not asked yet"
+    book.start()
+    lease = book._leases[STRICT.counter, window.index]
+    assert until(lambda: lease.asked and book.room(STRICT, window, time.time()) > 100)
+    lease.free, book._alive = 0, 2  # as where a lease that nobody uses is given back
+    book._counters.lease = broken  # type: ignore[method-assign]
+    other = Limit("spill:k", Kind.USD, Period.DAY, 1000, strict=True)
+    assert until(lambda: book._failing)
+    left = book.room(STRICT, window, time.time())
+    assert 100 < left == lease.granted, "what was granted stays, for nobody else may have it"
+    book.take(STRICT, window.index, left)
+    assert until(lambda: lease.used == lease.granted and book.room(STRICT, window, time.time(), 1) == 0)
+    assert book.room(other, window, time.time(), 1) == 0, "no share of what the store never granted"
+    book._closing = True
+    database.close()
+
+
+def test_what_a_replica_was_granted_of_a_strict_limit_is_nobody_elses_until_its_use_is_known(url):
+    database = Database(url)
+    vanished, known, alive = (Counters(database, name) for name in ("vanished", "known", "alive"))
+    vanished.lease([wish(100, 200, amount=1000, strict=True)], NOW)
+    known.lease([wish(0, 400, amount=1000, strict=True)], NOW)
+    wanted = wish(0, 1000, amount=1000, strict=True)
+    later = alive.lease([wanted], NOW + 3600)[0]["c"]
+    assert later.granted == 350 and later.free == 0, "300 and 350 were granted to those that are not heard of"
+    alive.bury("known", {"c": 0}, NOW + 3600)
+    assert alive.lease([wanted], NOW + 3601)[0]["c"].granted == 700
+    alive.bury("vanished", {"c": 150}, NOW + 3600)
+    assert alive.lease([wanted], NOW + 3602)[0]["c"].granted == 850
+    database.close()
+
+
+def test_what_is_given_back_of_a_strict_limit_is_out_of_reach_before_it_is_free(tmp_path):
+    """The event loop may just have decided by what there was: what it takes then must not be granted to another."""
+    database = Database(f"sqlite:///{tmp_path / 'store.db'}")
+    other = Counters(database, "other")
+    book = LeasedBooks(Counters(database, "mine"), lambda: (STRICT,))
+    book._renew()
+    other.lease([], time.time())
+    book._renew()
+    window = window_of(Period.DAY, time.time())
+    lease = book._leases[STRICT.counter, window.index]
+    left = book.room(STRICT, window, time.time())
+    lease.free = 0  # as if little were left: a lease that nobody uses is given back
+    book._renew()
+    assert left > 0 == book.room(STRICT, window, time.time())
+    name = f"{STRICT.counter}|{window.index}"
+    taken = 0
+    for turn in range(20):
+        grants, _ = other.lease([Wish(name, 1000, 0, 1000, taken, 4e9, strict=True)], time.time())
+        taken = grants[name].granted
+        assert taken + left <= 1000
+        if turn == 10:
+            book.take(STRICT, window.index, left)
+            book._renew()
+    assert taken == 1000 - left
     database.close()
 
 

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from router.compiled import limits_of
+from router.identity.books import OwnBooks, Reservation, window_of
 from router.identity.limit import Kind, Limit, Period
-from router.identity.limits import LimitReached, Limits, OwnBooks, Reservation, window_of
+from router.identity.limits import LimitReached, Limits
 from tests.router.builders import NOW, digest, make_config, make_policy
 from tests.router.conftest import KEY, OTHER_KEY, open_front_door
 

@@ -172,6 +172,17 @@ def test_whatif_finds_what_would_leave_and_what_would_be_refused(logs, tmp_path)
     assert code == 0 and "would have left" not in text and "-> 0.0000 USD" in text
 
 
+def test_whatif_under_another_budget_spends_that_one(logs, tmp_path):
+    """What a router had left of the recorded budget was a lease: of another budget it says nothing."""
+
+    def cost_under(daily_usd: float | None) -> float:
+        policy = write_policy(tmp_path / "policy.yaml", spill={"daily_budget_usd": daily_usd})
+        return float(run("whatif", "--policy", policy, "--dir", logs)[1].rsplit("-> ", 1)[1].split(" USD")[0])
+
+    unbounded = cost_under(None)
+    assert cost_under(0.0) == 0.0 < cost_under(unbounded / 3) <= unbounded / 3 < unbounded == cost_under(2 * unbounded)
+
+
 def test_whatif_under_other_zones_reads_labels_by_name(logs, tmp_path):
     config = make_config().model_dump(mode="json")
     config["zones"] = {"aa": {}, **config["zones"]}  # every mask is another now

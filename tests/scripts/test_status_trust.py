@@ -37,6 +37,14 @@ def test_who_waits_in_the_router_has_a_line_of_its_own():
     assert "waiting:" not in shown()
 
 
+def test_what_is_left_of_the_budget_for_spilling_has_a_line_of_its_own():
+    stream = io.StringIO()
+    budget = {"daily_usd": 25.0, "left_usd": 3.25, "counted": "over all routers"}
+    print_cluster(Console(file=stream, width=200), {"zones": {}, "ready": True, "targets": [], "spill_budget": budget})
+    assert "spill budget: 25.0 USD a day, 3.25 left to this router; counted over all routers" in stream.getvalue()
+    assert "spill budget" not in shown()
+
+
 def test_requests_that_wait_for_other_than_room_and_preemptions_are_told_where_there_are_any():
     calm = {"running": 2, "waiting": 3, "kv_usage": 0.5, "deferred": 0, "preemptions": 0}
     assert "running 2, waiting 3, KV cache 50%, no signals" in shown(signals=calm)

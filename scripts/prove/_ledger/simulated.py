@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from router.fixed_targets import fixed_targets
+from router.identity.books import OwnBooks
 from router.ledger.checkpoint import Signer
 from router.ledger.log import AuditLog
 from router.ledger.policies import policy_text
@@ -142,6 +143,7 @@ async def logged_router(root: Path, signer: Signer, data: dict[str, Any], egress
     log = AuditLog(LogWriter(LogStore(root, signer), window_s=0.1), policy.label_text)
     log.policy(policy.epoch, policy_text(config), policy.label_text)
     process = RouterProcess(config, policy, b"s" * 32, {}, "router-prove", grace_s=5, audit=log)
+    process.state.fleet.spending.source = OwnBooks()  # there is no store here, and without one no budget would be spent
     process.take_reports([Report(t) for t in fixed_targets(config, Address("127.0.0.1", egress) if egress else None, "egress")])
     process.start()
     try:
