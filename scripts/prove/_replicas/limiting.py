@@ -11,18 +11,20 @@ import secrets
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from _dataplane.client import Connection, request
 from _dataplane.routers import KEY
 
 from _replicas.engine import TOKENS, CountingEngine
-from _replicas.processes import Replicas, Setting, several_routers
+from _replicas.processes import CLUSTER_ENV, Replicas, Setting, several_routers
 
 _QUIET_S = 2.0
 """A limit counts as reached once nobody got through for so long."""
 _LONGEST_S = 240.0
+_TOKEN_USD = 0.001
 
 
 @dataclass
@@ -34,6 +36,13 @@ class Overshoot:
     answers: Counter[int] = field(default_factory=Counter)
     restarts: int = 0
     took_s: float = 0.0
+    arrivals: list[float] = field(default_factory=list)
+    """When what was let through came to the engine, in UNIX seconds."""
+
+    @property
+    def refused(self) -> int:
+        """Requests for which there was nothing left."""
+        return self.answers[429] + self.answers[503]
 
     @property
     def share(self) -> float:
@@ -43,7 +52,7 @@ class Overshoot:
 
 async def measure_tokens(setting: Setting, limit: int, *, restarts: bool) -> Overshoot:
     """A daily token budget, used up by many clients at all replicas; by the engine's own count."""
-    return await _use_up(setting, {"daily_tokens": limit}, limit, TOKENS, restarts=restarts)
+    return await _use_up(setting, {"keys": _keys({"daily_tokens": limit})}, limit, TOKENS, restarts=restarts)
 
 
 async def measure_requests(setting: Setting, limit: int, *, restarts: bool) -> Overshoot:
@@ -51,7 +60,33 @@ async def measure_requests(setting: Setting, limit: int, *, restarts: bool) -> O
     into = time.time() % 60
     if into > 20:
         await asyncio.sleep(60.05 - into)
-    return await _use_up(setting, {"requests_per_minute": limit}, limit, 1, restarts=restarts)
+    changes = {"keys": _keys({"requests_per_minute": limit})}
+    found = await _use_up(setting, changes, limit, 1, restarts=restarts)
+    minutes = Counter(int(moment // 60) for moment in found.arrivals)
+    found.used = max(minutes.values())
+    return found
+
+
+async def measure_spilling(setting: Setting, requests: int, *, of_a_key: bool, restarts: bool) -> Overshoot:
+    """A budget for what leaves the cluster, of all keys together or of one, by the tokens that the cloud counted."""
+    usd = requests * TOKENS * _TOKEN_USD
+    price = {"prompt": _TOKEN_USD * 1e6, "completion": _TOKEN_USD * 1e6}
+    cloud = {
+        "id": "cloud",
+        "kind": "cloud",
+        "url": "https://cloud.invalid",
+        "zone": "cloud",
+        "models": {"m": "m"},
+        "price": price,
+    }
+    changes: dict[str, Any] = {
+        "zones": {"here": {}, "cloud": {"external": True}},
+        "targets": [cloud],
+        "secret": {"env": CLUSTER_ENV},
+        "keys": _keys({"spill": True, "residency": "any", **({"spill_daily_usd": usd} if of_a_key else {})}),
+        "spill": {} if of_a_key else {"daily_budget_usd": usd},
+    }
+    return await _use_up(setting, changes, requests * TOKENS, TOKENS, restarts=restarts)
 
 
 async def measure_concurrent(setting: Setting, limit: int) -> Overshoot:
@@ -72,12 +107,13 @@ async def measure_concurrent(setting: Setting, limit: int) -> Overshoot:
     return found
 
 
-async def _use_up(setting: Setting, allowance: dict[str, int], limit: int, unit: int, *, restarts: bool) -> Overshoot:
+async def _use_up(setting: Setting, changes: Mapping[str, Any], limit: int, unit: int, *, restarts: bool) -> Overshoot:
     engine = CountingEngine()
     await engine.start()
     found = Overshoot(limit, 0)
+    outside = {"egress": {"url": f"http://127.0.0.1:{engine.port}"}}  # all that is outside: it looks at no pass
     try:
-        async with several_routers(setting, engine.port, keys=_keys(allowance)) as routers:
+        async with several_routers(setting, engine.port, **changes, **outside) as routers:
             started = last = time.monotonic()
             seen = 0
 
@@ -101,11 +137,8 @@ async def _use_up(setting: Setting, allowance: dict[str, int], limit: int, unit:
             found.took_s = time.monotonic() - started
     finally:
         engine.stop()
-    if "requests_per_minute" in allowance:
-        minutes = Counter(int(moment // 60) for moment in engine.arrivals)
-        found.used = max(minutes.values())
-    else:
-        found.used = len(engine.arrivals) * unit
+    found.arrivals = engine.arrivals
+    found.used = len(engine.arrivals) * unit
     return found
 
 
@@ -147,6 +180,6 @@ def _spread(ports: list[int], clients: int) -> list[int]:
     return [ports[0] if number % 2 else ports[1 + number // 2 % (len(ports) - 1)] for number in range(clients)]
 
 
-def _keys(allowance: dict[str, int]) -> list[dict[str, object]]:
+def _keys(allowance: Mapping[str, object]) -> list[dict[str, object]]:
     # A name of its own: in a store that outlives the routers another proof's key is used up.
     return [{"id": f"prove-{secrets.token_hex(4)}", "sha256": hashlib.sha256(KEY.encode()).hexdigest(), **allowance}]

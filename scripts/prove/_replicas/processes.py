@@ -18,6 +18,8 @@ from typing import Any
 from _dataplane.client import ask
 from _dataplane.routers import CHECKOUT, free_port, make_config
 
+CLUSTER_ENV = "TIDEGATE_PROVE_SECRET"
+"""The environment variable in which routers find a secret, where their configuration names it."""
 _CODE = """
 import sys, pathlib
 from deployments.standalone import run
@@ -67,7 +69,7 @@ class Replicas:
     def spawn(self, port: int, admin_port: int) -> subprocess.Popen[bytes]:
         """Start a router on these ports."""
         path = f"{CHECKOUT}{os.pathsep}{CHECKOUT / 'scripts'}"
-        env = {**os.environ, "PYTHONPATH": path, "TIDEGATE_HOME": str(self.home)}
+        env = {**os.environ, "PYTHONPATH": path, "TIDEGATE_HOME": str(self.home), CLUSTER_ENV: "s" * 64}
         command = [sys.executable, "-c", _CODE, str(self.config), str(port), str(admin_port)]
         with (self.home / f"log-{port}").open("ab") as log:
             return subprocess.Popen(command, env=env, cwd=self.home, stdout=log, stderr=log)
