@@ -7,7 +7,8 @@
 | anything else | Azure, BurstGPT, Vidur | a CSV with columns for time, prompt and answer tokens, named as in one of these |
 
 Times of JSON objects are milliseconds where they are whole numbers and seconds where they are not; those of a CSV are seconds or
-dates, or milliseconds in a column whose name says so (`timestamp_ms`). What got no answer (BurstGPT's failures have no tokens of one) is left out.
+dates, or milliseconds in a column whose name says so (`timestamp_ms`). What got no answer (BurstGPT's failures have no tokens of
+one) is left out.
 """
 
 from __future__ import annotations
