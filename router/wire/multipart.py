@@ -1,7 +1,8 @@
 """Reading the one form field the decision needs out of a multipart body (RFC 7578), without touching the file in it.
 
 Two parsers that read one form differently are a way around the decision, so only the plain form every client library writes is
-understood: no preamble, no folded headers, no encoded or repeated names, a proper end. The body is searched, never copied.
+understood: no preamble, no folded headers, no encoded names, none twice but those of lists (`NAME[]`), a proper end. The body is
+searched, never copied.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ _READ = frozenset({"model", "prompt"})
 _BOUNDARY = re.compile(
     rb"""multipart/form-data; ?boundary=(?:"([0-9A-Za-z'()+_,./:=?-]{1,70})"|([0-9A-Za-z'+_.-]{1,70}))\Z""", re.IGNORECASE
 )
-_FILENAME = rb'(?:; ?filename="(?:[^"\\\r\n\x00]|\\[\\"])*")?(?:; ?filename\*=[\x21-\x7e]*)?'
-_DISPOSITION = re.compile(rb'form-data; ?name="([A-Za-z0-9_.\[\]-]{1,64})"' + _FILENAME + rb"\Z", re.IGNORECASE)
+_TOKEN = rb"[A-Za-z0-9_.-]"
+"""What stands without quotes where .NET's `MultipartFormDataContent` needs none."""
+_FILENAME = rb'(?:; ?filename=(?:"(?:[^"\\\r\n\x00]|\\[\\"])*"|' + _TOKEN + rb"+))?(?:; ?filename\*=[\x21-\x7e]*)?"
+_NAMES = rb'(?:"([A-Za-z0-9_.\[\]-]{1,64})"|(' + _TOKEN + rb"{1,64}))"
+_DISPOSITION = re.compile(rb"form-data; ?name=" + _NAMES + _FILENAME + rb"\Z", re.IGNORECASE)
 _NAME = re.compile(rb"[A-Za-z0-9-]{1,64}\Z")
 
 
@@ -72,7 +76,7 @@ def parse_form(body: bytes, content_type: bytes | None) -> Form:
         end = body.find(delimiter, start)
         if end < 0:
             raise _malformed("its end is missing")
-        if name in names:
+        if name in names and not name.endswith(b"[]"):
             raise _malformed("a field stands in it twice")
         names.add(name)
         if name.decode() in _READ:
@@ -104,7 +108,7 @@ def _part_head(body: bytes, at: int) -> tuple[bytes, int]:
     found = _DISPOSITION.match(disposition)
     if found is None:
         raise _malformed("a part has no plain name")
-    return found[1], stop + 4
+    return found[1] or found[2], stop + 4
 
 
 def _field(body: bytes, start: int, end: int) -> str:

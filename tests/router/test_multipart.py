@@ -38,6 +38,21 @@ def test_what_httpx_writes_is_read():
     assert form.fields == {"model": "m"}
 
 
+def test_what_dot_net_writes_is_read():
+    """`MultipartFormDataContent`: quotes around the boundary, none around names that need none."""
+    file = part(b"form-data; name=file; filename=a.wav; filename*=utf-8''a.wav", SOUND)
+    form = parse_form(part(b"form-data; name=model", b"m") + file + END, b'multipart/form-data; boundary="xx"')
+    assert form.fields == {"model": "m"} and form.with_model("w").count(SOUND) == 1
+    assert b"name=model\r\n\r\nw\r\n--xx" in form.with_model("w")
+
+
+def test_only_fields_of_lists_may_stand_there_twice():
+    words, segments = (part(b'form-data; name="timestamp_granularities[]"', value) for value in (b"word", b"segment"))
+    assert parse_form(MODEL + words + segments + END, TYPE).body.count(b"granularities[]") == 2
+    with pytest.raises(ApiError, match="twice"):
+        parse_form(MODEL + part(b'form-data; name="language"', b"de") * 2 + END, TYPE)
+
+
 @pytest.mark.parametrize(
     ("body", "why"),
     [
@@ -48,7 +63,12 @@ def test_what_httpx_writes_is_read():
         (MODEL[:-2], "end is missing"),
         (MODEL + END + b"epilogue", "follows"),
         (MODEL + MODEL + END, "twice"),
-        (part(b"form-data; name=model", b"m") + END, "no plain name"),
+        (part(b'form-data; name=model"', b"m") + END, "no plain name"),
+        (part(b"form-data; name=mo del", b"m") + END, "no plain name"),
+        (part(b"form-data; name=model; name=file", b"m") + END, "no plain name"),
+        (part(b"form-data; name=model; filename=a b", b"m") + END, "no plain name"),
+        (part(b"form-data; name=", b"m") + END, "no plain name"),
+        (part(b"form-data; name=model", b"m") + MODEL + END, "twice"),
         (part(b"form-data; name*=utf-8''model", b"m") + END, "no plain name"),
         (part(b'form-data; name="model"; name="file"', b"m") + END, "no plain name"),
         (part(b'attachment; name="model"', b"m") + END, "no plain name"),
@@ -88,6 +108,9 @@ async def test_a_transcription_goes_to_the_target_for_it_with_the_file_as_it_was
         async with open_front_door({"b": "eu"}, targets=[{**ears, "url": url}, text]) as door:
             client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{door.port}/v1", api_key=KEY, max_retries=0)
             await client.audio.transcriptions.create(model="ears", file=("a.wav", SOUND), prompt="names", language="de")
+            options = {"response_format": "verbose_json", "timestamp_granularities": ["word", "segment"]}
+            await client.audio.transcriptions.create(model="ears", file=('Größe "1".wav', SOUND), **options)
+            assert engines.engines["a"].requests[-1]["raw"].count(b"granularities[]") == 2
             seen = engines.engines["a"].requests[-1]
             assert seen["line"] == "POST /v1/audio/transcriptions HTTP/1.1"
             assert seen["headers"]["content-type"].startswith("multipart/form-data; boundary=")
