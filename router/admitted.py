@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
 """Where `stream_options.include_usage` exists; the other streams carry their usage anyway."""
+_STREAMING_ENDPOINTS = _USAGE_ENDPOINTS | {Endpoint.RESPONSES, Endpoint.MESSAGES}
+"""Where `stream` says what kind of answer is wanted. A form's is not read."""
 
 
 class AdmittedRequest:
@@ -53,6 +55,7 @@ class AdmittedRequest:
         "path",
         "receipt",
         "recording",
+        "streamed",
         "ticket",
         "values",
     )
@@ -91,7 +94,9 @@ class AdmittedRequest:
         """Set for a request of ours within a client's: its receipt is told here instead of being kept."""
         # On the clock of the event loop, which is the monotonic one.
         self.deadline = time.monotonic() + facts.timeout_s if facts.timeout_s else math.inf
-        self.countable = bool(parsed.get("stream")) and path in _USAGE_ENDPOINTS
+        self.streamed = bool(parsed.get("stream")) if path in _STREAMING_ENDPOINTS else None
+        """Whether the answer is to be a stream of events; None: that is the target's to say."""
+        self.countable = bool(self.streamed) and path in _USAGE_ENDPOINTS
         self.keeps_usage = not self.countable or wants_usage(parsed)
         self.asks_usage = self.countable and not self.keeps_usage
 

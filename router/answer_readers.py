@@ -10,7 +10,16 @@ from router.wire.events import EventStream
 from router.wire.exchange import Exchange
 from router.wire.heads import Framing, is_event_stream
 from router.wire.joined_events import JoinedEvents, TrackedEvents
+from router.wire.stream_ends import DONE, MESSAGES, RESPONSES, TRANSCRIPTIONS, StreamEnd
 from router.wire.trail import Trail
+
+_ENDS: dict[str, StreamEnd] = {
+    Endpoint.CHAT: DONE,
+    Endpoint.COMPLETIONS: DONE,
+    Endpoint.MESSAGES: MESSAGES,
+    Endpoint.RESPONSES: RESPONSES,
+    Endpoint.TRANSCRIPTIONS: TRANSCRIPTIONS,
+}
 
 
 def reader_of(exchange: Exchange, admitted: AdmittedRequest, trail: Trail | None) -> EventStream | None:
@@ -23,10 +32,10 @@ def reader_of(exchange: Exchange, admitted: AdmittedRequest, trail: Trail | None
     """
     if not is_event_stream(exchange.headers):
         return RestoredBody(admitted.values) if admitted.values else None
-    countable = admitted.countable and exchange.status == 200
+    end = _ENDS.get(admitted.path) if exchange.status == 200 else None
     if admitted.values:
-        return RestoredEvents(admitted.keeps_usage, admitted.values, countable)
-    return EventStream(admitted.keeps_usage, countable) if trail is None else TrackedEvents(admitted.keeps_usage, trail)
+        return RestoredEvents(admitted.keeps_usage, admitted.values, end)
+    return EventStream(admitted.keeps_usage, end) if trail is None else TrackedEvents(admitted.keeps_usage, trail)
 
 
 def joining_reader(admitted: AdmittedRequest, join: Join, target: Target) -> JoinedEvents:

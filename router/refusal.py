@@ -55,7 +55,7 @@ def break_response(exchange: Exchange, client: DirectRequest, request_id: str, *
         error = ApiError(403, POLICY_REVOKED, f"The policy changed in the middle of the answer ({request_id}).")
     else:
         error = ApiError(502, "upstream_error", f"The target failed in the middle of the answer ({request_id}).")
-    exchange.outbox = [error.event(client.path)]
+    exchange.outbox = [error.event(client.path, exchange.events.next_number)]
     exchange.events.finish()
     exchange.write_events(complete=True)
     client.finish()

@@ -393,7 +393,8 @@ class Serving:
     def _dispatch(self, request: bytes) -> None:
         state, admitted, target = self._state, self._admitted, self._try.choice.target
         timeouts, pool = state.config.timeouts, state.pool
-        exchange = Exchange(self._client, self, request, pool.now(), timeouts.first_byte_s, timeouts.idle_s, admitted.deadline)
+        now, first_byte_s, idle_s = pool.now(), timeouts.first_byte_s, timeouts.idle_s
+        exchange = Exchange(self._client, self, request, now, first_byte_s, idle_s, admitted.deadline, admitted.streamed)
         admitted.ticket.begin(target, self._try.choice.model, exchange)
         pool.send(target.incarnation, target.address, exchange)
 

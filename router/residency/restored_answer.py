@@ -9,6 +9,7 @@ import msgspec
 
 from router.residency.redact import StreamRestorer, restore
 from router.wire.events import EventStream, EventTooLarge
+from router.wire.stream_ends import StreamEnd
 from router.wire.usage_search import usage_in
 
 MAX_BODY = 32 * 1024 * 1024
@@ -21,13 +22,13 @@ class RestoredEvents(EventStream):
     Args:
         keep_usage: whether the client asked for the usage event.
         values: placeholder -> value.
-        due: whether a whole stream of this kind ends in `[DONE]`.
+        end: what a whole stream of this kind ends in; None: it may end anyhow.
     """
 
     __slots__ = ("_restorer",)
 
-    def __init__(self, keep_usage: bool, values: Mapping[str, str], due: bool = False) -> None:
-        super().__init__(keep_usage, due)
+    def __init__(self, keep_usage: bool, values: Mapping[str, str], end: StreamEnd | None = None) -> None:
+        super().__init__(keep_usage, end)
         self._restorer = StreamRestorer(values)
 
     @property

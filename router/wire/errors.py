@@ -49,8 +49,19 @@ class ApiError(Exception):
         except UnicodeEncodeError:
             return _envelope({name: value and value.encode("utf-8", "replace").decode() for name, value in fields.items()}, path)
 
-    def event(self, path: str = "") -> bytes:
-        """The envelope as a server-sent event. Anthropic's clients read it only if it is named: others must not see a name."""
+    def event(self, path: str = "", number: int = 0) -> bytes:
+        """The envelope as a server-sent event. Anthropic's clients read it only if it is named: those of chat and completions
+        must not see a name. `/v1/responses` has the fields beside its type, and numbers its events; OpenAI's own clients only
+        raise for an `error`, so there it has both.
+
+        Args:
+            path: the endpoint.
+            number: the event's `sequence_number`, where events have one.
+        """
+        if path == "/v1/responses":
+            fields = self.fields()
+            data = {**fields, "type": "error", "sequence_number": number, "error": fields}
+            return b"event: error\ndata: %b\n\n" % msgspec.json.encode(data)
         return (b"event: error\ndata: " if _is_anthropic(path) else b"data: ") + self.body(path) + b"\n\n"
 
     def fields(self) -> dict[str, str | None]:

@@ -2,8 +2,8 @@
 
 Usage is asked of every stream, so that every receipt has it; a client that did not ask never sees that event. An engine that
 breaks under a stream says so in an event and ends the stream like a whole one: that event is its death, and not passed on. Text
-is not looked at: an event is parsed only if it has a `"usage"` or an `"error"` key, and a quote inside a JSON string is always
-escaped.
+is not looked at: an event is parsed only if it has a `"usage"` or an `"error"` key or may be the last, and a quote inside a JSON
+string is always escaped.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from typing import Any
 
 import msgspec
 
+from router.wire.json_body import is_one_of
+from router.wire.stream_ends import StreamEnd, next_number
+
 MAX_EVENT_BYTES = 1024 * 1024
 """An event larger than this is not held back for: the stream counts as broken."""
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _ENDINGS = (b"\n\n", b"\r\n\r\n", b"\r\r")
-_DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\][ \t]*(?:[\r\n]|\Z)")
+_DONE = re.compile(rb"(?:\A|[\r\n])(data: ?\[DONE\])[ \t]*(?:[\r\n]|\Z)")
 _THE_REQUESTS = re.compile("invalid|bad_?request|not_?found|validation|unprocessable|content_?filter", re.IGNORECASE)
 """In the type of an error without a status: it is the request's, and any engine would say the same."""
 _CHUNK_OF_EVENTS_END = b"\n\n\r\n"
@@ -59,21 +62,25 @@ class EventStream:
 
     Args:
         keep_usage: whether the client asked for the usage event, and so gets it.
-        due: whether a whole stream of this kind ends in `[DONE]`.
+        end: what a whole stream of this kind ends in; None: it may end anyhow.
     """
 
-    __slots__ = ("_due", "_keep_usage", "_pending", "_started_with", "done", "failed", "usage")
+    __slots__ = ("_due", "_keep_usage", "_last_event", "_latest", "_pending", "_started_with", "done", "failed", "usage")
 
-    def __init__(self, keep_usage: bool, due: bool = False) -> None:
+    def __init__(self, keep_usage: bool, end: StreamEnd | None = None) -> None:
         self._keep_usage = keep_usage
-        self._due = due
+        self._due = end
+        self._last_event = None if end is None else end.pattern
+        """Finds what may be an event that ends the stream."""
+        self._latest = b""
+        """What passed last, where such events are looked for."""
         self._pending = b""
         self._started_with: dict[str, Any] = {}
         """What Anthropic's `message_start` counts: its later events may leave the prompt out."""
         self.usage = b""
         """The latest event that carried usage."""
         self.done = False
-        """True once `[DONE]` has passed."""
+        """True once what ends the stream has passed."""
         self.failed = False
         """True once the engine has said that it cannot go on; nothing passes from there on."""
 
@@ -89,12 +96,28 @@ class EventStream:
         It takes a read that begins between two chunks and answers what goes to the client for it, framing and all; None where
         it has to go the long way after all. Then, and after the long way, ask for it anew.
         """
-        return plain_events if self.empty else None
+        if not self.empty:
+            return None
+        return plain_events if self._last_event is None else self._plain_events
+
+    def _plain_events(self, data: bytes) -> bytes | None:
+        """As `plain_events`, where no event of them ends the stream."""
+        if self._last_event is None or self._last_event.search(data):
+            return None
+        passed = plain_events(data)
+        if passed is not None:
+            self._latest = data
+        return passed
 
     @property
     def cut_short(self) -> bool:
-        """True when a stream that ends here has no `[DONE]` though one was due: it is not whole, whatever its framing says."""
-        return self._due and not self.done and not _DONE.search(self._pending)
+        """True when a stream that ends here lacks the end that was due: it is not whole, whatever its framing says."""
+        return self._due is not None and not self.done and not self._ends_in(self._pending)
+
+    @property
+    def next_number(self) -> int:
+        """The `sequence_number` of the next event, in streams whose events are numbered."""
+        return next_number(self._latest)
 
     def feed(self, piece: bytes) -> bytes:
         """The whole events in what has come so far; what follows the last one waits for its rest.
@@ -117,7 +140,9 @@ class EventStream:
             piece = self._until_error(piece)
         if piece.find(b'"usage"') >= 0:
             piece = self._take_usage(piece)
-        if b"[DONE]" in piece and _DONE.search(piece):
+        if self._last_event is not None:
+            piece = self._until_end(piece)
+        elif b"[DONE]" in piece and _DONE.search(piece):
             self.done = True
         return piece
 
@@ -126,16 +151,48 @@ class EventStream:
         rest, self._pending = self._pending, b""
         return rest
 
+    def _until_end(self, piece: bytes) -> bytes:
+        """Look for the event that ends a stream of typed events. `[DONE]` before it is a failure: clients stop reading."""
+        found = None if self.done or b"[DONE]" not in piece else _DONE.search(piece)
+        told = piece if found is None else piece[: found.start(1)]
+        self.done = self.done or self._ends_in(piece if self._due is not None and self._due.by_done else told)
+        if not self.done and found is not None:
+            self.failed, piece = True, told
+        self._latest = piece or self._latest
+        return piece
+
+    def _ends_in(self, piece: bytes) -> bool:
+        """Whether what ends the stream stands in these events, the last of which may lack its empty line."""
+        if self._due is None or (self._due.by_done and b"[DONE]" in piece and _DONE.search(piece)):
+            return self._due is not None
+        if self._last_event is None or not self._last_event.search(piece):
+            return False
+        found = (_object_in(data_of(event)) for event in _BOUNDARY.split(piece))
+        return any(event is not None and is_one_of(event.get("type"), self._due.types) for event in found)
+
     def _until_error(self, piece: bytes) -> bytes:
         """What comes before the event in which the engine says that it has failed, all where there is none."""
         start = 0
         for boundary in _BOUNDARY.finditer(piece):
             event = piece[start : boundary.end()]
-            if b'"error"' in event and _is_engine_error(event):
+            if b'"error"' in event and self._is_failure(event):
                 self.failed = True
                 return piece[:start]
             start = boundary.end()
         return piece
+
+    def _is_failure(self, event: bytes) -> bool:
+        """Whether an event says that the engine has failed."""
+        parsed = _object_in(data_of(event))
+        if parsed is None:
+            return False
+        kind = parsed.get("type")
+        if self._due is not None and self._due.failure and kind == self._due.failure:
+            answer = parsed.get("response")
+            error = answer.get("error") if isinstance(answer, dict) else None
+            return error is None or _is_engine_error(error)
+        # OpenAI's /v1/responses has the fields of an error beside its type, everybody else within `error`.
+        return _is_engine_error(parsed if kind == "error" and "error" not in parsed else parsed.get("error"))
 
     def _take_usage(self, piece: bytes) -> bytes:
         kept = []
@@ -183,10 +240,8 @@ def _object_in(data: bytes | None) -> dict[str, Any] | None:
     return parsed if isinstance(parsed, dict) else None
 
 
-def _is_engine_error(event: bytes) -> bool:
-    """Whether an event is an error that is not the request's own (vLLM: code 500): somebody else may be able to answer."""
-    parsed = _object_in(data_of(event))
-    error = parsed.get("error") if parsed is not None else None
+def _is_engine_error(error: Any) -> bool:
+    """Whether an error is not the request's own (vLLM: code 500): somebody else may be able to answer."""
     if not isinstance(error, dict):
         return bool(error)
     code = str(error.get("code"))

@@ -87,6 +87,7 @@ class Exchange:
         first_byte_s: how long the first byte of the body may take.
         idle_s: how long a pause between two may be.
         deadline: when the whole request must be over, on the loop's clock.
+        streamed: whether a stream of events was asked for; None: either answer will do.
     """
 
     __slots__ = (
@@ -114,6 +115,7 @@ class Exchange:
         "search",
         "sent",
         "status",
+        "streamed",
         "tail",
         "whole",
     )
@@ -127,6 +129,7 @@ class Exchange:
         first_byte_s: float,
         idle_s: float,
         deadline: float = math.inf,
+        streamed: bool | None = None,
     ) -> None:
         self.client: DirectRequest | _Nobody = client
         self.handler = handler
@@ -159,6 +162,7 @@ class Exchange:
         self.first_byte_deadline = now + first_byte_s
         self.idle_s = idle_s
         self.deadline = deadline
+        self.streamed = streamed
 
     def end(self, ending: Ending) -> None:
         """Settle the exchange; later endings change nothing, and what was written whole is complete."""

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from router.wire.events import EventStream, chunk_at, data_of
+from router.wire.stream_ends import DONE
 from router.wire.trail import Delta, Envelope, StreamChoice, Trail
 
 _TOKEN_IDS = re.compile(rb'"((?:prompt_)?token_ids)"\s*:\s*\[[0-9,\s]*\]')
@@ -40,7 +41,7 @@ class TrackedEvents(EventStream):
     __slots__ = ("_between", "_prefix", "trail")
 
     def __init__(self, keep_usage: bool, trail: Trail) -> None:
-        super().__init__(keep_usage, due=True)
+        super().__init__(keep_usage, DONE)
         self.trail = trail
         # What stands before and after the text of an event, learnt from the stream; never the beginning of one until then.
         self._prefix = self._between = _NEVER
@@ -143,7 +144,7 @@ class JoinedEvents(EventStream):
     __slots__ = ("_again", "_asked_usage", "_chat", "_note", "_watch", "trail")
 
     def __init__(self, keep_usage: bool, trail: Trail, *, chat: bool, again: bool, note: str) -> None:
-        super().__init__(False, due=True)
+        super().__init__(False, DONE)
         self.trail = trail
         self._asked_usage = keep_usage
         self._chat = chat

@@ -17,6 +17,7 @@ import httptools
 
 from router.wire.events import EventTooLarge
 from router.wire.exchange import BROKE, CLOSED, Ending, Exchange
+from router.wire.heads import is_event_stream
 from router.wire.keepalive import watch_target
 from router.wire.usage_search import UsageSearch
 
@@ -28,6 +29,8 @@ MAX_HELD_BODY = 64 * 1024
 MAX_TAIL = 4096
 """How much of a response's end is kept: of a short JSON answer that is all, and of a longer one usage is searched for."""
 NOT_HTTP = "the target's response is not valid HTTP"
+NO_STREAM = "the target's response is no stream, which was asked for"
+UNASKED_STREAM = "the target's response is a stream, which nobody asked for"
 _SMALL = 64
 _FRAMING = (b"content-length", b"transfer-encoding")
 _RECEIVE_BUFFER = 24 * 1024
@@ -135,7 +138,7 @@ class Connection(asyncio.Protocol):
             if self._complete and exchange.events.cut_short:
                 if any(exchange.outbox):
                     exchange.write_events(complete=False)
-                self._refuse(exchange, "the stream ended without [DONE]")
+                self._refuse(exchange, "the stream ended without its last event")
                 return
             exchange.write_events(self._complete)
             aligned = self._between_chunks and data.endswith(b"\r\n") and not self._complete
@@ -241,6 +244,13 @@ class Connection(asyncio.Protocol):
             return
         if not exchange.chunked and exchange.content_length < 0 and exchange.status not in (204, 304):
             self._refuse(exchange, "the target's response does not say where it ends")
+            return
+        if (
+            exchange.status == 200
+            and exchange.streamed is not None
+            and is_event_stream(exchange.headers) is not exchange.streamed
+        ):
+            self._refuse(exchange, NO_STREAM if exchange.streamed else UNASKED_STREAM)
             return
         head = exchange.handler.on_head(exchange)
         exchange.forwarding = head is not None

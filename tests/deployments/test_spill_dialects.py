@@ -163,8 +163,15 @@ def check_shapes(zones: Zones) -> None:
 def ask_everywhere(zones: Zones, rounds: int, wish: str = "hello") -> Counter[tuple[str, str]]:
     """Requests of all three kinds for every dialect, eight at a time; counts kind and outcome."""
     jobs = [(dialect, key) for _ in range(rounds) for dialect in DIALECTS for key in (SPILL, KEPT, TAGGED)]
+
+    def ask(place: int) -> str:
+        streamed = place % 2 == 0
+        return zones.ask(
+            *jobs[place], ("stream" if streamed else "hello") if wish in ("hello", "stream") else wish, stream=streamed
+        )
+
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        outcomes = list(pool.map(lambda job: zones.ask(*job, wish, stream=hash(job) % 2 == 0), jobs))
+        outcomes = list(pool.map(ask, range(len(jobs))))
     zones.check_nothing_restricted_left()
     return Counter((key, outcome) for (_, key), outcome in zip(jobs, outcomes, strict=True))
 

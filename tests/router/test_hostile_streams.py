@@ -16,6 +16,7 @@ import pytest
 
 from router.wire.events import EventStream
 from router.wire.joined_events import JoinedEvents, TrackedEvents
+from router.wire.stream_ends import DONE
 from router.wire.trail import Trail
 from tests.router.hostile_model import ENDS, PIECES, REFUSALS, SPELLINGS, HostileModel, Manner, spell
 from tests.router.simulated_engine import STREAM_HEAD, chunk
@@ -176,7 +177,7 @@ def test_only_an_error_that_is_the_engines_is_its_death(error, fault):
     after = b"data: [DONE]\n\n"
     whole = before + event + after
     for size in (1, 7, len(whole)):
-        events = EventStream(False, due=True)
+        events = EventStream(False, DONE)
         passed = b"".join(events.feed(whole[i : i + size]) for i in range(0, len(whole), size))
         assert passed == (before if fault else whole)
         assert events.failed is fault and events.done is not fault

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from _dataplane import routers
 from _dataplane.client import Connection, request
 from _dataplane.decoder import Decoded, decode, second_opinion
-from _dataplane.mutate import Case, base_json, make_case
+from _dataplane.mutate import Case, base_json, base_stream, make_case
 from _dataplane.scripted import ScriptedEngine
 
 LANES = 16
-OTHER = Case("second answer", base_json(random.Random(7)), [9])
+OTHERS = [Case("second answer", made(random.Random(7)), [9]) for made in (base_json, base_stream)]
+"""By whether a stream is asked for."""
 _ERROR_EVENT = b'data: {"error":'
 
 
@@ -88,10 +89,12 @@ async def _lane(lane: int, router: routers.Router, engine: ScriptedEngine, indic
         case = make_case(index, seed)
         request_id = f"case-{seed}-{index:07d}"
         engine.cases[request_id] = case
+        streamed = b"text/event-stream" in decode(case.data).header(b"content-type").lower()
+        other = OTHERS[streamed]
         if index % 2:  # The router may ask again on a new connection when a kept-alive one breaks: then another answer.
-            engine.again[request_id] = OTHER
+            engine.again[request_id] = other
         old = index % 17 == 0
-        body = {"model": f"m{lane}", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+        body = {"model": f"m{lane}", "stream": streamed, "messages": [{"role": "user", "content": "x"}]}
         data = request(body, routers.KEY, request_id, version=b"1.0" if old else b"1.1")
         try:
             got = await connection.ask(data, version_1_0=old)
@@ -101,7 +104,7 @@ async def _lane(lane: int, router: routers.Router, engine: ScriptedEngine, indic
             got = None
         times = engine.seen.pop(request_id, 0)
         if times > 1 and index % 2:
-            case = OTHER
+            case = other
         clean = got is not None and judge(tally, index, case, got, connection.closed, old)
         if got is not None and got.status and got.header(b"x-request-id") != request_id.encode():
             tally.wrong(index, case, f"the answer of another request: {got.header(b'x-request-id')!r}")
