@@ -64,7 +64,8 @@ def _new_fastapi(title: str) -> FastAPI:
     async def _http_error(request: Request, error: HTTPException) -> Response:
         messages = {404: f"There is nothing at {request.method} {request.url.path}.", 405: "Method not allowed here."}
         message = messages.get(error.status_code, str(error.detail))
-        return _as_response(request, ApiError(error.status_code, "invalid_request", message))
+        allow = (error.headers or {}).get("Allow", "")
+        return _as_response(request, ApiError(error.status_code, "invalid_request", message, allow=allow))
 
     @app.exception_handler(ApiError)
     async def _api_error(request: Request, error: ApiError) -> Response:

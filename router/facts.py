@@ -55,9 +55,9 @@ def gather_facts(
         priority: its class; 0 goes first.
 
     Raises:
-        ApiError: 400 when `model` is missing, `model` or `stream` is of the wrong type, a stored response is asked for, or the
-            body says what engines hand to each other; 404 for a `model` that is no name of the configuration: receipts and the
-            audit log would keep a client's own words.
+        ApiError: 400 when `model` is missing, `model`, `stream` or `include_usage` is of the wrong type, a stored response is
+            asked for, or the body says what engines hand to each other; 404 for a `model` that is no name of the configuration:
+            receipts and the audit log would keep a client's own words.
     """
     model = body.get("model")
     if not isinstance(model, str) or not model:
@@ -67,6 +67,9 @@ def gather_facts(
         raise ApiError(404, "model_not_found", f"{shown} exist or this key may not use it.", param="model")
     if not isinstance(body.get("stream", False), bool | None):
         raise invalid_request("`stream` must be true or false.", param="stream")
+    options = body.get("stream_options")
+    if isinstance(options, dict) and not isinstance(options.get("include_usage"), bool | None):
+        raise invalid_request("`stream_options.include_usage` must be true or false.", param="stream_options")
     if endpoint == Endpoint.RESPONSES:
         _refuse_stored(body)
     if not _ENGINES_OWN.isdisjoint(body):

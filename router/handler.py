@@ -76,7 +76,7 @@ class ModelHandler:
             request_id = fresh_request_id()
         try:
             if request.method != "POST":
-                raise ApiError(405, "invalid_request", f"Use POST for {request.path}.")
+                raise ApiError(405, "invalid_request", f"Use POST for {request.path}.", allow="POST")
             grant, label, tags = identify(state, request.headers, request.peer)
             if grant.max_body_bytes is not None:
                 request.limit = min(request.limit, grant.max_body_bytes)

@@ -26,10 +26,18 @@ _TYPE_OF_STATUS = {
 
 
 class ApiError(Exception):
-    """An answer that is an error. `code` is one of the public contract, `retry_after_s` becomes `Retry-After`."""
+    """An answer that is an error. `code` is one of the public contract, `retry_after_s` becomes `Retry-After`, `allow` (the
+    methods that a path has) `Allow`."""
 
     def __init__(
-        self, status: int, code: str, message: str, *, param: str | None = None, retry_after_s: float | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        allow: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -37,6 +45,7 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.allow = allow
 
     def body(self, path: str = "") -> bytes:
         """The JSON envelope, as the clients of this path expect it: Anthropic's has a type of its own around the same.
@@ -70,7 +79,11 @@ class ApiError(Exception):
         return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers this error asks for: `Retry-After` in whole seconds, at least 1."""
+        """Headers this error asks for: `Retry-After` in whole seconds, at least 1, and what RFC 9110 demands of 401 and 405."""
+        if self.status == 401:
+            return [(b"www-authenticate", b"Bearer")]
+        if self.allow:
+            return [(b"allow", self.allow.encode())]
         if self.retry_after_s is None:
             return []
         return [(b"retry-after", str(max(1, math.ceil(self.retry_after_s))).encode())]

@@ -8,6 +8,7 @@ for 2.7 kB, where a scan for duplicates beside a faster parser cost three times 
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from typing import Any
@@ -74,6 +75,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise invalid_request("The request has no body; send a JSON object.")
     if len(body) > 2 * MAX_CONTAINERS and _has_too_many_parts(body):
         raise invalid_request(f"The body has more than {MAX_VALUES} values, or {MAX_CONTAINERS} arrays and objects.")
+    if body.startswith(codecs.BOM_UTF8):
+        raise invalid_request("The body begins with a byte order mark: send UTF-8 without one.")
     try:
         parsed = _decode(body.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -163,7 +166,8 @@ def replace_model(body: bytes, parsed: dict[str, Any], model: str) -> bytes:
 def ask_for_usage(body: bytes, parsed: dict[str, Any]) -> bytes:
     """`body`, of a streamed request, with `stream_options.include_usage` set; unchanged where it is set already.
 
-    A `stream_options` that is no object stays as it is: the engine's own error is the better one.
+    A `stream_options` that is no object stays as it is: the engine's own error is the better one. `continuous_usage_stats` means
+    nothing to vLLM where usage was not asked for, and so goes: in every event is more than a client is kept from.
     """
     options = parsed.get("stream_options")
     if options is None and "stream_options" not in parsed:
@@ -171,7 +175,8 @@ def ask_for_usage(body: bytes, parsed: dict[str, Any]) -> bytes:
         return body[:start] + b'"stream_options":{"include_usage":true},' + body[start:]
     if wants_usage(parsed) or not isinstance(options, dict | None):
         return body
-    return encode_object({**json.loads(body), "stream_options": {**(options or {}), "include_usage": True}})
+    kept = {name: value for name, value in (options or {}).items() if name != "continuous_usage_stats"}
+    return encode_object({**json.loads(body), "stream_options": {**kept, "include_usage": True}})
 
 
 def wants_usage(parsed: dict[str, Any]) -> bool:

@@ -126,6 +126,9 @@ async def test_usage_is_asked_of_every_stream_and_shown_only_to_who_asked(door):
     declined = await door.chat("stream", stream=True, stream_options={"include_usage": False, "x": 1})
     assert b"usage" not in declined.content
     assert door.engines["a"].requests[-1]["body"]["stream_options"] == {"include_usage": True, "x": 1}
+    # To vLLM this means nothing without the other; with it, every event would have usage in it.
+    await door.chat("stream", stream=True, stream_options={"continuous_usage_stats": True})
+    assert door.engines["a"].requests[-1]["body"]["stream_options"] == {"include_usage": True}
 
 
 async def test_a_second_answer_on_one_request_never_reaches_the_client(door):
@@ -247,11 +250,24 @@ async def test_every_kind_of_bad_request_has_its_error(door):
     assert "more than" in (await refusal(content=b'{"model":"m","x":' + b"[" * 200_000 + b"]" * 200_000 + b"}"))[2]
     assert (await refusal(content=b"x" * (9 << 20)))[:2] == (413, "invalid_request")
     assert (await refusal(content=b"x", headers={"content-encoding": "gzip"}))[:2] == (415, "invalid_request")
+    assert "byte order mark" in (await refusal(content=b'\xef\xbb\xbf{"model":"m"}'))[2]
+    for odd in (1, 0, "true", [], {}):
+        assert "include_usage" in (await refusal(json={**ok, "stream": True, "stream_options": {"include_usage": odd}}))[2]
     assert (await refusal(method="GET"))[0] == 405
     assert (await refusal(url="/v1/nothing"))[0] == 404
     assert (await refusal(method="DELETE", url="/v1/models", headers={"authorization": "Bearer x"}))[0] == 405
     assert door.engines["a"].requests == []
     assert (await door.chat("hello")).status_code == 200
+
+
+async def test_refusals_name_the_methods_and_the_scheme_that_would_do(door):
+    """RFC 9110, sections 15.5.6 and 11.6.1."""
+    for path, allowed in (("/v1/chat/completions", "POST"), ("/v1/messages", "POST"), ("/v1/models", "GET")):
+        response = await door.client.delete(path)
+        assert (response.status_code, response.headers["allow"]) == (405, allowed)
+    for path in ("/v1/chat/completions", "/tidegate/v1/explain"):
+        response = await door.client.post(path, headers={"authorization": "Bearer no"}, json={})
+        assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
 
 
 @pytest.mark.parametrize(
