@@ -67,6 +67,7 @@ class Serving:
         "_trail",
         "_tries",
         "_try",
+        "_unsent",
     )
 
     def __init__(self, state: RouterState, admitted: AdmittedRequest, client: DirectRequest, reserved: Reservation) -> None:
@@ -79,6 +80,8 @@ class Serving:
         self._decision: Decision | None = None
         self._held: Exchange | None = None
         self._tries = 0
+        self._unsent = 0
+        """Tries that a change of policy took back before anything was sent: they count for nothing."""
         self._closed = False
         self._trail: Trail | None = None
         """What a stream that could be carried on has brought so far."""
@@ -165,7 +168,7 @@ class Serving:
 
     def _try_next(self) -> None:
         state = self._state
-        if self._tries >= MAX_ATTEMPTS:
+        if self._tries - self._unsent >= MAX_ATTEMPTS:
             raise ApiError(502, "upstream_error", f"{MAX_ATTEMPTS} targets failed this request.")
         now = time.time()
         if self._tries or self._join is not None:
@@ -195,7 +198,7 @@ class Serving:
             raise as_error(decision.refusal, self._held)
         if audit is not None and not audit.healthy and state.config.audit.when_unwritable == "refuse":
             raise ApiError(503, "overloaded", "Nothing is served while the audit log cannot be written.", retry_after_s=5)
-        if (self._tries or self._join is not None) and not state.retry_budget.withdraw(time.monotonic()):
+        if (self._tries > self._unsent or self._join is not None) and not state.retry_budget.withdraw(time.monotonic()):
             raise ApiError(502, "upstream_error", "A target failed, and the router's retry budget is used up.")
         self._tries += 1
         self._send(decision.chosen, now)
@@ -301,7 +304,7 @@ class Serving:
             self._give_up(exchange)
             return
         if self._try.record.completion_tokens > 0:
-            self._tries = 0
+            self._tries = self._unsent = 0
         try:
             self._join, self._facts = join, join.facts
             self._prepare_retry()
@@ -387,6 +390,7 @@ class Serving:
             self._prepare_retry()
             self._try_next()
         else:
+            self._unsent += 1
             self._try_next()
         return False
 

@@ -314,3 +314,27 @@ async def test_without_a_store_nothing_is_spent_of_a_budget(tmp_path, caplog):
     assert not door.outside.requests
     async with audited(tmp_path / "unbounded", price=DEAR) as door:
         assert (await door.chat(SPILL_KEY, "big")).status_code == 200
+
+
+async def test_policies_that_come_while_an_intent_is_written_take_no_try_from_the_request(tmp_path):
+    async with audited(tmp_path) as door:
+        state = door.router.state
+        assert state.audit is not None
+        announce, left = state.audit.announce, 5
+        state.retry_budget.withdraw = lambda _now: False  # nothing failed, so nothing is tried again
+
+        def change_first(*args: Any) -> None:
+            nonlocal left
+            if left:
+                left -= 1
+                source = PolicySource(state.config.model_dump(mode="json", exclude_none=True), tmp_path)
+                source.offer({"duties": [f"d{left}"]})
+                assert door.router.take_policy(source)
+            announce(*args)
+
+        state.audit.announce = change_first
+        answer = await door.chat(SPILL_KEY, "big")
+        assert answer.status_code == 200 and left == 0 and len(door.outside.requests) == 1
+        attempts = state.receipts.find(answer.headers["x-request-id"])["attempts"]
+        assert [attempt["ending"] for attempt in attempts] == ["not_sent"] * 5 + ["complete"]
+        assert sum(state.fleet.load_of(target.incarnation).inflight for target in state.fleet.membership.targets) == 0
