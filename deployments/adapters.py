@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deployments.vllm_command import option, resolve_source
+from deployments.vllm_command import resolve_source
+from deployments.vllm_options import option
 from router.config import ConfigError, Model
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

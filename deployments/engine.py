@@ -22,7 +22,7 @@ from cluster.reports import ReplicaFacts, encode_report
 from deployments.demand import DemandBook
 from deployments.kv_agent import chunk_key_of
 from deployments.secret import cluster_secret
-from deployments.vllm_command import check_model
+from deployments.vllm_options import check_model
 from deployments.vllm_process import EnginePlan, VllmProcess
 from router.config import Config, Model, Replicas, Secret
 from router.placement.targets import Signals

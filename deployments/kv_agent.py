@@ -20,7 +20,7 @@ import msgspec
 import router
 from cluster.kv.agent import AgentAnswer, AgentPlan
 from cluster.kv.text_profile import TextOptions
-from deployments.vllm_command import option
+from deployments.vllm_options import option
 from router.config import Model
 from router.placement.chunks import derive_chunk_key
 from router.residency.guard import Place

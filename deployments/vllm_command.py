@@ -1,124 +1,29 @@
 """The command line and environment one vLLM server is started with.
 
-Arguments and variables of the user's own go to vLLM as they are; the ones residency rests on are ours, and are refused.
+Arguments and variables of the user's own go to vLLM as they are, once `deployments.vllm_options` has looked at them.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import router
+from deployments.vllm_options import LOG_LEVEL, OUR_ENV, option, tells_all
 from router.config import ConfigError, Model, home
 from router.residency.guard import ENV_INCARNATION, ENV_KEY, ENV_PLACE, ENV_POLICY, Place
 
 GUARD = "router.residency.engine_guard.EngineGuard"
 
-_OURS = {
-    "host": "the engine listens on its node's address",
-    "port": "every engine gets a free port of its own",
-    "uds": "the engine listens on its node's address",
-    "model": "`source` names it",
-    "served-model-name": "`id` names it",
-    "middleware": "the guard must be the outermost one",
-    "api-key": "the guard asks for a pass instead",
-    "root-path": "passes are issued for plain paths",
-    "config": "arguments in a file could not be checked; write them in `args`",
-    "grpc": "it would open a port without a guard",
-    "grpc-port": "it would open a port without a guard",
-    "headless": "it would have no address to serve on",
-    "ssl-keyfile": "the router speaks plain HTTP to its engines",
-    "ssl-certfile": "the router speaks plain HTTP to its engines",
-    "ssl-ca-certs": "the router speaks plain HTTP to its engines",
-    "ssl-cert-reqs": "the router speaks plain HTTP to its engines",
-    "ssl-ciphers": "the router speaks plain HTTP to its engines",
-    "enable-ssl-refresh": "the router speaks plain HTTP to its engines",
-    "enable-log-requests": "prompts do not belong into a log",
-    "enable-log-outputs": "answers do not belong into a log",
-    "log-config-file": "it could switch logs of requests on",
-    "logging-config": "it could switch logs of requests on",
-    "tool-server": "what the model hands to its tools would leave the engine past every label",
-}
-_OUR_ENV = {
-    ENV_KEY: "the guard's own",
-    ENV_INCARNATION: "the guard's own",
-    ENV_PLACE: "the guard's own",
-    ENV_POLICY: "the guard's own",
-    "VLLM_API_KEY": "the guard asks for a pass instead",
-    "VLLM_USE_RUST_FRONTEND": "that front end loads no guard",
-    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "answers do not belong into a log",
-    "VLLM_LOGGING_CONFIG_PATH": "it could switch logs of requests on",
-}
 _KEEP_ALIVE_S = "120"
 """vLLM closes an idle connection after 5 s, which is just when the router may be writing the next request into it."""
 _QUEUED = "max-num-queued-reqs"
 _MOST_QUEUED = 4096
 """Requests that an engine has unfinished at most: the last line, far behind the router's own queue."""
 _CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-
-
-def check_model(model: Model) -> None:
-    """Refuse arguments and environment variables that tidegate itself has to set, before anything starts.
-
-    Raises:
-        ConfigError: names the model, the argument, and why it is not the user's to give.
-    """
-    where = f"models: `{model.id}`"
-    if model.args and not model.args[0].startswith("-"):
-        raise ConfigError(f"{where}: args: `{model.args[0]}` is no option; the model itself goes into `source`")
-    for argument in model.args:
-        if argument.startswith("--"):
-            _check_argument(argument[2:].split("=", 1)[0].split(".", 1)[0].replace("_", "-"), f"{where}: args: `{argument}`")
-    _check_kv_events(model.args, where)
-    for name in model.env:
-        if name in _OUR_ENV:
-            raise ConfigError(f"{where}: env: `{name}` cannot be set here: {_OUR_ENV[name]}")
-
-
-def _check_argument(name: str, where: str) -> None:
-    name = name.removeprefix("no-")
-    for ours, reason in _OURS.items():
-        # argparse takes any unambiguous beginning of an option for the option, so a beginning collides as well.
-        if name == ours or (name and ours.startswith(name)):
-            raise ConfigError(f"{where} cannot be given (`--{ours}` is set by tidegate): {reason}. Remove it.")
-
-
-def _check_kv_events(args: Sequence[str], where: str) -> None:
-    """KV events carry the token ids of every prompt, so they may be published on a unix socket only."""
-    for argument in args:
-        name, dot, _ = argument.partition("=")[0].replace("_", "-").partition(".")
-        # vLLM takes a beginning of the option for the option: read by its full name alone it would go unchecked.
-        if len(name) > 2 and "--kv-events-config".startswith(name) and (dot or name != "--kv-events-config"):
-            raise ConfigError(f"{where}: args: give `--kv-events-config` in full and as one JSON object")
-    text = option(args, "kv-events-config")
-    if text is None:
-        return
-    try:
-        settings = json.loads(text)
-        endpoints = [settings.get("endpoint"), settings.get("replay_endpoint") or "ipc://"]
-    except (ValueError, AttributeError):
-        raise ConfigError(f"{where}: args: `--kv-events-config` is not a JSON object") from None
-    if settings.get("publisher") == "null" or settings.get("enable_kv_cache_events") is False:
-        return
-    if not all(isinstance(endpoint, str) and endpoint.startswith("ipc://") for endpoint in endpoints):
-        raise ConfigError(
-            f"{where}: args: `--kv-events-config` publishes every prompt's tokens: its `endpoint` must be a unix "
-            f"socket (`ipc:///path`)"
-        )
-
-
-def option(args: Sequence[str], name: str, *short: str) -> str | None:
-    """The last value of `--name VALUE` or `--name=VALUE` in vLLM arguments (`_` counts as `-`), or None."""
-    value = None
-    for i, argument in enumerate(args):
-        key, equals, inline = argument.partition("=")
-        if (key.startswith("--") and key[2:].replace("_", "-") == name) or key in short:
-            value = inline if equals else args[i + 1] if i + 1 < len(args) else None
-    return value
 
 
 def slots_of(args: Sequence[str]) -> int:
@@ -209,8 +114,10 @@ def build_env(
         inherited: the replica's own environment; `os.environ` by default.
     """
     env = dict(os.environ if inherited is None else inherited)
-    for name in (*withhold, *_OUR_ENV):
+    for name in (*withhold, *OUR_ENV):
         env.pop(name, None)
+    if tells_all(env.get(LOG_LEVEL, "INFO")):
+        del env[LOG_LEVEL]
     env |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     env.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", _KEEP_ALIVE_S)
     if Path(source).is_absolute():

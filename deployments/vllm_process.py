@@ -25,7 +25,8 @@ from deployments import leash
 from deployments.adapters import adapter_arguments
 from deployments.engine_errors import EngineStartError, explain_start_failure
 from deployments.kv_agent import KvAgent, make_sockets, plan_agent, remove_sockets
-from deployments.vllm_command import build_argv, build_env, check_model, guard_env, resolve_source, slots_of
+from deployments.vllm_command import build_argv, build_env, guard_env, resolve_source, slots_of
+from deployments.vllm_options import check_model
 from router.config import ConfigError, Model, home
 from router.placement.targets import Signals
 from router.residency.guard import PASS_HEADER, GuardPolicy, Pass, Place, issue_pass

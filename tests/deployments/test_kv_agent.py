@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from deployments.kv_agent import KvAgent, chunk_key_of, make_sockets, plan_agent, remove_sockets
-from deployments.vllm_command import build_argv, check_model
+from deployments.vllm_command import build_argv
+from deployments.vllm_options import check_model
 from router.config import Model
 from router.residency.guard import Place
 from tests.cluster.tokenizers_for_tests import byte_level

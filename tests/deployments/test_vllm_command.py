@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments.vllm_command import build_argv, build_env, check_model, guard_env, option, resolve_source, slots_of
+from deployments.vllm_command import build_argv, build_env, guard_env, resolve_source, slots_of
+from deployments.vllm_options import check_model, option
 from router.config import ConfigError, Model
 from router.residency.guard import ENV_INCARNATION, ENV_KEY, ENV_PLACE, Place
 
@@ -47,12 +48,91 @@ def test_what_is_ours_is_refused_by_name(argument):
     assert f"`{argument}`" in str(caught.value) and "`m`" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "argument",
+    ["--data-parallel-address=10.0.0.2", "--data_parallel_rpc_port", "--data-parallel-hybrid-lb", "--data-parallel-size-local=1",
+     "--nnodes", "--nnod=2", "--node-rank", "--master-addr", "--master-po=1", "-n", "-n2", "-n=2",
+     "-r", "-dpa", "-dpl=1", "-dpm"],
+)  # fmt: skip
+def test_no_part_of_an_engine_stands_on_another_node(argument):
+    with pytest.raises(ConfigError, match="its own node"):
+        check_model(model("--data-parallel-size", "2", argument, "1"))
+    for name in ("VLLM_DP_SIZE", "VLLM_DP_MASTER_IP"):
+        with pytest.raises(ConfigError, match=name):
+            check_model(model(env={name: "2"}))
+        assert name not in build_env(model(), "x", {}, cpus=1, gpus=1, inherited={name: "2"})
+
+
+@pytest.mark.parametrize(
+    ("args", "fine"),
+    [
+        (["--distributed-executor-backend", "mp"], True),
+        (["--distributed-executor-backend", "ray"], False),
+        (["--distributed_exec=RAY"], False),
+        (["--data-parallel-backend=ray"], False),
+        (["-dpb", "ray"], False),
+        (["-dpb", "mp", "-dp", "2", "-tp=2"], True),
+        (["--kv-offloading-size", "8", "--kv-offloading-backend", "native"], True),
+        (["--kv-offloading-backend", "lmcache"], False),
+        (["--uvicorn-log-level", "info"], True),
+        (["--uvicorn-log", "trace"], False),
+        (["--log-level", "INFO"], True),
+        (["--log-level=debug"], False),
+        (["--log-l", "NOTSET"], False),
+    ],
+)
+def test_an_option_that_may_have_most_values_is_refused_with_the_others(args, fine):
+    if fine:
+        check_model(model(*args))
+    else:
+        with pytest.raises(ConfigError, match="cannot be `"):
+            check_model(model(*args))
+
+
+def test_a_log_level_at_which_whole_requests_are_logged_is_refused_and_not_inherited():
+    with pytest.raises(ConfigError, match="whole requests"):
+        check_model(model(env={"VLLM_LOGGING_LEVEL": "debug"}))
+    check_model(model(env={"VLLM_LOGGING_LEVEL": "warning"}))
+    for level, kept in (("DEBUG", False), ("5", False), ("INFO", True)):
+        env = build_env(model(), "x", {}, cpus=1, gpus=1, inherited={"VLLM_LOGGING_LEVEL": level})
+        assert ("VLLM_LOGGING_LEVEL" in env) is kept
+
+
+@pytest.mark.parametrize(
+    ("option_name", "value", "fine"),
+    [
+        ("--kv-transfer-config", '{"kv_connector":"OffloadingConnector","kv_role":"kv_both"}', True),
+        ("--kv-transfer-config", '{"kv_connector":"SimpleCPUOffloadConnector","kv_connector_extra_config":{"a":1}}', True),
+        ("--kv-transfer-config", '{"kv_connector":"NixlConnector","kv_role":"kv_both"}', False),
+        ("--kv-transfer-config", '{"kv_connector":"LMCacheConnectorV1"}', False),
+        ("--kv-transfer-config", '{"kv_connector":"OffloadingConnector","kv_connector_module_path":"my.code"}', False),
+        (
+            "--kv-transfer-config",
+            '{"kv_connector":"OffloadingConnector","kv_connector_extra_config":{"spec_name":"TieringOffloadingSpec"}}',
+            False,
+        ),
+        ("--kv-transfer-config", "[]", False),
+        ("--kv-transfer-conf", '{"kv_connector":"OffloadingConnector"}', False),
+        ("--kv-transfer-config.kv_connector", "NixlConnector", False),
+        ("--ec-transfer-config", '{"ec_connector":"ECCPUConnector"}', True),
+        ("--ec-transfer-config", '{"ec_connector":"ECMooncakeConnector"}', False),
+    ],
+)
+def test_what_was_computed_of_prompts_stays_on_the_engines_node(option_name, value, fine):
+    for args in ([option_name, value], [f"{option_name.replace('-', '_').replace('__', '--')}={value}"]):
+        if fine:
+            check_model(model(*args))
+        else:
+            with pytest.raises(ConfigError, match=r"(kv|ec)-transfer-config"):
+                check_model(model(*args))
+
+
 def test_a_value_that_looks_like_a_model_is_refused():
     with pytest.raises(ConfigError, match="`org/other` is no option"):
         check_model(model("org/other"))
 
 
-@pytest.mark.parametrize("name", [*GUARD_ENV, "VLLM_API_KEY", "VLLM_USE_RUST_FRONTEND"])
+@pytest.mark.parametrize("name", [*GUARD_ENV, "VLLM_API_KEY", "VLLM_USE_RUST_FRONTEND", "VLLM_MEDIA_CACHE"])
 def test_variables_that_would_open_the_guard_are_refused(name):
     with pytest.raises(ConfigError, match=name):
         check_model(model(env={name: "1"}))
