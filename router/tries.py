@@ -9,10 +9,11 @@ from router.decision import Choice, Facts
 from router.joining import Join
 from router.ledger.cost import cost_usd
 from router.ledger.receipts import Attempt, Receipt, read_usage
-from router.placement.targets import Target
+from router.placement.targets import Endpoint, Target
 from router.residency.inflight import POLICY_REVOKED
 from router.state import RouterState
 from router.wire.exchange import DEADLINE, Ending, Exchange
+from router.wire.heads import METADATA
 from router.wire.trail import Trail
 
 
@@ -79,7 +80,7 @@ class Try:
             record.completion_tokens = trail.delivered
         answered = ending.complete and exchange.status < 400
         if ending.complete:
-            read_usage(receipt, exchange.events.usage if exchange.events is not None else exchange.tail)
+            read_usage(receipt, _counts_of(exchange, self._admitted.path))
         output_tokens = receipt.completion_tokens if answered and join is None and receipt.completion_tokens > 0 else 0
         cost = _cost_outside(self.choice.target, exchange, ending, receipt)
         state.fleet.end(self._booking, now, completed=answered, output_tokens=output_tokens, cost_usd=cost)
@@ -102,6 +103,15 @@ def _cost_outside(target: Target, exchange: Exchange, ending: Ending, receipt: R
     if not ending.complete or receipt.prompt_tokens < 0:
         return None
     return cost_usd(target.price, receipt.prompt_tokens, max(0, receipt.completion_tokens))
+
+
+def _counts_of(exchange: Exchange, path: str) -> bytes:
+    """Where an answer counts its tokens."""
+    if exchange.events is not None:
+        return exchange.events.usage
+    if path == Endpoint.EMBEDDINGS:
+        return next((value for name, value in exchange.headers if name == METADATA), exchange.tail)
+    return exchange.tail
 
 
 def _is_targets_fault(exchange: Exchange, ending: Ending) -> bool:

@@ -13,7 +13,9 @@ from router.residency.guard import PASS_HEADER
 TARGET_HEADER = "x-tidegate-target"
 JSON = b"application/json"
 _UPWARD = frozenset({b"accept", b"traceparent", b"tracestate"})
-_DOWNWARD = frozenset({b"content-type", b"cache-control", b"retry-after"})
+METADATA = b"metadata"
+"""Of vectors in binary, vLLM says here which bytes are whose, of which type and shape, and the usage."""
+_DOWNWARD = frozenset({b"content-type", b"cache-control", b"retry-after", METADATA})
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 

@@ -24,7 +24,9 @@ from router.wire.usage_search import UsageSearch
 if TYPE_CHECKING:
     from router.wire.pool import Pool
 
-MAX_RESPONSE_HEAD = 64 * 1024
+MAX_RESPONSE_HEAD = 512 * 1024
+"""vLLM describes each vector of a binary answer in a header, in some 120 bytes: with less than this, a client's long list of
+texts would look like a fault of the target."""
 MAX_HELD_BODY = 64 * 1024
 MAX_TAIL = 4096
 """How much of a response's end is kept: of a short JSON answer that is all, and of a longer one usage is searched for."""
@@ -163,7 +165,7 @@ class Connection(asyncio.Protocol):
             return None
         if not self._feed(exchange, data):
             return None
-        split = head.find(b"\r\n\r\n")
+        split = head.find(b"\r\n\r\n", max(0, len(head) - len(data) - 3))
         if split < 0:
             if len(head) > MAX_RESPONSE_HEAD:
                 self._refuse(exchange, "the target's response head is too large")

@@ -159,7 +159,7 @@ def _two_responses(data: bytes, rng: random.Random) -> bytes:
 
 def _head_flood(data: bytes, rng: random.Random) -> bytes:
     at = data.index(b"\r\n") + 2
-    count, size = rng.choice([(150, 10), (2_000, 40), (1, 100_000), (1, 20_000)])
+    count, size = rng.choice([(150, 10), (2_000, 40), (1, 600_000), (1, 20_000)])
     return data[:at] + b"".join(b"x-%d: %b\r\n" % (i, b"a" * size) for i in range(count)) + data[at:]
 
 
