@@ -17,8 +17,12 @@ MAX_PART_HEAD = 2048
 MAX_FIELD_BYTES = 64 * 1024
 """Limit of the fields that are read; others may be as long as the body."""
 _READ = frozenset({"model", "prompt"})
+_CHARSET = rb"""charset="?utf-8"?"""
+"""Spring and Apache's HttpClient write it, before the boundary or behind it; names and values are read as UTF-8 anyway."""
 _BOUNDARY = re.compile(
-    rb"""multipart/form-data; ?boundary=(?:"([0-9A-Za-z'()+_,./:=?-]{1,70})"|([0-9A-Za-z'+_.-]{1,70}))\Z""", re.IGNORECASE
+    rb"""multipart/form-data; ?(?:%b; ?)?boundary=(?:"([0-9A-Za-z'()+_,./:=?-]{1,70})"|([0-9A-Za-z'+_.-]{1,70}))(?:; ?%b)?\Z"""
+    % (_CHARSET, _CHARSET),
+    re.IGNORECASE,
 )
 _TOKEN = rb"[A-Za-z0-9_.-]"
 """What stands without quotes where .NET's `MultipartFormDataContent` needs none."""

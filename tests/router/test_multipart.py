@@ -46,6 +46,20 @@ def test_what_dot_net_writes_is_read():
     assert b"name=model\r\n\r\nw\r\n--xx" in form.with_model("w")
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        b"multipart/form-data;charset=UTF-8;boundary=xx",
+        b'multipart/form-data; boundary="xx"; charset=utf-8',
+        b'multipart/form-data; charset="UTF-8"; boundary=xx',
+    ],
+)
+def test_what_spring_and_apaches_client_write_is_read(kind: bytes):
+    model = part(b'form-data; name="model"', b"m", b"Content-Type: text/plain;charset=UTF-8", b"Content-Length: 1")
+    form = parse_form(model + FILE + END, kind)
+    assert form.fields == {"model": "m"} and form.content_type == kind
+
+
 def test_only_fields_of_lists_may_stand_there_twice():
     words, segments = (part(b'form-data; name="timestamp_granularities[]"', value) for value in (b"word", b"segment"))
     assert parse_form(MODEL + words + segments + END, TYPE).body.count(b"granularities[]") == 2
@@ -91,7 +105,15 @@ def test_what_could_be_read_in_two_ways_is_refused(body: bytes, why: str):
 
 
 @pytest.mark.parametrize(
-    "kind", [None, b"application/json", b"multipart/form-data", TYPE + b"; boundary=yy", b"multipart/form-data; boundary=a b"]
+    "kind",
+    [
+        None,
+        b"application/json",
+        b"multipart/form-data",
+        TYPE + b"; boundary=yy",
+        b"multipart/form-data; boundary=a b",
+        TYPE + b"; charset=utf-16",
+    ],
 )
 def test_anything_but_a_form_is_refused(kind: bytes | None):
     with pytest.raises(ApiError) as caught:
