@@ -11,7 +11,7 @@ from router.state import RouterState
 from router.wire.direct import DirectRequest
 from router.wire.errors import ApiError, error_headers
 from router.wire.events import EventStream
-from router.wire.exchange import Exchange
+from router.wire.exchange import DEADLINE, Exchange
 
 _log = logging.getLogger("tidegate.router")
 HOLD_STATUS = frozenset({301, 302, 303, 307, 308, 401, 403, 429})
@@ -42,6 +42,15 @@ def fail(state: RouterState, request: DirectRequest, error: Exception, request_i
         refuse(state, request, answer, request_id)
 
 
+def broken_error(failure: str, request_id: str) -> ApiError:
+    """What a client is told of an answer that broke, by the exchange's `failure`."""
+    if failure == POLICY_REVOKED:
+        return ApiError(403, POLICY_REVOKED, f"The policy changed in the middle of the answer ({request_id}).")
+    if failure == DEADLINE:
+        return ApiError(504, "deadline_exceeded", f"The request's deadline passed in the middle of the answer ({request_id}).")
+    return ApiError(502, "upstream_error", f"The target failed in the middle of the answer ({request_id}).")
+
+
 def break_response(exchange: Exchange, client: DirectRequest, request_id: str, *, joined: bool) -> None:
     """End a response whose target died: an SSE error event where one fits, and never anything that looks like success."""
     if client.gone:
@@ -51,10 +60,7 @@ def break_response(exchange: Exchange, client: DirectRequest, request_id: str, *
     if exchange.events is None or exchange.events.done:
         client.abort()
         return
-    if exchange.failure == POLICY_REVOKED:
-        error = ApiError(403, POLICY_REVOKED, f"The policy changed in the middle of the answer ({request_id}).")
-    else:
-        error = ApiError(502, "upstream_error", f"The target failed in the middle of the answer ({request_id}).")
+    error = broken_error(exchange.failure, request_id)
     exchange.outbox = [error.event(client.path, exchange.events.next_number)]
     exchange.events.finish()
     exchange.write_events(complete=True)

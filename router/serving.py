@@ -24,7 +24,7 @@ from router.ledger.writer import AuditUnavailable
 from router.placement.targets import CLOUD, Endpoint, View
 from router.prefilling import Prefilling, wants_prefill
 from router.prefixes import FILLS_CACHE
-from router.refusal import HOLD_STATUS, as_error, break_response, fail, refuse
+from router.refusal import HOLD_STATUS, as_error, break_response, broken_error, fail, refuse
 from router.residency.inflight import POLICY_REVOKED
 from router.response_cache.turn import CacheTurn, turn_for
 from router.screen import shortlist
@@ -281,7 +281,7 @@ class Serving:
         if facts.timeout_s:
             timeout_s = self._admitted.deadline - time.monotonic()
             if timeout_s <= 0:
-                raise ApiError(504, "upstream_error", "The request's deadline passed before the first byte.")
+                raise ApiError(504, "deadline_exceeded", "The request's deadline passed before the first byte.")
         failed = self._try.choice.target
         self._state.metrics.retried(failed.id)
         self._facts = replace(facts, excluded=facts.excluded | {failed.incarnation}, timeout_s=timeout_s)
@@ -416,8 +416,8 @@ class Serving:
         elif ending.complete:
             self._try.count_answer(receipt)
         else:
-            broken = POLICY_REVOKED if exchange.failure == POLICY_REVOKED else "upstream_error"
-            receipt.code = broken if ending is Ending.BROKEN_AFTER else "client_gone"
+            broken = broken_error(exchange.failure, self._admitted.request_id)
+            receipt.code = broken.code if ending is Ending.BROKEN_AFTER else "client_gone"
         self._close()
         if ending.complete and not gone:
             self._client.finish()

@@ -367,9 +367,10 @@ async def test_a_request_leaves_no_reference_cycle_behind(door):
 
 async def test_a_deadline_ends_a_request_before_and_after_its_first_byte(door):
     late = await door.chat("hang", headers={"x-request-timeout-ms": "300"})
-    assert (late.status_code, late.json()["error"]["code"]) == (504, "upstream_error")
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
     stalled = await door.chat("stall", stream=True, headers={"x-request-timeout-ms": "300"})
-    assert '"upstream_error"' in stalled.text and "[DONE]" not in stalled.text
+    assert '"deadline_exceeded"' in stalled.text and "[DONE]" not in stalled.text
+    assert door.receipt(late)["code"] == door.receipt(stalled)["code"] == "deadline_exceeded"
     in_time = await door.chat("hello", headers={"x-request-timeout-ms": "5000"})
     assert in_time.status_code == 200, "another client's short deadline does not take the target away"
     for wrong in ("0", "-1", "1.5", "soon", "999999999"):

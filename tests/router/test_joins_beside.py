@@ -46,7 +46,7 @@ async def test_a_deadline_within_the_join_ends_the_stream_with_an_error():
         response = await door.client.post(CHAT, json=body_of(CHAT, "bb"), headers={"x-request-timeout-ms": "700"})
         answer, receipt = Answer(response.text), door.receipt(response)
         assert answer.text and answer.error and not answer.done
-        assert receipt["code"] == "upstream_error" and len(receipt["attempts"]) == 2
+        assert receipt["code"] == "deadline_exceeded" and len(receipt["attempts"]) == 2
         assert receipt["completion_tokens"] == receipt["attempts"][0]["completion_tokens"] > 0
 
 
