@@ -345,7 +345,7 @@ def _chose(best: _Scored, basis: _Basis, question: _Question, reason: str, model
         cost = spill_cost_usd(entry.target, facts)
     else:
         work = Work(
-            prefill_s=seen.prefill_s,
+            prefill_s=seen.added_s,
             ttft_s=seen.ttft_s,
             tau_s=question.ask.tau_s,
             prompt_tokens=facts.prompt_tokens,

@@ -15,6 +15,8 @@ from router.placement.targets import FRESH_S, LONG_S, Load, Work
 _FIRST_OBSERVATIONS = 8
 """The first observations of a slowdown count more: an engine nobody has calibrated can be off by tens."""
 _STEADY = 0.05
+_LEAST_PREFILLS = 0.5
+"""First tokens teach how fast prefills go where these are at least so much of the wait that was predicted."""
 _HARM_MEMORY = 0.998
 """What is left of an answer's weight after the next one, where the harm of prefills is learned: it is that of the last 500."""
 _ALIKE = 1.4
@@ -26,7 +28,18 @@ _MOST_CHANGE, _LEAST_CHANGE = 3.0, 1 / 3.0
 class Entry:
     """One request's share of a target's books."""
 
-    __slots__ = ("context", "first_at", "first_clock", "kv_tokens", "peers", "pressure", "started_at", "work")
+    __slots__ = (
+        "context",
+        "first_at",
+        "first_clock",
+        "kv_tokens",
+        "peers",
+        "prefills_s",
+        "pressure",
+        "slowdown",
+        "started_at",
+        "work",
+    )
 
     def __init__(self, work: Work, now: float, peers: bool) -> None:
         self.work = work
@@ -38,6 +51,11 @@ class Entry:
         self.first_clock = 0.0
         self.peers = peers
         """True when another router sent it and told us."""
+        self.prefills_s = 0.0
+        """Seconds of prefill, its own and those booked before it: what the rest of its predicted first token waits for is a slot,
+        or others' requests."""
+        self.slowdown = 1.0
+        """The slowdown it was predicted with: many answers later, when its first byte teaches, another one may hold."""
         self.pressure = 0.0
         """What its prefill puts on the answers that were there before it (`router.placement.predict.pressure`)."""
 
@@ -164,6 +182,8 @@ class TargetBook:
         """A request is about to be sent."""
         work = entry.work
         entry.pressure = pressure(work.prefill_s, load.inflight + load.foreign - 1)
+        entry.slowdown = load.slowdown or 1.0
+        entry.prefills_s = load.wait_s(now) + work.prefill_s
         if not self._queue:
             self._age(now)
             self._front_since = now
@@ -210,8 +230,14 @@ class TargetBook:
             self._fresh_at = now
 
     def _learned_first(self, entry: Entry, load: Load, now: float) -> float:
-        """The slowdown after a first byte of our own, by the wait it was given and the wait it had."""
-        implied = (load.slowdown or 1.0) * (now - entry.started_at) / max(1e-4, entry.work.ttft_s)
+        """The slowdown after a first byte of our own, by the wait it was given and the wait it had.
+
+        A wait for a slot, for KV blocks or for others' requests says nothing of how fast prefills go. It does not shrink with
+        what is learned either: where it is most of the wait, each one that was shorter would lower the slowdown, down to nothing.
+        """
+        if entry.prefills_s < _LEAST_PREFILLS * entry.work.ttft_s:
+            return load.slowdown
+        implied = entry.slowdown * (now - entry.started_at) / max(1e-4, entry.work.ttft_s)
         return self._prefill.observe(implied, self.shared.prefill)
 
     def learned_pace(self, entry: Entry, load: Load, tokens: int, now: float) -> float:

@@ -58,12 +58,16 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
 
 
 class Forecast(msgspec.Struct, frozen=True, gc=False):
-    """Seconds: to the first token, of own prefill, per answer token; and the price of placing the request there."""
+    """Seconds: to the first token, of own prefill, per answer token; and the price of placing the request there.
+
+    `added_s` are those by which the prefills booked there grow: less than its own where it shares their steps.
+    """
 
     ttft_s: float
     prefill_s: float
     pace_s: float
     cost: float
+    added_s: float = 0.0
 
 
 def pressure(prefill_s: float, beside: int) -> float:
@@ -115,7 +119,8 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
     prompt, output, tau = ask.prompt_tokens, ask.output_tokens, ask.tau_s
     # The last prompt token is always computed.
     uncached = prompt - cached if cached < prompt else 1
-    prefill = slowdown * profile.prefill_s(uncached, prompt - uncached, decoding, load.context_tokens)
+    held, context = prompt - uncached, load.context_tokens
+    prefill = slowdown * profile.prefill_s(uncached, held, decoding, context)
     wait = load.clear_at - now
     if wait < load.queue_s:
         wait = load.queue_s
@@ -123,7 +128,10 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
         wait += waiting * (load.ttft_s or prefill)
     kv_tokens = profile.kv_tokens
     if ahead >= (target.slots or profile.slots) or load.foreign or (kv_tokens and load.kv_tokens + uncached + output > kv_tokens):
-        wait += _wait_for_room(target, profile, load, uncached + output)
+        # Those ahead wait for room as well, and their prefills are computed as it comes free.
+        room = _wait_for_room(target, profile, load, uncached + output)
+        if wait < room:
+            wait = room
     # Seconds per answer token while the share `busy` of the engine's time goes into steps that are full of prefill.
     per_context = profile.per_context
     step = profile.overhead + per_context * (load.context_tokens + prompt)
@@ -136,12 +144,17 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
     if busy > _MOST_BUSY:
         busy = _MOST_BUSY
     pace = decode if chunk <= decode else 1.0 / (busy / chunk + (1.0 - busy) / decode)
-    price = 1.0 + _OWN_WORK + _DECODE_DELAY * decoding + _QUEUE_DELAY * queued
+    # Behind other prefills a short prompt takes the rest of a step that is computed anyway.
+    booked = prefill
+    if wait > 0.0:
+        added = slowdown * profile.added_s(uncached, held, decoding, context)
+        booked = added if wait > prefill - added else prefill - wait
+    price = _OWN_WORK + _DECODE_DELAY * decoding + _QUEUE_DELAY * queued
     if load.fresh:
         age = now - load.fresh_at
         # As in the books: while prefills run there, answers do not age.
         price += _FRESH_DELAY * (load.fresh if age <= 0.0 or load.unstarted else load.fresh * exp(-age / FRESH_S))
-    cost = wait + prefill * price + _PACE * output * (pace + per_context * prompt * decoding)
+    cost = wait + booked + prefill * price + _PACE * output * (pace + per_context * prompt * decoding)
     bearable = _PACE_FROM * ask.tpot_s
     if pace > bearable:
         cost += _PACE_LIMIT * output * (pace - bearable)
@@ -152,7 +165,7 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
         pace_long = 1.0 / (busy / chunk + (1.0 - busy) / decode)
         if pace_long > bearable:
             cost += _LONG_PACE_LIMIT * output * (pace_long - bearable)
-    return Forecast(wait + prefill, prefill, pace, cost)
+    return Forecast(wait + booked, prefill, pace, cost, booked)
 
 
 def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cached: Mapping[int, int], now: float) -> list[float]:

@@ -67,6 +67,16 @@ class EngineProfile(msgspec.Struct, frozen=True, gc=False):
             seconds += (tokens - steps * self.knee) * (self.per_token_full - self.per_token)
         return seconds + self.attention * uncached * (cached + 0.5 * uncached)
 
+    def added_s(self, uncached: int, cached: int = 0, decoding: int = 0, context: float = 0.0) -> float:
+        """Seconds that a prompt adds to prefills computed anyway, never more than `prefill_s`: short ones share steps."""
+        room = self.step_tokens - decoding
+        steps = uncached / (room if room > 64 else 64)
+        tokens = uncached + steps * decoding
+        seconds = steps * (self.overhead + context * self.per_context) + tokens * self.per_token
+        if tokens > steps * self.knee:
+            seconds += (tokens - steps * self.knee) * (self.per_token_full - self.per_token)
+        return seconds + self.attention * uncached * (cached + 0.5 * uncached)
+
 
 LLAMA_8B_H100 = EngineProfile("llama-3-8b@h100", 7.3e-3, 8.3e-6, 20.9e-6, 300, 46e-9, 0.85e-9, 400_000)
 """Llama-3-8B on one H100, fitted to NVIDIA's measured kernels (aiconfigurator-core 0.12, vLLM 0.24), linear part x1.10."""

@@ -233,7 +233,7 @@ class Load(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class Work(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What a request is expected to ask of the target it was given to; the books are kept in these terms.
 
-    Times in seconds.
+    Times in seconds; `prefill_s` are those by which the prefills booked there grow.
     """
 
     prefill_s: float

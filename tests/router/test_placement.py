@@ -353,6 +353,44 @@ def test_a_slow_replica_is_found_out_and_likes_stay_alike():
     assert decide(facts, POLICY, fleet.view(now), now).chosen.target.id == TARGETS[1].id
 
 
+def test_a_queue_full_of_answers_that_came_early_teaches_by_how_much_not_how_many_there_were():
+    fleet = make_fleet(TARGETS[0])
+    work = replace(WORK, prefill_s=0.01, ttft_s=0.01)
+    queue = [fleet.book(TARGETS[0], 200, NOW, work=replace(work, ttft_s=0.01 * (place + 1))) for place in range(200)]
+    for place, booking in enumerate(queue):
+        fleet.first_byte(booking, NOW + 0.005 * (place + 1))
+    assert fleet.load_of(TARGETS[0].incarnation).slowdown == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_wait_for_a_slot_teaches_nothing_of_how_fast_prefills_go():
+    fleet = make_fleet(TARGETS[0])
+    for at in range(30):
+        booking = fleet.book(TARGETS[0], 200, NOW + at, work=replace(WORK, prefill_s=0.01, ttft_s=1.0))
+        fleet.first_byte(booking, NOW + at + 0.2)
+        fleet.end(booking, NOW + at + 0.5, completed=True, output_tokens=20)
+    assert fleet.load_of(TARGETS[0].incarnation).slowdown in (0.0, 1.0)
+
+
+def test_prefills_booked_ahead_and_the_wait_for_a_slot_pass_at_the_same_time():
+    ask = ask_of(200, 50, 0.05)
+    load = Load(inflight=300, unstarted=44, queue_s=1.0, service_s=2.0, profile=LLAMA_8B_H100)
+    few = forecast(TARGETS[0], replace(load, inflight=200), ask, 0, NOW)
+    assert forecast(TARGETS[0], load, ask, 0, NOW).ttft_s == pytest.approx(few.ttft_s, abs=0.05)
+    slow = forecast(TARGETS[0], replace(load, service_s=10.0), ask, 0, NOW)
+    assert slow.ttft_s == pytest.approx(45 * 10.0 / 256, abs=0.05), "the longer one counts"
+
+
+def test_short_prompts_that_wait_share_steps():
+    ask, load = ask_of(200, 50, 0.05), Load(inflight=30, unstarted=10, queue_s=0.1, profile=LLAMA_8B_H100)
+    alone, behind = (forecast(TARGETS[0], one, ask, 0, NOW) for one in (replace(load, queue_s=0.0), load))
+    assert alone.added_s == alone.prefill_s > 1.9 * behind.added_s and behind.ttft_s == pytest.approx(0.1 + behind.added_s)
+    just_before_the_end = forecast(TARGETS[0], replace(load, queue_s=1e-4), ask, 0, NOW)
+    assert just_before_the_end.ttft_s == pytest.approx(alone.ttft_s), "its own step takes as long as it takes"
+    long = ask_of(40_000, 50, 0.05)
+    alone, behind = (forecast(TARGETS[0], one, long, 0, NOW) for one in (replace(load, queue_s=0.0), load))
+    assert behind.added_s == pytest.approx(alone.added_s, rel=0.03)
+
+
 def test_the_margin_follows_what_predictions_are_off_by():
     fleet = make_fleet(TARGETS[0])
     for i in range(400):

@@ -86,6 +86,17 @@ def test_where_steps_are_long_holding_saves_more_than_it_costs(monkeypatch):
     assert held > met() + 0.03, "never held"
 
 
+@pytest.mark.parametrize("believed", [PROFILE, None])
+def test_many_short_requests_fill_all_engines_alike_when_their_slots_run_out(believed):
+    dice, now, rows = random.Random(7), 0.0, []
+    for i in range(4500):
+        now += dice.expovariate(1000.0)
+        rows.append((now, dice.randint(30, 400), max(1, min(300, int(dice.lognormvariate(3.5, 0.7)))), (i,)))
+    ours = outcome(1.0, RouterSetup(PROFILE, Slo(tpot_s=0.1), engines=4, believed=believed, max_wait_s=30.0), rows)
+    turns = outcome(1.0, None, rows)
+    assert ours.met > turns.met, f"{ours.met:.3f}, taking turns {turns.met:.3f}"
+
+
 def test_spilling_sends_few_and_keeps_the_limits():
     setup = RouterSetup(PROFILE, engines=4, believed=PROFILE, cloud=True, goal=0.955)
     over = outcome(50.0, setup)
