@@ -96,6 +96,7 @@ LOAD: Shape = (
     "fresh_at",
     "throttle",
     "harm",
+    "foreign_weight",
 )
 SIGNALS: Shape = (
     "sampled_at",

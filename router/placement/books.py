@@ -19,6 +19,9 @@ _LEAST_PREFILLS = 0.5
 """First tokens teach how fast prefills go where these are at least so much of the wait that was predicted."""
 _HARM_MEMORY = 0.998
 """What is left of an answer's weight after the next one, where the harm of prefills is learned: it is that of the last 500."""
+_THERE, _NOT_THERE = 0.5, 0.1
+"""Weights of a first token that teaches whether the foreign requests which wait by an engine's gauges are there: a wait shows
+that they are, a short one may have been luck."""
 _ALIKE = 1.4
 """Replicas whose learned slowdowns differ by less than this factor count as alike."""
 _MOST_CHANGE, _LEAST_CHANGE = 3.0, 1 / 3.0
@@ -32,6 +35,7 @@ class Entry:
         "context",
         "first_at",
         "first_clock",
+        "foreign_s",
         "kv_tokens",
         "peers",
         "prefills_s",
@@ -54,6 +58,8 @@ class Entry:
         self.prefills_s = 0.0
         """Seconds of prefill, its own and those booked before it: what the rest of its predicted first token waits for is a slot,
         or others' requests."""
+        self.foreign_s = 0.0
+        """Seconds that the foreign requests which waited there, by the gauges, should have made it wait."""
         self.slowdown = 1.0
         """The slowdown it was predicted with: many answers later, when its first byte teaches, another one may hold."""
         self.pressure = 0.0
@@ -183,6 +189,7 @@ class TargetBook:
         work = entry.work
         entry.pressure = pressure(work.prefill_s, load.inflight + load.foreign - 1)
         entry.slowdown = load.slowdown or 1.0
+        entry.foreign_s = load.foreign_waiting * work.prefill_s
         entry.prefills_s = load.wait_s(now) + work.prefill_s
         if not self._queue:
             self._age(now)
@@ -207,6 +214,8 @@ class TargetBook:
         entry.first_clock = self._clock
         self._fresh += 1.0
         self._drop(entry, now)
+        if entry.foreign_s and not entry.peers:
+            load = replace(load, foreign_weight=self._believed(entry, load, now))
         slowdown = load.slowdown if entry.peers else self._learned_first(entry, load, now)
         return self._onto(load, slowdown, load.pace_slowdown)
 
@@ -228,6 +237,12 @@ class TargetBook:
                 self._fresh *= exp(-since / FRESH_S)
                 self._clock += since
             self._fresh_at = now
+
+    def _believed(self, entry: Entry, load: Load, now: float) -> float:
+        """How far to believe that foreign requests wait there, after one of ours that should have waited for them."""
+        shown = min(1.0, max(0.0, now - entry.started_at - entry.prefills_s) / entry.foreign_s)
+        change = shown - load.foreign_weight
+        return load.foreign_weight + (_THERE if change > 0.0 else _NOT_THERE) * change
 
     def _learned_first(self, entry: Entry, load: Load, now: float) -> float:
         """The slowdown after a first byte of our own, by the wait it was given and the wait it had.

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from math import exp
+
 from msgspec.structs import replace
 
 from router.placement.targets import Load, Signals
+
+_UNTRIED_S = 30.0
+"""For so long a gauge that shows waiting requests keeps all of ours away before one goes to see: a queue that nobody serves is a
+gauge that is stuck."""
 
 
 def with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
@@ -20,7 +26,17 @@ def with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
         return load
     foreign = max(0, signals.running + signals.waiting - max(own_share, load.inflight))
     waiting = min(foreign, max(0, signals.waiting - load.unstarted))
-    return replace(load, signals=signals, foreign=foreign, foreign_waiting=waiting, throttle=max(1.0, signals.gpu_throttle))
+    weight = load.foreign_weight
+    if waiting and load.inflight == 0 and load.signals is not None:
+        weight *= exp((load.signals.sampled_at - signals.sampled_at) / _UNTRIED_S)
+    return replace(
+        load,
+        signals=signals,
+        foreign=foreign,
+        foreign_waiting=waiting,
+        foreign_weight=weight,
+        throttle=max(1.0, signals.gpu_throttle),
+    )
 
 
 def explained(load: Load) -> Load:

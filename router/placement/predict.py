@@ -112,10 +112,11 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
     profile = load.profile or GENERIC
     throttle = load.throttle
     slowdown = (load.slowdown or 1.0) * throttle
-    waiting = load.foreign_waiting
+    # Gauges can be stuck: requests that never made anybody wait are not there.
+    waiting = load.foreign_waiting * load.foreign_weight
+    decoding = load.inflight + load.foreign - load.unstarted - load.foreign_waiting
     queued = load.unstarted + waiting
-    ahead = load.inflight + load.foreign
-    decoding = ahead - queued
+    ahead = decoding + queued
     prompt, output, tau = ask.prompt_tokens, ask.output_tokens, ask.tau_s
     # The last prompt token is always computed.
     uncached = prompt - cached if cached < prompt else 1
@@ -125,11 +126,11 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
     if wait < load.queue_s:
         wait = load.queue_s
     if waiting:
-        wait += waiting * (load.ttft_s or prefill)
+        wait += waiting * prefill
     kv_tokens = profile.kv_tokens
     if ahead >= (target.slots or profile.slots) or load.foreign or (kv_tokens and load.kv_tokens + uncached + output > kv_tokens):
         # Those ahead wait for room as well, and their prefills are computed as it comes free.
-        room = _wait_for_room(target, profile, load, uncached + output)
+        room = _wait_for_room(target, profile, load, ahead, uncached + output)
         if wait < room:
             wait = room
     # Seconds per answer token while the share `busy` of the engine's time goes into steps that are full of prefill.
@@ -197,7 +198,11 @@ def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cache
             slow_s = slowing * profile.overhead
         wait = load.clear_at - now
         queue = load.queue_s
-        price = own + _DECODE_DELAY * (load.inflight + load.foreign) + more * (load.unstarted + load.foreign_waiting)
+        price = (
+            own
+            + _DECODE_DELAY * (load.inflight + load.foreign)
+            + more * (load.unstarted + load.foreign_waiting * load.foreign_weight)
+        )
         slowdown = (load.slowdown or 1.0) * load.throttle
         cost = slowdown * (alone * price + slow_s * load.work_s) + (wait if wait > queue else queue)
         if held:
@@ -206,10 +211,9 @@ def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cache
     return costs
 
 
-def _wait_for_room(target: Target, profile: EngineProfile, load: Load, tokens: int) -> float:
+def _wait_for_room(target: Target, profile: EngineProfile, load: Load, ahead: float, tokens: int) -> float:
     """Seconds until a sequence slot, and room in the KV cache, are free; what is in flight ends one by one."""
     slots = target.slots or profile.slots
-    ahead = load.inflight + load.foreign
     wait = 0.0
     if ahead >= slots:
         wait = (ahead - slots + 1) * (load.service_s or DEFAULT_SERVICE_S) / slots

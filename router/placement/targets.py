@@ -224,6 +224,9 @@ class Load(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """How many times slower it computes than it would at full clock, as its GPUs say; what is learned comes on top."""
     harm: float = 0.0
     """Learned: how many answers of its model miss their pace per unit of `router.placement.predict.pressure`."""
+    foreign_weight: float = 1.0
+    """How much of the wait there is, by our first tokens, that foreign waiting requests should make: gauges can be stuck, or
+    count what waits for something else. Without any of ours there to tell, they are believed ever less."""
 
     def wait_s(self, now: float) -> float:
         """Seconds until the prefills booked here are expected to be done."""

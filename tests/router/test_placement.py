@@ -509,6 +509,41 @@ def test_gauges_stuck_at_zero_change_nothing():
     )
 
 
+def answer_beside_foreign(fleet, waits_s, rounds=60):
+    """First tokens of requests beside twenty that wait by the gauges; each is told once more before it."""
+    for at in range(rounds):
+        fleet.update([Report(TARGETS[0], Signals(NOW + at, running=30, waiting=20))])
+        booking = fleet.book(TARGETS[0], 2000, NOW + at, work=replace(WORK, prefill_s=0.05, ttft_s=0.05))
+        fleet.first_byte(booking, NOW + at + 0.05 + waits_s)
+        fleet.end(booking, NOW + at + 0.5, completed=True, output_tokens=20)
+    return fleet.load_of(TARGETS[0].incarnation)
+
+
+def test_gauges_stuck_with_requests_that_wait_are_found_out_by_those_that_did_not_have_to():
+    ask = ask_of(8000, 100, 0.05)
+    stuck, true = (answer_beside_foreign(make_fleet(TARGETS[0]), waits_s) for waits_s in (0.0, 1.0))
+    assert stuck.foreign_waiting == true.foreign_waiting > 10 and stuck.foreign_weight < 0.05 and true.foreign_weight > 0.9
+    alone = forecast(TARGETS[0], replace(stuck, foreign_waiting=0), ask, 0, NOW + 100)
+    assert forecast(TARGETS[0], stuck, ask, 0, NOW + 100).ttft_s < 2 * alone.ttft_s
+    assert forecast(TARGETS[0], true, ask, 0, NOW + 100).ttft_s > 10 * alone.ttft_s
+    again = answer_beside_foreign(make_fleet(TARGETS[0]), 0.0, rounds=1)
+    assert again.foreign_weight == pytest.approx(0.9), "one that was lucky proves little"
+
+
+def test_a_queue_that_keeps_all_of_ours_away_is_believed_until_it_is_time_to_see():
+    fleet = make_fleet(TARGETS[0])
+    for at in range(0, 61, 5):
+        fleet.update([Report(TARGETS[0], Signals(NOW + at, running=30, waiting=20))])
+    untried = fleet.load_of(TARGETS[0].incarnation)
+    assert untried.foreign_weight == pytest.approx(math.exp(-2.0))
+    booking = fleet.book(TARGETS[0], 2000, NOW + 60, work=WORK)
+    for at in range(61, 90):
+        fleet.update([Report(TARGETS[0], Signals(NOW + at, running=30, waiting=20))])
+    assert fleet.load_of(TARGETS[0].incarnation).foreign_weight == untried.foreign_weight, "one of ours is there to tell"
+    fleet.first_byte(booking, NOW + 90)
+    assert fleet.load_of(TARGETS[0].incarnation).foreign_weight > untried.foreign_weight
+
+
 def test_answer_lengths_are_learned_by_model():
     fleet = make_fleet(TARGETS[0])
     for i in range(5):

@@ -8,6 +8,7 @@ import pytest
 from tidegate.simulated_router import RouterSetup, SimulatedRouter, make_policy
 
 from cluster.simulation.cluster import Scenario, Simulation
+from cluster.simulation.engine import Gauges
 from cluster.simulation.outcome import Slo, summarise
 from cluster.simulation.trace import link_turns, make_documents_trace
 from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100
@@ -95,6 +96,22 @@ def test_many_short_requests_fill_all_engines_alike_when_their_slots_run_out(bel
     ours = outcome(1.0, RouterSetup(PROFILE, Slo(tpot_s=0.1), engines=4, believed=believed, max_wait_s=30.0), rows)
     turns = outcome(1.0, None, rows)
     assert ours.met > turns.met, f"{ours.met:.3f}, taking turns {turns.met:.3f}"
+
+
+class StuckGauges(Simulation):
+    """Every engine says all the time that many wait."""
+
+    def _deliver(self, gauges):
+        super()._deliver([Gauges(gauge.sampled_at, 60, 20, 0.0, 20_000) for gauge in gauges])
+
+
+def test_gauges_of_all_engines_that_are_stuck_high_stop_nothing():
+    requests = link_turns(ROWS)
+    setup = RouterSetup(PROFILE, engines=4, believed=PROFILE, max_wait_s=30.0)
+    policy = make_policy(setup)
+    StuckGauges(Scenario(PROFILE, 4, speed=16.0), requests, lambda number: SimulatedRouter(number, setup, policy)).run()
+    stuck = summarise(requests, PROFILE, Slo())
+    assert stuck.met > outcome(16.0, setup).met - 0.03, stuck
 
 
 def test_spilling_sends_few_and_keeps_the_limits():
