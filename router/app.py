@@ -106,8 +106,11 @@ def _add_health(app: FastAPI, state: RouterState) -> None:
 def _add_explain(app: FastAPI, state: RouterState) -> None:
     @app.post("/tidegate/v1/explain")
     async def explain(request: Request) -> Response:
+        # Before the body: nobody without a key gets us to keep one.
+        grant, _, _ = identify(state, request.scope["headers"], _peer(request))
+        limit = state.config.max_body_bytes
         try:
-            body = await read_body(request.scope, request.receive, state.config.max_body_bytes)
+            body = await read_body(request.scope, request.receive, min(limit, grant.max_body_bytes or limit))
         except ClientLeft:
             return Response(status_code=499)
         request_id = request_id_of(request.scope["headers"])

@@ -10,7 +10,8 @@ import pytest
 
 from router.wire.client_head import BadHead, HeadCollector
 from router.wire.patience import BODY_S, HEAD_S, KEEP_ALIVE_S, UNREAD_S, Patience, Verdict
-from tests.router.conftest import KEY, FrontDoor
+from tests.router.builders import digest
+from tests.router.conftest import KEY, FrontDoor, open_front_door
 
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello"}]}, indent=1).encode()
 CHUNKED = b"transfer-encoding: chunked\r\n"
@@ -120,6 +121,19 @@ async def test_a_refused_expectation_closes_so_that_no_body_can_pass_for_a_reque
     assert status(said) == 401 and b"connection: close" in said and said.endswith(b"<closed>")
     said = await converse(door, head(b"expect: 100-continue\r\n"), BODY)
     assert said.startswith(b"HTTP/1.1 100") and b"HTTP/1.1 200" in said
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/tidegate/v1/explain", b"/tidegate/v1/feedback"])
+async def test_nobody_without_a_key_gets_a_body_kept(door, path):
+    said = await converse(door, head(key="tg_wrong", target=path), BODY[:10])
+    assert status(said) == 401, "the answer comes while the body is still on its way"
+
+
+async def test_a_keys_own_limit_of_the_body_holds_for_explain_as_well():
+    keys = [{"id": "front", "sha256": digest(KEY), "max_body_bytes": 1024}]
+    async with open_front_door({"a": "eu"}, keys=keys) as door:
+        for path in ("/v1/chat/completions", "/tidegate/v1/explain"):
+            assert (await door.client.post(path, content=BODY + b" " * 1024)).status_code == 413
 
 
 @pytest.mark.parametrize("model", ["\ud800", "a" * 5000, "SECRET\0"])
