@@ -45,8 +45,8 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
     """What is known of a request, without its content.
 
     `label` is the effective label; `excluded` holds incarnations that were already tried. `prompt_bytes` is the size of its
-    text, `prompt_tokens` an estimate, `max_tokens` 0 when the client set no bound, `timeout_s` what is left of its deadline
-    (0: none).
+    text, `prompt_tokens` an estimate, `max_tokens` what all its answers may have together, 0 when the client set no bound,
+    `timeout_s` what is left of its deadline (0: none).
     """
 
     request_id: str

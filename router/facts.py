@@ -15,6 +15,7 @@ from router.complexity.experiment import assign, unit_of
 from router.complexity.rule import judge
 from router.config import AUTO
 from router.decision import Complexity, Facts
+from router.identity.limits import UNBOUNDED_ANSWER_TOKENS
 from router.identity.priority import NORMAL
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant, Policy
@@ -24,6 +25,13 @@ from router.wire.errors import ApiError, invalid_request
 
 LONGEST_MODEL = 256
 _ENGINES_OWN = frozenset({"kv_transfer_params", "ec_transfer_params"})
+_BOUNDS: Mapping[str, tuple[str, ...]] = {
+    Endpoint.CHAT: ("max_completion_tokens", "max_tokens"),
+    Endpoint.RESPONSES: ("max_output_tokens",),
+}
+_BOUND = ("max_tokens",)
+_ANSWERS = ("n", "best_of")
+_LARGEST, _MOST_TOKENS = 1 << 30, 1 << 40
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NOT_ASKED = Complexity(tier="", score=0.0, reasons=("the client named a model or tier",))
 
@@ -86,7 +94,7 @@ def gather_facts(
         complexity=complexity,
         prompt_bytes=size,
         prompt_tokens=prompt_tokens,
-        max_tokens=_max_tokens(body),
+        max_tokens=_max_tokens(endpoint, body),
         timeout_s=timeout_s,
         priority=priority,
     )
@@ -145,9 +153,30 @@ def _refuse_transfer(body: dict[str, Any]) -> None:
             raise invalid_request(f"`{name}` is between engines: a client cannot set it.", param=name)
 
 
-def _max_tokens(body: dict[str, Any]) -> int:
-    for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"):
-        value = body.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return min(value, 1 << 30)
-    return 0
+def _max_tokens(endpoint: str, body: dict[str, Any]) -> int:
+    """The most tokens that all answers to a request may have together, 0 where it sets no bound to its one answer.
+
+    Only a bound that engines read at this endpoint counts, and the larger one of two: a small one that means nothing would have
+    the client's limits reserve next to nothing.
+    """
+    bound, answers = 0, 1
+    for name in _BOUNDS.get(endpoint, _BOUND):
+        if name in body:
+            bound = max(bound, _whole(body[name]))
+    for name in _ANSWERS:
+        if name in body:
+            answers = max(answers, _whole(body[name]))
+    if endpoint == Endpoint.COMPLETIONS:
+        prompt = body.get("prompt")
+        if type(prompt) is list and prompt and type(prompt[0]) in (str, list):
+            answers *= len(prompt)
+    return bound if answers == 1 else min((bound or UNBOUNDED_ANSWER_TOKENS) * answers, _MOST_TOKENS)
+
+
+def _whole(value: Any) -> int:
+    """A count of the body as an engine may read it, 0 for what bounds nothing or no engine takes: vLLM reads `"90"` as 90."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) else 0.0
+    except (ValueError, OverflowError):
+        return 0 if isinstance(value, str) else _LARGEST
+    return int(min(number, _LARGEST)) if number > 0 else 0

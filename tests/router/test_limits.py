@@ -199,3 +199,30 @@ async def test_answers_and_refusals_carry_openais_headers_streamed_or_not(stream
 async def test_a_key_without_limits_gets_no_such_headers(door):
     answer = await door.chat("hello")
     assert not [name for name in answer.headers if name.startswith("x-ratelimit")]
+
+
+DECOYS = [
+    ("/v1/completions", {"prompt": "x", "max_tokens": 900, "max_completion_tokens": 1}),
+    ("/v1/messages", {"messages": [], "max_tokens": 900, "max_completion_tokens": 1}),
+    ("/v1/responses", {"input": "x", "max_output_tokens": 900, "max_tokens": 1}),
+    ("/v1/responses", {"input": "x" * 1700, "max_tokens": 1}),
+    ("/v1/chat/completions", {"messages": [], "max_tokens": 900, "max_completion_tokens": 1}),
+    ("/v1/chat/completions", {"messages": [], "max_tokens": 900.0}),
+    ("/v1/chat/completions", {"messages": [], "max_tokens": " 900 "}),
+    ("/v1/chat/completions", {"messages": [], "max_tokens": 10**400}),
+    ("/v1/chat/completions", {"messages": [], "max_tokens": 9, "n": "100"}),
+    ("/v1/chat/completions", {"messages": [], "max_tokens": 9, "n": 100}),
+    ("/v1/completions", {"prompt": "x", "max_tokens": 9, "best_of": 100.0}),
+    ("/v1/completions", {"prompt": ["x"] * 100, "max_tokens": 9}),
+    ("/v1/completions", {"prompt": [[1]] * 100, "max_tokens": 9}),
+    ("/v1/chat/completions", {"messages": [], "n": 2}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), DECOYS)
+async def test_what_is_reserved_is_what_an_engine_may_make_of_the_request(path, body):
+    keys = [{"id": "budgeted", "sha256": digest(KEY), "daily_tokens": 900}]
+    async with open_front_door({"a": "eu"}, keys=keys) as door:
+        answer = await door.client.post(path, json={"model": "m", **body})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "budget_exceeded")
+        assert door.engines["a"].requests == []
