@@ -20,11 +20,11 @@ from router.identity.priority import NORMAL
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant, Policy
 from router.prompt_size import BYTES_PER_TOKEN, prompt_bytes
+from router.residency.engines_own import refuse_engines_own
 from router.residency.label import Label
 from router.wire.errors import ApiError, invalid_request
 
 LONGEST_MODEL = 256
-_ENGINES_OWN = frozenset({"kv_transfer_params", "ec_transfer_params"})
 _BOUNDS: Mapping[str, tuple[str, ...]] = {
     Endpoint.CHAT: ("max_completion_tokens", "max_tokens"),
     Endpoint.RESPONSES: ("max_output_tokens",),
@@ -64,8 +64,8 @@ def gather_facts(
 
     Raises:
         ApiError: 400 when `model` is missing, `model`, `stream` or `include_usage` is of the wrong type, a stored response is
-            asked for, or the body says what engines hand to each other; 404 for a `model` that is no name of the configuration:
-            receipts and the audit log would keep a client's own words.
+            asked for, or the body says what is not a client's to say to an engine; 404 for a `model` that is no name of the
+            configuration: receipts and the audit log would keep a client's own words.
     """
     model = body.get("model")
     if not isinstance(model, str) or not model:
@@ -80,8 +80,7 @@ def gather_facts(
         raise invalid_request("`stream_options.include_usage` must be true or false.", param="stream_options")
     if endpoint == Endpoint.RESPONSES:
         _refuse_stored(body)
-    if not _ENGINES_OWN.isdisjoint(body):
-        _refuse_transfer(body)
+    refuse_engines_own(body)
     size = prompt_bytes(endpoint, body)
     prompt_tokens = size // BYTES_PER_TOKEN + 1
     complexity = judge_complexity(body, prompt_tokens, policy, grant, books, headers, request_id) if model == AUTO else _NOT_ASKED
@@ -144,13 +143,6 @@ def _refuse_stored(body: dict[str, Any]) -> None:
     for name in ("previous_response_id", "conversation", "background"):
         if body.get(name):
             raise invalid_request(f"`{name}` needs a stored response, and none is kept: send the whole `input`.", param=name)
-
-
-def _refuse_transfer(body: dict[str, Any]) -> None:
-    """Whoever says where keys and values come from reads another request's cache, or has the engine call where they like."""
-    for name in _ENGINES_OWN:
-        if body.get(name) is not None:
-            raise invalid_request(f"`{name}` is between engines: a client cannot set it.", param=name)
 
 
 def _max_tokens(endpoint: str, body: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ MAX_PARTS = 64
 MAX_PART_HEAD = 2048
 MAX_FIELD_BYTES = 64 * 1024
 """Limit of the fields that are read; others may be as long as the body."""
-_READ = frozenset({"model", "prompt"})
+_READ = frozenset({"model", "prompt", "vllm_xargs"})
 _CHARSET = rb"""charset="?utf-8"?"""
 """Spring and Apache's HttpClient write it, before the boundary or behind it; names and values are read as UTF-8 anyway."""
 _BOUNDARY = re.compile(

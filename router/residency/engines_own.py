@@ -1,0 +1,71 @@
+"""What a client must not say to an engine: it would reach another tenant's data there, or its place in the engine's queue.
+
+A body goes to the engine as it came, fields that only vLLM knows included. These are the ones that name something which the
+engine shares between tenants.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from router.wire.errors import invalid_request
+
+_TRANSFERS = frozenset({"kv_transfer_params", "ec_transfer_params"})
+_EXTRA = "vllm_xargs"
+_TURNS = frozenset({"messages", "input", "query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2"})
+"""Where vLLM looks for parts of content, which may be media."""
+_MEDIA = frozenset(
+    {"image_url", "image_pil", "image_embeds", "audio_url", "input_audio", "audio_embeds", "video_url", "video_embeds"}
+)
+
+
+def refuse_engines_own(body: dict[str, Any]) -> None:
+    """Refuse a request that says what is not a client's to say.
+
+    Args:
+        body: the parsed request, or the fields of a form.
+
+    Raises:
+        ApiError: 400, with the field.
+    """
+    if not _TRANSFERS.isdisjoint(body) or _EXTRA in body:
+        _refuse_transfer(body)
+    if body.get("priority", 0) not in (0, None):
+        raise invalid_request(
+            "`priority` is the key's, before the engines and in them: ask for less with `x-tidegate-priority`.", param="priority"
+        )
+    if _names_media(body):
+        raise invalid_request(
+            "Media can have no `uuid`: an engine would give them to whoever names it. Leave it out.", param="uuid"
+        )
+
+
+def _refuse_transfer(body: dict[str, Any]) -> None:
+    """Whoever says where keys and values come from reads another request's cache, or has the engine call where they like.
+
+    vLLM reads these fields out of `vllm_xargs` as well, which is JSON text in a form.
+    """
+    for name in _TRANSFERS:
+        if body.get(name) is not None:
+            raise invalid_request(f"`{name}` is between engines: a client cannot set it.", param=name)
+    extra = body.get(_EXTRA)
+    inside = "_transfer_params" in extra or "\\u" in extra if isinstance(extra, str) else False
+    if inside or (isinstance(extra, dict) and not _TRANSFERS.isdisjoint(extra)):
+        raise invalid_request(f"What is between engines cannot be set in `{_EXTRA}` either.", param=_EXTRA)
+
+
+def _names_media(body: dict[str, Any]) -> bool:
+    """Whether a part of the content is media under a name of the client's (`uuid`). vLLM takes the name for their hash: what one
+    tenant sent under it is what everybody gets who names it, with or without media of their own."""
+    stack = [value for name, value in body.items() if name in _TURNS and type(value) is not str]
+    while stack:
+        item = stack.pop()
+        if type(item) is dict:
+            if item.get("uuid") is not None and not _MEDIA.isdisjoint(item):
+                return True
+            content = item.get("content")
+            if type(content) is not str:
+                stack.append(content)
+        elif type(item) is list and item and not isinstance(item[0], int | float):  # a million token ids are none
+            stack += [child for child in item if type(child) is dict or type(child) is list]
+    return False
