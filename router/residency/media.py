@@ -1,13 +1,15 @@
 """Remote media: a URL in a request makes whoever reads it dial out, and tells the other end that somebody asked.
 
 An engine must never follow one for a request that may not leave, and the label is all the router knows: so under a label that
-does not allow every zone, any media reference that is not inline (`data:`) is refused before a target is chosen.
+does not allow every zone, and everywhere where no zone is external, any media reference that is not inline (`data:`) is refused
+before a target is chosen.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from router.config import LOCAL
 from router.policy import Policy
 from router.residency.label import Label
 from router.wire.errors import ApiError
@@ -44,11 +46,13 @@ def refuse_remote_media(parsed: dict[str, Any], label: Label, policy: Policy) ->
         ApiError: 403 `residency_denied`, with the place of the reference.
     """
     everywhere = policy.vocabulary.everywhere
-    if label.process == everywhere and label.store == everywhere:
+    if label.process == everywhere and label.store == everywhere and policy.tags[LOCAL].process != everywhere:
         return
     where = remote_media(parsed)
     if where is not None:
-        message = "Media must be inline (`data:` URLs) under this request's residency label; a remote URL would be fetched."
+        message = (
+            "Media must be inline (`data:` URLs): a remote URL would be fetched from outside what this request's label allows."
+        )
         raise ApiError(403, "residency_denied", message, param=where)
 
 

@@ -387,7 +387,8 @@ async def test_embeddings_are_kept_and_what_is_drawn_or_stored_elsewhere_is_not(
         door.state.policy = replace(door.state.policy, sites=sites)
         found = [await door.client.post("/v1/embeddings", json=body) for _ in range(2)]
         assert [was_hit(response) for response in found] == [False, True]
-    async with cached() as door:
+    zones = {"eu": {}, "outside": {"external": True}}
+    async with cached(zones=zones, keys=[{**FRONT, "residency": "any"}]) as door:
         part = {"type": "image_url", "image_url": {"url": "https://x.example/a.png"}}
         for more in ({"kv_transfer_params": {}}, {"messages": [{"role": "user", "content": [part]}]}, {"top_p": 1e400}):
             raw = json.dumps({"model": "m", "temperature": 0, "messages": [{"role": "user", "content": "hello"}], **more})

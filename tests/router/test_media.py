@@ -67,5 +67,15 @@ def test_inline(body):
     refuse_remote_media(body, policy.tags["eu"], policy)
 
 
+def test_where_nothing_lies_outside_no_engine_dials_there():
+    policy = make_policy(zones={"eu": {}, "us": {}}, targets=[])
+    remote, inline = REMOTE[0], INLINE[1]
+    for tag in ("any", "local"):
+        with pytest.raises(ApiError) as refusal:
+            refuse_remote_media(remote, policy.tags[tag], policy)
+        assert (refusal.value.status, refusal.value.code) == (403, "residency_denied")
+        refuse_remote_media(inline, policy.tags[tag], policy)
+
+
 def test_the_place_named_holds_no_content():
     assert remote_media({"messages": [{"my secret words": {"image_url": "http://x"}}]}) == "messages.image_url"

@@ -126,18 +126,19 @@ async def test_what_was_found_binds_the_conversation_when_nobody_looks_any_more(
             assert followed.headers["x-tidegate-zone"] == "eu"
 
 
+OUTSIDE = {"zones": {"eu": {}, "us": {}, "outside": {"external": True}}, "keys": [{**KEEP, "residency": "any"}]}
 IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x.example/a.png"}}]}]
 
 
 async def test_a_models_own_label_forbids_remote_media_too():
-    async with open_front_door({"a": "eu"}, residency={"models": {"m": ["eu"]}}) as door:
+    async with open_front_door({"a": "eu"}, **OUTSIDE, residency={"models": {"m": ["eu"]}}) as door:
         refused = await door.client.post("/v1/chat/completions", json={"model": "m", "messages": IMAGE})
         assert (refused.status_code, refused.json()["error"]["code"]) == (403, "residency_denied")
         assert door.engines["a"].requests == []
 
 
 async def test_a_label_that_narrows_before_another_try_forbids_remote_media():
-    async with open_front_door(ZONES) as door:
+    async with open_front_door(ZONES, **OUTSIDE) as door:
 
         async def fail(reader, writer):
             take(door, {"keys": [{**KEEP, "residency": "both"}], "residency": residency_of(door, both=["eu", "us"])})
