@@ -120,6 +120,7 @@ def build_env(
         del env[LOG_LEVEL]
     env |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     env.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", _KEEP_ALIVE_S)
+    env.setdefault("VLLM_MEDIA_URL_ALLOW_REDIRECTS", "0")  # an address that a client gives is asked, and no other
     if Path(source).is_absolute():
         env["HF_HUB_OFFLINE"] = "1"
     if gpus == 0:

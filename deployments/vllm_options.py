@@ -51,6 +51,7 @@ _OURS = {
     "enable-ssl-refresh": "the router speaks plain HTTP to its engines",
     "enable-log-requests": "prompts do not belong into a log",
     "enable-log-outputs": "answers do not belong into a log",
+    "log-error-stack": "its errors quote the requests that they refuse",
     "log-config-file": "it could switch logs of requests on",
     "logging-config": "it could switch logs of requests on",
     "tool-server": "what the model hands to its tools would leave the engine past every label",

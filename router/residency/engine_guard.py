@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from router.residency.engine_log import keep_texts_out
 from router.residency.guard import (
     ENV_INCARNATION,
     ENV_KEY,
@@ -69,6 +71,8 @@ class EngineGuard:
             raise RuntimeError(f"the guard has no valid {ENV_KEY}, {ENV_INCARNATION} and {ENV_PLACE}") from error
         if len(self._key) < 32:
             raise RuntimeError(f"{ENV_KEY} is shorter than 32 bytes")
+        if "vllm" in sys.modules:
+            keep_texts_out()
         path = os.environ.get(ENV_POLICY, "")
         self._copy = PolicyCopy(Path(path)) if path else None
 

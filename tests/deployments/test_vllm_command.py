@@ -31,6 +31,7 @@ def model(*args, env=None, source="org/name"):
         "--ssl-keyfile",
         "--ssl-k=x",
         "--enable-log-requests",
+        "--log-error-stack",
         "--enable_log_req",
         "--no-enable-log-requests",
         "--enable-log-outputs",
@@ -251,6 +252,7 @@ def test_environment():
         "2",
     )
     assert env["PYTHONPATH"].endswith(":/own")
+    assert env["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
     assert (env[ENV_KEY], env[ENV_INCARNATION], env[ENV_PLACE]) == ((b"k" * 32).hex(), "inc", "eu/eu/baa")
     on_gpu = build_env(model(), "org/name", GUARD_ENV, cpus=2, gpus=1, inherited=inherited)
     assert "VLLM_CPU_KVCACHE_SPACE" not in on_gpu and "HF_HUB_OFFLINE" not in on_gpu
