@@ -25,6 +25,7 @@ from deployments.secret import cluster_secret
 from deployments.vllm_options import check_model
 from deployments.vllm_process import EnginePlan, VllmProcess
 from router.config import Config, Model, Replicas, Secret
+from router.crash import forbid_core_dumps
 from router.placement.targets import Signals
 from router.residency.guard import derive_target_key
 
@@ -83,6 +84,7 @@ class Engine:
         """
         if self._warning:
             _log.warning("tidegate: %s: %s", self._id, self._warning)
+        forbid_core_dumps()
         settings = self._settings
         secret = await asyncio.to_thread(cluster_secret, settings.secret)
         plan = EnginePlan(

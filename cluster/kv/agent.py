@@ -22,6 +22,7 @@ from cluster.kv.subscription import Subscription
 from cluster.kv.table import CacheTable
 from cluster.kv.text_profile import TextOptions, read_profile
 from cluster.kv.token_bytes import read_token_bytes
+from router.crash import forbid_core_dumps
 from router.placement.kv_messages import Hello
 from router.residency.guard import Place
 
@@ -111,7 +112,8 @@ def _end_with_input() -> None:
 
 
 def main() -> None:
-    """Run one agent."""
+    """Run one agent. It has every prompt of its engine in memory, as tokens and as text."""
+    forbid_core_dumps()
     plan = msgspec.json.decode(sys.stdin.buffer.readline(), type=AgentPlan)
     threading.Thread(target=_end_with_input, daemon=True).start()
     asyncio.run(serve(plan))

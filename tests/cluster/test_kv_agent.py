@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -28,6 +29,7 @@ INCARNATION = "agent-test-1"
 GUARD_KEY = derive_target_key(SECRET, INCARNATION)
 PLACE = Place(("local",), ("local",))
 BLOCK = 16
+CORE_FILTER = Path("/proc/self/coredump_filter")
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
@@ -240,6 +242,22 @@ async def test_only_a_pass_opens_it_and_nothing_of_a_prompt_comes_out(model, pub
     assert msgspec.msgpack.encode(ids)[1:] not in everything
     process.stdin.close()
     assert process.wait(10) == 0  # it ends with its input
+
+
+@pytest.mark.skipif(not CORE_FILTER.exists(), reason="only Linux says what a core dump may hold")
+async def test_nothing_of_its_memory_may_be_in_a_core_dump(model, publisher):
+    before = CORE_FILTER.read_text()
+    CORE_FILTER.write_text("0x33")  # what a child inherits where core dumps are allowed
+    try:
+        process, _ = start_agent(model, publisher, Prefixes(SECRET).chunk_key("m"))
+    finally:
+        CORE_FILTER.write_text(f"0x{before}")
+    try:
+        assert psutil.Process(process.pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
+        assert int(Path(f"/proc/{process.pid}/coredump_filter").read_text(), 16) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_hashes_survive_packing():
