@@ -126,3 +126,5 @@ def _read_file(path: Path, where: str) -> str:
         return path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise ConfigError(f"{where}: cannot read {path} on this node: {error.strerror}") from None
+    except UnicodeDecodeError:  # it holds the whole file
+        raise ConfigError(f"{where}: {path} is not UTF-8") from None

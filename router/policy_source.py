@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from router.compiled import compile_policy, epoch_under
 from router.complexity.compile import weights_files
-from router.config import Config, ConfigError, digest_of, parse_config, parse_yaml, read_layers
+from router.config import Config, ConfigError, digest_of, parse_config, parse_yaml, read_layers, read_watched
 from router.policy import Policy
 from router.residency.break_glass import Relaxation, RelaxationError, read_approvals, read_relaxations
 from router.residency.relaxing import compare
@@ -70,7 +70,7 @@ def read_policy_file(path: Path) -> Any:
         ConfigError: it cannot be read, is not YAML, or does not end with `...`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_watched(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or type(error).__name__}") from None
     if not text.endswith("\n") or text.rstrip().rsplit("\n", 1)[-1] != _END_OF_DOCUMENT:
@@ -217,7 +217,7 @@ class PolicySource:
     def _read_signed(self, name: str) -> str:
         path = self._base / name
         try:
-            return path.read_text(encoding="utf-8")
+            return read_watched(path)
         except FileNotFoundError:
             return ""  # no file, no relaxation
         except (OSError, UnicodeDecodeError) as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from pydantic import BaseModel, ValidationError
 from router.config.check import nearest
 from router.config.schema import Config
 from router.config.strict import ConfigError, unusable
+from router.config.yaml_text import parse_yaml, read_bounded
+
+_MOST_PROBLEMS = 20
 
 
 def parse_config(data: Any, origin: str = "config") -> Config:
@@ -28,13 +32,19 @@ def parse_config(data: Any, origin: str = "config") -> Config:
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: expected a mapping, got {type(data).__name__}")
-    if wrong := [f"{origin}: {_place(place)}: {message}" for place, message in unusable(data)]:
+    if wrong := [f"{origin}: {_place(place)}: {message}" for place, message in islice(unusable(data), _MOST_PROBLEMS)]:
         raise ConfigError("\n".join(wrong))
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        lines = [f"{origin}: {_explain(problem)}" for problem in error.errors(include_url=False, include_input=False)]
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(f"{origin}: {line}" for line in explain(error))) from None
+
+
+def explain(error: ValidationError) -> list[str]:
+    """What a validation found, a line for each problem up to twenty: the key, the nearest valid one, and what is expected."""
+    problems = error.errors(include_url=False, include_input=False)
+    more = len(problems) - _MOST_PROBLEMS
+    return [_explain(problem) for problem in problems[:_MOST_PROBLEMS]] + [f"and {more} more problems"] * (more > 0)
 
 
 def _place(path: Sequence[str | int]) -> str:
@@ -75,45 +85,6 @@ def _model_inside(annotation: Any) -> Any:
     return None
 
 
-_MERGE = "tag:yaml.org,2002:merge"
-"""`<<: *anchor`, which may name what is given here anew."""
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as it is meant: a key given twice is an error, not a silent last-wins, and so is a value that is none of its kind."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, AttributeError, TypeError) as error:  # PyYAML's own for 2026-02-30 and the like
-            raise yaml.MarkedYAMLError(problem=f"this cannot be read: {error}", problem_mark=node.start_mark) from None
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == _MERGE:
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.MarkedYAMLError(problem="a list or a mapping cannot be a key", problem_mark=key_node.start_mark)
-            if key in seen:
-                raise yaml.MarkedYAMLError(problem=f"`{key}` is given twice", problem_mark=key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def parse_yaml(text: str) -> Any:
-    """What a YAML text holds, every key given once.
-
-    Raises:
-        yaml.YAMLError: it is not YAML, or gives a key twice.
-    """
-    try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except RecursionError:
-        raise yaml.YAMLError("it is nested too deep") from None
-
-
 def load_file(path: Path) -> Config:
     """Read a configuration file.
 
@@ -139,7 +110,7 @@ def read_layers(path: Path) -> tuple[Any, Any]:
         ConfigError: the file is missing or not YAML.
     """
     try:
-        data = parse_yaml(path.read_text(encoding="utf-8"))
+        data = parse_yaml(read_bounded(path))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from router.legible import legible, shortened
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,127}\Z")
 _NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
@@ -16,8 +18,17 @@ _LARGEST = 2**63
 SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
+_LONGEST_LINE = 2000
+
+
 class ConfigError(ValueError):
-    """The configuration cannot be used. The text names the file's key and says what to do."""
+    """The configuration cannot be used. The text names the file's key and says what to do.
+
+    It goes to terminals, logs and an alert, so what it quotes of the file is made legible and cut.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__("\n".join(shortened(legible(line), _LONGEST_LINE) for line in text.split("\n")))
 
 
 class Strict(BaseModel):

@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from router.compiled import compile_policy
-from router.config import Config, ConfigError, parse_config, parse_yaml
+from router.config import Config, ConfigError, parse_config, parse_yaml, read_bounded
 from router.config.check import nearest
 from router.config.residency import Zone
 from router.config.strict import Name, Strict, check_model, check_name
@@ -158,7 +158,7 @@ def read_plan(path: Path) -> PlanFile:
         PlanError: it is not there, no YAML, or not a plan; the text names the key.
     """
     try:
-        document = parse_yaml(path.read_text(encoding="utf-8"))
+        document = parse_yaml(read_bounded(path))
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: {error}") from None
     except yaml.YAMLError as error:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deployments.credentials import LiveCredentials
-from router.config import ConfigError
+from deployments.credentials import LiveCredentials, read_credential
+from router.config import ConfigError, Credential
 from tests.router.builders import make_config
 
 
@@ -41,3 +41,10 @@ def test_a_changed_file_is_read_anew_and_a_lost_one_is_not(tmp_path: Path):
 def test_a_missing_file_is_refused_at_the_start(tmp_path: Path):
     with pytest.raises(ConfigError, match="credential"):
         make(tmp_path)
+
+
+def test_a_credential_that_is_not_utf_8_is_named_and_not_shown(tmp_path):
+    (tmp_path / "token").write_bytes("a-token".encode("utf-16"))
+    with pytest.raises(ConfigError, match="is not UTF-8") as caught:
+        read_credential(Credential(file="token"), tmp_path, "provider")
+    assert caught.value.__suppress_context__ and len(caught.value.args) == 1
