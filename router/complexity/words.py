@@ -2,7 +2,7 @@
 
 A word is read as three 64-bit numbers (its first 24 bytes, the rest masked off), and those are hashed by multiply and add, which
 spreads well over the high bits (Dietzfelbinger et al. 1997). Numpy takes a fixed number of calls however long the text is; those
-alone cost more than the words of a short one. Both ways give the very same numbers.
+alone cost more than the words of a short one, of which only the hashes are made there. Both ways give the very same numbers.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Sequence
-from itertools import pairwise, repeat
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -26,23 +24,18 @@ MAX_WORD = 24
 SHORT_BYTES = 400
 """Up to here a text is read word by word: where a whole decision takes as long both ways."""
 _PARTS = MAX_WORD // 8
-_FIRST_FACTOR, _SECOND_FACTOR, _THIRD_FACTOR = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
-_FACTORS = np.array([_FIRST_FACTOR, _SECOND_FACTOR, _THIRD_FACTOR], np.uint64)
-_PAIR_FACTOR = 40503
+_FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
+_PAIRS = np.uint16(40503)
 """Odd, near `BUCKETS` times the golden ratio (Knuth, 6.4): a pair is the first word's place times this, and the second's."""
-_PAIRS = np.uint16(_PAIR_FACTOR)
-_ALL = (1 << 64) - 1
-_LAST = BUCKETS - 1
-_DOWN = 64 - BUCKETS.bit_length() + 1
-_SHIFT = np.uint64(_DOWN)
+_SHIFT = np.uint64(64 - BUCKETS.bit_length() + 1)
 _MASKS = np.array(
     [[(1 << 8 * min(8, max(0, length - 8 * part))) - 1 for part in range(_PARTS)] for length in range(MAX_WORD + 1)], np.uint64
 )
 _WORD = np.dtype(f"V{MAX_WORD}")
 _AFTER_DIGITS = ord(":")
 """Nothing else that begins a word comes before it."""
-_LITTLE: repeat[Literal["little"]] = repeat("little")
-_ZERO = repeat(0)
+_PADDED = b"%%-%db" % MAX_WORD
+_SPACE_TO_ZERO = bytes.maketrans(b" ", b"\0")
 _SHORTER = {size: bytes(range(size)) for size in (8, 12)}
 _Hashes = NDArray[np.uint64]
 
@@ -71,11 +64,6 @@ def hash_parts(parts: _Hashes) -> _Hashes:
     """Hashes of words given as rows of three numbers: their bytes in little-endian order, zeros behind their end."""
     hashes: _Hashes = parts @ _FACTORS
     return hashes
-
-
-def _hash_long(number: int) -> int:
-    """As `hash_parts`, of a word given as one number."""
-    return (number & _ALL) * _FIRST_FACTOR + (number >> 64 & _ALL) * _SECOND_FACTOR + (number >> 128) * _THIRD_FACTOR & _ALL
 
 
 _Tables = tuple[_Hashes, NDArray[np.intp], NDArray[np.float64], dict[bytes, int]]
@@ -121,20 +109,17 @@ def read_words(cut: bytes, digits: bool) -> Words:
 
 
 def read_few(cut: bytes, digits: bool) -> Words:
-    """`read_words` word by word: the faster way for a short text."""
+    """`read_words` word by word, but for the hashes: the faster way for a short text."""
     words = cut.split()
     if not words:
         return _NOTHING
     lengths = list(map(len, words))
     heads = words if max(lengths) <= MAX_WORD else [word[:MAX_WORD] for word in words]
     sizes = bytes(map(len, heads))
-    places = [
-        (number * _FIRST_FACTOR & _ALL if number <= _ALL else _hash_long(number)) >> _DOWN
-        for number in map(int.from_bytes, heads, _LITTLE)
-    ]
-    pairs = [before * _PAIR_FACTOR + after & _LAST for before, after in pairwise(places)]
+    padded = (_PADDED * len(heads) % tuple(heads)).translate(_SPACE_TO_ZERO)
+    hashes = hash_parts(np.frombuffer(padded, "<u8").reshape(-1, _PARTS))
     numbers = [place for place, word in enumerate(heads) if word[0] < _AFTER_DIGITS] if digits else []
-    lists = sum(filter(None, map(_FIELDS.get, words, _ZERO)))
+    lists = sum(filter(None, map(_FIELDS.get, words)))
     return Words(
         len(words),
         sum(lengths),
@@ -144,7 +129,7 @@ def read_few(cut: bytes, digits: bool) -> Words:
         len(set(heads)),
         *_of_numbers([heads[at][0] for at in numbers], [heads[at] for at in numbers], [lengths[at] for at in numbers]),
         array("H", lists.to_bytes(2 * len(_NO_LISTS), sys.byteorder)).tolist(),
-        array("H", {*places, *pairs}),
+        array("H", _places(hashes).tobytes()),
     )
 
 
