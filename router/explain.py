@@ -19,6 +19,7 @@ from router.placement.breaker import hold, state_of
 from router.placement.targets import Endpoint, Load
 from router.placement.trust import FALLBACK
 from router.policy import Policy
+from router.residency.media import refuse_remote_media
 from router.residency.resolve import resolve_label
 from router.screen import resolve_models
 from router.state import RouterState
@@ -45,6 +46,7 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
     conversation = conversation_of(state, grant, label, Endpoint.CHAT, parsed)
     inherited = state.lineage.inherited(conversation, state.policy)
     label = resolve_label(grant, tags, state.policy, (inherited.label,), time.time())
+    refuse_remote_media(parsed, label, state.policy)
     if state.classifier is not None and must_classify(state, label):
         verdict = await classify(state.classifier, label, parsed)
         label, found = verdict.label, "+".join((*verdict.kinds, *filter(None, (verdict.unknown,))))
@@ -54,6 +56,8 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
     now = time.time()
     chains = state.chains_for(facts, parsed, resolve_models(facts, state.policy))
     decision = decide(facts, state.policy, state.view_for(facts, chains, now), now)
+    if decision.chosen is not None:
+        refuse_remote_media(parsed, state.policy.label_for(label, decision.chosen.model), state.policy)
     answer = describe_decision(facts, decision, state.policy, tags)
     if inherited.source:
         answer["label"]["sources"]["conversation"] = inherited.source

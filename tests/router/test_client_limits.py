@@ -143,6 +143,11 @@ async def test_a_key_may_have_a_smaller_bound_on_bodies_than_everybody():
             said = await converse(door, twice)  # the second waits behind the first, its body is there before its key is known
             assert said.count(b"HTTP/1.1 %d" % expected) == (2 if expected == 200 else 1)
         assert b"larger than 1024 bytes" in await converse(door, head(length=len(large), key=OTHER_KEY) + large)
+        for key, expected in (("tg_nobody", 401), (OTHER_KEY, 413)):  # without waiting for a body that nobody would keep
+            announced = head(length=4_000_000, key=key).replace(b"/v1/chat/completions", b"/tidegate/v1/explain")
+            assert status(await converse(door, announced)) == expected
+        explained = await door.client.post("/tidegate/v1/explain", content=large)
+        assert explained.status_code == 200
 
 
 def test_a_keys_bound_cannot_be_above_everybodys():

@@ -132,8 +132,18 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
 
 async def test_a_models_own_label_forbids_remote_media_too():
     async with open_front_door({"a": "eu"}, **OUTSIDE, residency={"models": {"m": ["eu"]}}) as door:
-        refused = await door.client.post("/v1/chat/completions", json={"model": "m", "messages": IMAGE})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "residency_denied")
+        for path in ("/v1/chat/completions", "/tidegate/v1/explain"):
+            refused = await door.client.post(path, json={"model": "m", "messages": IMAGE})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "residency_denied")
+        assert door.engines["a"].requests == []
+
+
+async def test_a_requests_label_forbids_remote_media_and_explain_says_so():
+    async with open_front_door(ZONES) as door:
+        for path in ("/v1/chat/completions", "/tidegate/v1/explain"):
+            headers = {"x-tidegate-residency": "eu"}
+            refused = await door.client.post(path, json={"model": "m", "messages": IMAGE}, headers=headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (403, "residency_denied")
         assert door.engines["a"].requests == []
 
 
