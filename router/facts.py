@@ -167,6 +167,8 @@ def _max_tokens(endpoint: str, body: dict[str, Any]) -> int:
 
 def _whole(value: Any) -> int:
     """A count of the body as an engine may read it, 0 for what bounds nothing or no engine takes: vLLM reads `"90"` as 90."""
+    if type(value) is int and 0 < value < _LARGEST:  # as nearly always
+        return value
     try:
         number = float(value) if isinstance(value, int | float | str) else 0.0
     except (ValueError, OverflowError):

@@ -9,7 +9,7 @@ from router.decision import Choice, Facts
 from router.joining import Join
 from router.ledger.cost import cost_usd
 from router.ledger.receipts import Attempt, Receipt, read_usage
-from router.placement.targets import Endpoint, Target
+from router.placement.targets import CLOUD, Endpoint, Target
 from router.residency.inflight import POLICY_REVOKED
 from router.state import RouterState
 from router.wire.exchange import DEADLINE, Ending, Exchange
@@ -82,7 +82,8 @@ class Try:
         if ending.complete:
             read_usage(receipt, _counts_of(exchange, self._admitted.path))
         output_tokens = receipt.completion_tokens if answered and join is None and receipt.completion_tokens > 0 else 0
-        cost = _cost_outside(self.choice.target, exchange, ending, receipt)
+        target = self.choice.target
+        cost = _cost_outside(target, exchange, ending, receipt) if target.kind is CLOUD else None
         state.fleet.end(self._booking, now, completed=answered, output_tokens=output_tokens, cost_usd=cost)
         if ending.target_failed and _is_targets_fault(exchange, ending):
             reached = bool(exchange.status) or exchange.connection is not None

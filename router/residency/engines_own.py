@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from router.residency.plain import is_plain
 from router.wire.errors import invalid_request
 
 _TRANSFERS = frozenset({"kv_transfer_params", "ec_transfer_params"})
@@ -34,7 +35,7 @@ def refuse_engines_own(body: dict[str, Any]) -> None:
         raise invalid_request(
             "`priority` is the key's, before the engines and in them: ask for less with `x-tidegate-priority`.", param="priority"
         )
-    if _names_media(body):
+    if not is_plain(body) and _names_media(body):
         raise invalid_request(
             "Media can have no `uuid`: an engine would give them to whoever names it. Leave it out.", param="uuid"
         )

@@ -12,6 +12,7 @@ from typing import Any
 from router.config import LOCAL
 from router.policy import Policy
 from router.residency.label import Label
+from router.residency.plain import is_plain
 from router.wire.errors import ApiError
 from router.wire.json_body import is_one_of
 
@@ -31,6 +32,8 @@ def remote_media(parsed: dict[str, Any]) -> str | None:
     Everything but a `data:` URL is remote: other schemes, relative and malformed ones too, for parsers differ about them.
     Arguments and schemas of tools are text for the model and are not looked at.
     """
+    if is_plain(parsed):
+        return None
     for name, value in parsed.items():
         if name not in _NOT_MEDIA and isinstance(value, list | dict):
             found = _search(value, name)
