@@ -36,9 +36,9 @@ class Spending:
             own: the budget of its key.
             wanted_usd: what it may come to cost; a source that holds less tries to get as much for who asks next.
         """
-        limits = self._limits(own)
-        if not limits:
+        if self._whole is None and own is None:
             return inf
+        limits = self._limits(own)
         window, wanted = window_of(Period.DAY, now), in_micro_usd(wanted_usd)
         return min(self.source.room(limit, window, now, wanted) for limit in limits) / MICRO_USD
 
