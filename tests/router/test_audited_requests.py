@@ -305,6 +305,16 @@ async def test_an_error_from_outside_costs_nothing_and_an_answer_that_breaks_wha
             assert left - 0.02 < spending.left(time.time()) <= left, "half a dollar for the answer, a little for the prompt"
 
 
+async def test_several_answers_are_set_aside_for_before_they_leave(tmp_path):
+    async with audited(tmp_path, price=DEAR, spill={"daily_budget_usd": 2.0}) as door:
+        door.router.state.fleet.spending.source = OwnBooks()
+        body = {"model": "big", "n": 5, "messages": [{"role": "user", "content": "x"}]}
+        headers = {"authorization": f"Bearer {SPILL_KEY}"}
+        assert (await door.client.post("/v1/chat/completions", json=body, headers=headers)).status_code == 503
+        assert not door.outside.requests
+        assert (await door.client.post("/v1/chat/completions", json={**body, "n": 3}, headers=headers)).status_code == 200
+
+
 async def test_without_a_store_nothing_is_spent_of_a_budget(tmp_path, caplog):
     async with audited(tmp_path, price=DEAR, spill={"daily_budget_usd": 1000}) as door:
         refused = await door.chat(SPILL_KEY, "big")

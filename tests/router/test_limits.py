@@ -175,6 +175,24 @@ async def test_limits_over_the_wire():
         assert (spent.status_code, spent.json()["error"]["code"]) == (429, "budget_exceeded")
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "answers"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "hello"}]}, 1),
+        ("chat/completions", {"messages": [{"role": "user", "content": "hello"}], "n": 3}, 3),
+        ("completions", {"prompt": ["a", "b"], "n": 2, "best_of": 3}, 6),
+        ("completions", {"prompt": [1, 2, 3], "n": None}, 1),
+    ],
+)
+async def test_room_is_taken_for_every_answer_that_is_asked_for(path, body, answers):
+    keys = [{"id": "k", "sha256": digest(KEY), "daily_tokens": 1000 * answers}]
+    async with open_front_door({"a": "eu"}, keys=keys) as door:
+        ask = {"model": "m", "max_tokens": 900, **body}
+        refused = await door.client.post(f"/v1/{path}", json={**ask, "max_tokens": 1001})
+        assert refused.json()["error"]["code"] == "budget_exceeded"
+        assert (await door.client.post(f"/v1/{path}", json=ask)).status_code == 200
+
+
 RATE_HEADERS = [f"x-ratelimit-{name}-{kind}" for kind in ("requests", "tokens") for name in ("limit", "remaining", "reset")]
 
 
