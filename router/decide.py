@@ -110,7 +110,7 @@ def _pose(facts: Facts, policy: Policy, view: View, found: Shortlist) -> _Questi
         expected = facts.max_tokens
     patience, timeout, margin = slo.max_wait_s, facts.timeout_s, view.margin_s
     return _Question(
-        ask=ask_of(facts.prompt_tokens, expected, slo.tpot_s),
+        ask=ask_of(facts.prompt_tokens, expected, slo.tpot_s, view.cached),
         patience=timeout if 0 < timeout < patience else patience,
         margin=margin + facts.waited_s if margin > 0.0 else facts.waited_s,
         pace=slo.tpot_s * view.pace_share,

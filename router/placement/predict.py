@@ -43,8 +43,13 @@ _SHORT_ANSWER = 40
 """Tokens of an answer that is short: prefill work is spread over the replicas as evenly as within the time that one takes. A
 long answer evens a burst of prefills out by itself, a short one next to it breaks the pace limit."""
 _LEAST_SPAN_S, _MOST_SPAN_S = 1.0, 15.0
+_MOST_HOLDERS = 32
+"""Holders of a common beginning that are counted."""
 _USUAL_PACE_S = 0.05
 """Stands for the pace limit where none is set."""
+
+
+_NOTHING: Mapping[int, int] = {}
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
@@ -55,6 +60,10 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     tpot_s: float
     tau_s: float
     """Seconds over which prefill work given to a target slows its decodes down."""
+    common_tokens: int = 0
+    """Leading prompt tokens that several targets hold (`common_beginning`)."""
+    common_share: float = 0.0
+    """The part of the price of computing those once more that the requests to come are worth."""
 
 
 class Forecast(msgspec.Struct, frozen=True, gc=False):
@@ -88,12 +97,32 @@ def expected_misses(load: Load, prefill_s: float) -> float:
     return load.harm * pressure(prefill_s, load.inflight + load.foreign)
 
 
-def ask_of(prompt_tokens: int, output_tokens: int, tpot_s: float) -> Ask:
-    """The ask of a request with this prompt and so many answer tokens expected."""
+def ask_of(prompt_tokens: int, output_tokens: int, tpot_s: float, cached: Mapping[int, int] = _NOTHING) -> Ask:
+    """The ask of a request with this prompt and so many answer tokens expected; `cached`: prompt tokens that targets hold."""
     span = _SHORT_ANSWER * (tpot_s if tpot_s < 10.0 else _USUAL_PACE_S)
     if not _LEAST_SPAN_S <= span <= _MOST_SPAN_S:
         span = _LEAST_SPAN_S if span < _LEAST_SPAN_S else _MOST_SPAN_S
-    return Ask(prompt_tokens or 1, output_tokens, tpot_s, span)
+    prompt = prompt_tokens or 1
+    if len(cached) < 2:
+        return Ask(prompt, output_tokens, tpot_s, span)
+    common, share = common_beginning(cached)
+    return Ask(prompt, output_tokens, tpot_s, span, min(common, prompt - 1), share)
+
+
+def common_beginning(cached: Mapping[int, int]) -> tuple[int, float]:
+    """The beginning of a prompt that several targets hold, in tokens, and the part of the price of one more copy that is not this
+    request's to pay.
+
+    What is on many targets is asked for all the time (a system prompt, a document everybody asks about), and a copy on another
+    one serves many more requests. Were each to pay for it alone, a target without it would get none of them, however full
+    the others are. With one holder, a conversation's, nobody else is going to ask.
+    """
+    tokens, share, most = 0, 0.0, 0.0
+    for holders, depth in enumerate(sorted(cached.values(), reverse=True)[:_MOST_HOLDERS], 1):
+        part = 1.0 - 1.0 / holders
+        if depth * part > most:
+            tokens, share, most = depth, part, depth * part
+    return tokens, share
 
 
 def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> Forecast:
@@ -155,7 +184,11 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
         age = now - load.fresh_at
         # As in the books: while prefills run there, answers do not age.
         price += _FRESH_DELAY * (load.fresh if age <= 0.0 or load.unstarted else load.fresh * exp(-age / FRESH_S))
-    cost = wait + booked + prefill * price + _PACE * output * (pace + per_context * prompt * decoding)
+    priced = prefill
+    if held < ask.common_tokens:
+        rest = slowdown * profile.prefill_s(prompt - ask.common_tokens, ask.common_tokens, decoding, context)
+        priced -= ask.common_share * (prefill - rest)
+    cost = wait + booked + priced * price + _PACE * output * (pace + per_context * prompt * decoding)
     bearable = _PACE_FROM * ask.tpot_s
     if pace > bearable:
         cost += _PACE_LIMIT * output * (pace - bearable)
@@ -181,6 +214,7 @@ def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cache
         cached: leading prompt tokens held, by index.
         now: UNIX time in seconds.
     """
+    common, share = ask.common_tokens, ask.common_share
     prompt, slowing = ask.prompt_tokens, _PACE * ask.output_tokens / ask.tau_s
     known: EngineProfile | None = None
     profile = GENERIC
@@ -190,7 +224,8 @@ def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cache
     # A request ahead costs the price of a decode, and one that waits the difference more: two products less per target.
     more = _QUEUE_DELAY - _DECODE_DELAY
     own = 1.0 + _OWN_WORK
-    for load, held in zip(map(loads.__getitem__, places), map(cached.get, places), strict=True):
+    for load, depth in zip(map(loads.__getitem__, places), map(cached.get, places), strict=True):
+        held = depth or 0
         if load.profile is not known:
             known = load.profile
             profile = known or GENERIC
@@ -205,8 +240,9 @@ def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cache
         )
         slowdown = (load.slowdown or 1.0) * load.throttle
         cost = slowdown * (alone * price + slow_s * load.work_s) + (wait if wait > queue else queue)
-        if held:
-            cost -= slowdown * alone * price * (held / prompt if held < prompt else 1.0)
+        known_tokens = held + share * (common - held) if held < common else held
+        if known_tokens:
+            cost -= slowdown * alone * price * (known_tokens / prompt if known_tokens < prompt else 1.0)
         costs.append(cost)
     return costs
 

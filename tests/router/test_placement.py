@@ -14,7 +14,7 @@ from router.decision import Verdict
 from router.placement.books import Calibration
 from router.placement.fleet import Fleet
 from router.placement.peers import END, FIRST, SENT, Notice
-from router.placement.predict import ask_of, expected_misses, forecast, rank_costs
+from router.placement.predict import ask_of, common_beginning, expected_misses, forecast, rank_costs
 from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100
 from router.placement.targets import FRESH_S, Kind, Load, Price, Report, Signals, Work
 from router.screen import GROUP
@@ -75,10 +75,29 @@ def test_every_part_of_a_forecast_grows_with_what_is_booked(load, extra, prompt,
     assert rough[1] >= rough[0] - 1e-9
 
 
-@given(loads, prompts, st.integers(0, 60_000))
-def test_more_of_the_prompt_in_the_cache_is_never_worse(load, prompt, cached):
-    ask = ask_of(prompt, 200, 0.05)
-    assert forecast(TARGETS[0], load, ask, cached, NOW).cost <= forecast(TARGETS[0], load, ask, 0, NOW).cost + 1e-9
+elsewhere = st.dictionaries(st.integers(1, 50), st.integers(1, 60_000))
+
+
+@given(loads, prompts, st.integers(0, 60_000), st.integers(0, 60_000), elsewhere)
+def test_more_of_the_prompt_in_the_cache_is_never_worse(load, prompt, cached, more, others):
+    ask = ask_of(prompt, 200, 0.05, others)
+    less = forecast(TARGETS[0], load, ask, cached, NOW).cost
+    assert forecast(TARGETS[0], load, ask, cached + more, NOW).cost <= less + 1e-9
+    rough = [rank_costs([load], {0: 0}, ask, {0: tokens}, NOW)[0] for tokens in (cached, cached + more)]
+    assert rough[1] <= rough[0] + 1e-9
+
+
+def test_one_more_copy_of_what_many_hold_is_paid_for_by_the_requests_to_come():
+    assert common_beginning({0: 9000}) == (0, 0.0), "a conversation's own: nobody else will ask"
+    assert common_beginning({0: 9000, 1: 500, 2: 500, 3: 500}) == (500, 0.75)
+    assert common_beginning(dict.fromkeys(range(7), 30_000) | {7: 512}) == (30_000, pytest.approx(6 / 7))
+    busy = Load(inflight=35, context_tokens=1_000_000, profile=LLAMA_8B_H100, work_s=0.8, work_at=NOW)
+    free = Load(inflight=35, context_tokens=80_000, profile=LLAMA_8B_H100, work_s=0.8, work_at=NOW)
+    facts = make_facts(POLICY, prompt_tokens=31_000, prompt_bytes=124_000)
+    view = replace(make_view(*zip(TARGETS[:8], [busy] * 7 + [free], strict=True)), output_tokens={"tiny": 150})
+    many = decide(facts, POLICY, replace(view, cached=dict.fromkeys(range(7), 30_000)), NOW)
+    one = decide(facts, POLICY, replace(view, cached={0: 30_000}), NOW)
+    assert (many.chosen.index, one.chosen.index) == (7, 0)
 
 
 @given(st.lists(loads, min_size=12, max_size=12), prompts, st.dictionaries(st.integers(0, 11), st.integers(1, 60_000)), heavier)

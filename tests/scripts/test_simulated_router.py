@@ -20,7 +20,7 @@ ROWS = make_documents_trace(900)
 
 def outcome(speed, setup=None, rows=ROWS, **changes):
     profile, slo = (setup.profile, setup.slo) if setup else (PROFILE, Slo())
-    scenario = Scenario(profile, 4, speed=speed, **changes)
+    scenario = Scenario(profile, setup.engines if setup else 4, speed=speed, **changes)
     requests = link_turns(rows)
     if setup is None:
         Simulation(scenario, requests, lambda number: Everywhere(4)).run()
@@ -96,6 +96,28 @@ def test_many_short_requests_fill_all_engines_alike_when_their_slots_run_out(bel
     ours = outcome(1.0, RouterSetup(PROFILE, Slo(tpot_s=0.1), engines=4, believed=believed, max_wait_s=30.0), rows)
     turns = outcome(1.0, None, rows)
     assert ours.met > turns.met, f"{ours.met:.3f}, taking turns {turns.met:.3f}"
+
+
+def a_document_everybody_asks_about(dice):
+    """Three in five requests begin with the same 30,000 tokens, the others have nothing in common."""
+    now, rows = 0.0, []
+    for i in range(1500):
+        now += dice.expovariate(42.0)
+        own = tuple(range(1000 * (i + 1), 1000 * (i + 1) + 60))
+        if dice.random() < 0.6:
+            rows.append((now, 30_720 + dice.randint(50, 900), int(dice.lognormvariate(4.5, 0.8)), tuple(range(60)) + own))
+        else:
+            rows.append((now, min(30_000, int(dice.lognormvariate(7.0, 1.2))), int(dice.lognormvariate(5.3, 0.8)), own))
+    return rows
+
+
+def test_what_everybody_asks_about_is_computed_where_there_is_room_though_others_hold_it(monkeypatch):
+    rows = a_document_everybody_asks_about(random.Random(1))
+    setup = RouterSetup(PROFILE, engines=8, believed=PROFILE, max_wait_s=30.0)
+    shared = outcome(1.0, setup, rows)
+    monkeypatch.setattr("router.placement.predict.common_beginning", lambda cached: (0, 0.0))
+    alone = outcome(1.0, setup, rows)
+    assert shared.met > alone.met + 0.1, f"{shared.met:.3f}, each paying alone {alone.met:.3f}"
 
 
 class StuckGauges(Simulation):
