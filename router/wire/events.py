@@ -65,7 +65,18 @@ class EventStream:
         end: what a whole stream of this kind ends in; None: it may end anyhow.
     """
 
-    __slots__ = ("_due", "_keep_usage", "_last_event", "_latest", "_pending", "_started_with", "done", "failed", "usage")
+    __slots__ = (
+        "_due",
+        "_keep_usage",
+        "_last_event",
+        "_latest",
+        "_pending",
+        "_started_with",
+        "done",
+        "failed",
+        "refused",
+        "usage",
+    )
 
     def __init__(self, keep_usage: bool, end: StreamEnd | None = None) -> None:
         self._keep_usage = keep_usage
@@ -83,6 +94,8 @@ class EventStream:
         """True once what ends the stream has passed."""
         self.failed = False
         """True once the engine has said that it cannot go on; nothing passes from there on."""
+        self.refused = False
+        """True once it has said what is wrong with the request: no answer, and nothing is missing where the stream ends then."""
 
     @property
     def empty(self) -> bool:
@@ -112,7 +125,7 @@ class EventStream:
     @property
     def cut_short(self) -> bool:
         """True when a stream that ends here lacks the end that was due: it is not whole, whatever its framing says."""
-        return self._due is not None and not self.done and not self._ends_in(self._pending)
+        return self._due is not None and not (self.done or self.refused or self._ends_in(self._pending))
 
     @property
     def next_number(self) -> int:
@@ -192,7 +205,10 @@ class EventStream:
             error = answer.get("error") if isinstance(answer, dict) else None
             return error is None or _is_engine_error(error)
         # OpenAI's /v1/responses has the fields of an error beside its type, everybody else within `error`.
-        return _is_engine_error(parsed if kind == "error" and "error" not in parsed else parsed.get("error"))
+        error = parsed if kind == "error" and "error" not in parsed else parsed.get("error")
+        failed = _is_engine_error(error)
+        self.refused = self.refused or (bool(error) and not failed)
+        return failed
 
     def _take_usage(self, piece: bytes) -> bytes:
         kept = []

@@ -85,6 +85,8 @@ TRANSCRIBED = b'data: {"type": "transcript.text.done", "text": "hi"}\n\n'
         (TRANSCRIPTIONS, [event(0)], TRANSCRIBED, True),
         (TRANSCRIPTIONS, [event(0)], b"", False),
         (DONE, [event(0)], MESSAGE_STOP, False),
+        (DONE, [event(0)], b'data: {"error": {"code": 400, "message": "too long"}}\n\n', True),
+        (DONE, [event(0)], b'data: {"error": null}\n\n', False),
     ],
 )
 def test_a_stream_is_whole_only_with_what_its_api_ends_in(
