@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -30,7 +31,7 @@ def conversation_key(body: dict[str, Any], key_id: str, secret: bytes) -> str | 
     turns = body.get("messages", body.get("input"))
     if not isinstance(turns, list) or not turns:
         return None
-    digest = hashlib.blake2b(key=hashlib.sha256(secret).digest(), digest_size=16)
+    digest = _keyed(secret).copy()
     digest.update(key_id.encode("utf-8", "surrogatepass") + b"\0")
     found = 0
     for turn in turns[:8]:
@@ -41,6 +42,12 @@ def conversation_key(body: dict[str, Any], key_id: str, secret: bytes) -> str | 
                 found += 1
                 break
     return digest.hexdigest() if found else None
+
+
+@lru_cache(maxsize=4)
+def _keyed(secret: bytes) -> hashlib.blake2b:
+    """A hash that has read nothing but its key: a router has two of them, and only copies them."""
+    return hashlib.blake2b(key=hashlib.sha256(secret).digest(), digest_size=16)
 
 
 def keep_or_raise(
