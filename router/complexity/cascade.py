@@ -100,7 +100,7 @@ def is_refusal(text: str) -> bool:
 
 def fits_json(text: str, complete: bool) -> bool:
     """Whether an answer is JSON; of an unfinished one only that it begins like it."""
-    plain = _unfenced(text)
+    plain = unfenced(text)
     if not complete:
         return not plain or plain[0] in "{["
     try:
@@ -158,14 +158,14 @@ def plain_answer(text: str) -> str:
     """
     if text.startswith(TOOL_CALL):
         return text
-    unfenced = _unfenced(text)
-    found = canonical_json(unfenced) if unfenced[:1] in ("{", "[") else None
+    bare = unfenced(text)
+    found = canonical_json(bare) if bare[:1] in ("{", "[") else None
     if found is not None:
         return found.casefold()
     said = _plain(_conclusion(text))
     if any(map(str.isalnum, said)):
         return said
-    return _plain(unfenced) or _SPACE.sub(" ", text).strip()
+    return _plain(bare) or _SPACE.sub(" ", text).strip()
 
 
 def canonical_json(text: str) -> str | None:
@@ -184,7 +184,7 @@ def _canonical_number(written: str) -> int | float | str:
     return int(value) if value.is_integer() else value
 
 
-def _unfenced(text: str) -> str:
+def unfenced(text: str) -> str:
     """A text without the fence around it. One expression for both ends would take quadratic time on a long run of spaces."""
     text = text.strip()
     opening = _FENCE.match(text)

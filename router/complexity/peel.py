@@ -2,7 +2,7 @@
 
 Coding agents and chat front ends send far more than the question: reminders, file dumps, environment blocks, tool results,
 templates. Scored as it stands, every such request looks alike and hard. Peeling is bounded: at most `MAX_TURNS` turns and
-`MAX_CHARS` characters of a turn are looked at, whatever the size of the body.
+`MAX_CHARS` characters of a turn are looked at, whatever the size of the body, and every character a fixed number of times.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import msgspec
 MAX_CHARS = 16_000
 """Characters of one turn that are searched for wrappers: half from its beginning, half from its end."""
 MAX_TURNS = 64
+MAX_SEARCHED = 4 * MAX_CHARS
+"""Characters of all turns together after which no earlier turn is looked at: those so far were nothing but wrappers."""
 _MAX_PARTS = 64
 _LABEL_CHARS = 4000
 """A template's question stands in its last characters."""
@@ -60,9 +62,9 @@ _WRAPPERS = (
 )
 _WRAPPER_NAMES = frozenset(_WRAPPERS)
 _OPEN = re.compile(r"<([A-Za-z][A-Za-z0-9_-]{1,40})(?:\s[^<>]{0,200})?>")
-_ASKED = re.compile(
-    r"<(user_query|user_request|user_message|task|query|question|request|userRequest)>\s*(.{1,8000}?)\s*</\1>", re.S
-)
+_ASKED = re.compile(r"<(user_query|user_request|user_message|task|query|question|request|userRequest)>")
+_MOST_ASKED = 8000
+"""Characters between two tags that are a question; what is longer is a document."""
 _LABEL = re.compile(
     r".*\n(?:### Question:|## Question|Question:|User question:|User request:|My request:|Query:|Task:|<query>)", re.S
 )
@@ -95,9 +97,13 @@ def peel_request(body: dict[str, Any]) -> Asked:
         asked = peel_text(text)
         return Asked(asked, 1 if text else 0, len(text), max(0, len(text) - len(asked)), system)
     system = system or any(isinstance(turn, dict) and turn.get("role") in ("system", "developer") for turn in turns[:2])
+    searched = 0
     for turn in reversed(turns[-MAX_TURNS:]):
+        if searched >= MAX_SEARCHED:
+            break
         if isinstance(turn, dict) and turn.get("role") == "user":
             text = text_of(turn.get("content"))
+            searched += min(len(text), MAX_CHARS)
             asked = peel_text(text)
             if asked:
                 return Asked(asked, len(turns), len(text), max(0, len(text) - len(asked)), system)
@@ -110,27 +116,50 @@ def peel_text(text: str) -> str:
         half = MAX_CHARS // 2
         text = text[:half] + "\n" + text[-half:]
     if "<" in text and "</" in text:  # a look for one character is far faster than for two
-        if (asked := _ASKED.search(text)) is not None:
-            return asked[2]
+        if asked := _between_tags(text):
+            return asked
         text = _drop_blocks(text)
     if len(text) > 400:
         text = _after_label(text)
     return text.strip()
 
 
+def _between_tags(text: str) -> str:
+    """What stands in the first pair of tags that says it is the question; "" where no pair has a text in it.
+
+    The end of a name's tag is looked for once, not again for each of its beginnings: any text is read in linear time.
+    """
+    ends: dict[str, int] = {}
+    for found in _ASKED.finditer(text):
+        if (end := _next_end(text, found, ends)) >= 0:
+            asked = text[found.end() : end].strip()
+            if 0 < len(asked) <= _MOST_ASKED:
+                return asked
+    return ""
+
+
+def _next_end(text: str, found: re.Match[str], ends: dict[str, int]) -> int:
+    """Where the closing tag of the one found begins, -1 where there is none. `ends` remembers the last look by name."""
+    name, at = found[1], found.end()
+    known = ends.get(name, 0)
+    if 0 <= known < at:
+        known = ends[name] = text.find(f"</{name}>", at)
+    return known
+
+
 def _drop_blocks(text: str) -> str:
     """Cut `<name> ... </name>` for the names above; one that is never closed is kept, for it may be the question itself."""
     kept: list[str] = []
+    ends: dict[str, int] = {}
     at = 0
     for found in _OPEN.finditer(text):
         if found.start() < at or found[1] not in _WRAPPER_NAMES:
             continue
-        mark = f"</{found[1]}>"
-        end = text.find(mark, found.end())
+        end = _next_end(text, found, ends)
         if end < 0:
             continue
         kept.append(text[at : found.start()])
-        at = end + len(mark)
+        at = end + len(found[1]) + 3
     return text[at:] if not kept else "".join(kept) + text[at:]
 
 

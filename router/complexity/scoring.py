@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import re2
 
-from router.complexity.cascade import fits_json, plain_answer
+from router.complexity.cascade import fits_json, plain_answer, unfenced
 from router.complexity.label import FORMAT, JUDGE, REFERENCE, SAME
 from router.complexity.peel import peel_text, text_of
 
@@ -87,7 +87,7 @@ def meets(text: str, demand: Demand) -> bool:
         return False
     if not demand.keys:
         return True
-    found = msgspec.json.decode(re.sub(r"^```[a-zA-Z]*\s*|\s*```$", "", text.strip()))
+    found = msgspec.json.decode(unfenced(text).encode("utf-8", "surrogatepass"))
     return isinstance(found, dict) and all(key in found for key in demand.keys)
 
 

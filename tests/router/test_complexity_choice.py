@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from router.complexity.books import ComplexityBooks
 from router.complexity.calibrate import WINDOW, Wish, first_track, share_for_loss, step, upper_quantile
 from router.complexity.choose import Asker, judge_request, start_track
-from router.complexity.peel import MAX_CHARS, peel_request, peel_text
+from router.complexity.peel import MAX_CHARS, MAX_SEARCHED, peel_request, peel_text
 from router.complexity.pin import conversation_key, keep_or_raise
 from router.complexity.rules import first_match
 from router.config import ConfigError
@@ -210,6 +211,43 @@ def test_wrappers_are_peeled_off():
     assert peel_request(only).text == "the question"
     assert peel_request({"messages": [{"role": "assistant", "content": "x"}]}).text == ""
     assert peel_request({"input": [{"role": "user", "content": [{"type": "input_text", "text": "hey"}]}]}).text == "hey"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ("<task>" + " " * 7000) * 2 + "</x>",  # an expression that takes spaces in three places took a quarter of an hour
+        "<task>" * 2000 + "</query>",
+        "<query>" * 1000 + "<env>" * 1000 + "</task>",
+        "<task> \n</task>" * 900,
+    ],
+)
+def test_tags_that_say_nothing_leave_a_text_as_it_is(text):
+    assert peel_text(text) == text.strip()
+
+
+_PIECES = ["<task>", "</task>", "<query>", "</query>", "why", " ", "\n", "z" * 5000]
+_TAGGED = re.compile(r"<(task|query)>\s*(.{1,8000}?)\s*</\1>", re.S)
+
+
+@given(st.lists(st.sampled_from(_PIECES), max_size=12).map("".join))
+@example("<task> " + "z" * 8000 + "\n</task>")
+@example("<task>" + "z" * 8001 + "</task><query>why</query>")
+@settings(deadline=None)
+def test_the_first_pair_of_tags_with_a_text_in_it_is_the_question(text):
+    assume(not re.search(r"<(task|query)>\s*</\1>", text) and len(text) <= MAX_CHARS)
+    found = _TAGGED.search(text)
+    assert peel_text(text) == (found[2] if found else text.strip())
+
+
+def test_earlier_turns_are_looked_at_until_enough_has_been_read():
+    def asked(count):
+        wrappers = [{"role": "user", "content": "<env>" + "x" * MAX_CHARS + "</env>"}] * count
+        return peel_request({"messages": [{"role": "user", "content": "the question"}, *wrappers]}).text
+
+    most = MAX_SEARCHED // MAX_CHARS
+    assert asked(most - 1) == "the question"
+    assert asked(most) == ""
 
 
 def talk(*texts):

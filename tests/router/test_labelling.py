@@ -364,6 +364,7 @@ def test_scores_without_a_judge():
     assert score_answers("no", "neither", None, Demand()) == score_answers("", " ", None, None)
     assert Reference("Lima").score("The final answer is: Lima.") == 1.0 and Reference("", r"^\d+$").score("four\udc80") == 0.0
     assert meets('```json\n{"a": 1}\n```', Demand(("a",))) and not meets("[1]", Demand(("a",)))
+    assert meets('{"a": 1,' + " " * 2_000_000 + '"b": 2}', Demand(("a", "b")))  # one look at each space, not one for each pair
 
 
 @pytest.mark.parametrize(
