@@ -9,6 +9,7 @@ from pathlib import Path
 from router.complexity.calibrate import Wish
 from router.complexity.choose import Plan
 from router.complexity.experiment import Branch, Trial
+from router.complexity.language import LANGUAGES
 from router.complexity.model import Model, compile_model
 from router.complexity.rules import Rule
 from router.complexity.weights import DEFAULT, WeightsError, read_weights
@@ -38,8 +39,7 @@ def compile_plan(section: Complexity, base: Path, models: frozenset[str]) -> Pla
     if section.head is not None and section.head not in names:
         raise ValueError(f"complexity.head: no gain `{section.head}` in the weights; there are {', '.join(names)}")
     for rule in section.rules:
-        if rule.model is not None and rule.model not in models:
-            raise ValueError(f"complexity.rules: rule `{rule.name}`: unknown model `{rule.model}`")
+        _check_rule(rule, models, model.domains.names)
     for domain, name in section.domains.items():
         if domain not in model.domains.names:
             raise ValueError(f"complexity.domains: unknown domain `{domain}`; there are {', '.join(model.domains.names)}")
@@ -127,6 +127,17 @@ def _wish(section: Complexity) -> Wish:
     if section.max_loss is not None:
         return Wish(max_loss=section.max_loss)
     return Wish(shares=section.beyond())
+
+
+def _check_rule(rule: ComplexityRule, models: frozenset[str], domains: tuple[str, ...]) -> None:
+    """A rule that names what is not there would never match, and nobody would know."""
+    where = f"complexity.rules: rule `{rule.name}`"
+    if rule.model is not None and rule.model not in models:
+        raise ValueError(f"{where}: unknown model `{rule.model}`")
+    for kind, named, known in (("domain", rule.when.domains, domains), ("language", rule.when.languages, LANGUAGES)):
+        for name in named:
+            if name not in known:
+                raise ValueError(f"{where}: unknown {kind} `{name}`; there are {', '.join(known)}")
 
 
 def _compile_rule(rule: ComplexityRule) -> Rule:

@@ -25,6 +25,8 @@ _SCRIPTS = (
     ("th", 0x0E00, 0x0E7F),
     ("el", 0x0370, 0x03FF),
 )
+LANGUAGES = (*_SMALL_WORDS, *(language for language, _, _ in _SCRIPTS))
+"""All that can be guessed."""
 
 
 def guess_language(text: str) -> str:

@@ -60,7 +60,15 @@ class When(_Strict):
     @field_validator("between")
     @classmethod
     def _two_times(cls, value: list[str] | None) -> list[str] | None:
-        return None if value is None else check_times(value)
+        if value is not None and len(set(check_times(value))) < 2:
+            raise ValueError(f'from "{value[0]}" to "{value[1]}" there is no time; without `between` a rule holds all day')
+        return value
+
+    @model_validator(mode="after")
+    def _can_hold(self) -> When:
+        if self.min_tokens is not None and self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"no prompt has at least {self.min_tokens} and at most {self.max_tokens} tokens")
+        return self
 
     def minutes(self) -> tuple[int, int] | None:
         """`between` in minutes of the day."""
@@ -220,6 +228,8 @@ class Complexity(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Complexity:
+        if len(set(self.tiers)) < len(self.tiers):
+            raise ValueError("tiers: a tier is named twice")
         if sum(value is not None for value in (self.share, self.max_loss, self.price)) > 1:
             raise ValueError("give one of `share`, `max_loss` and `price`")
         shares = self.share if isinstance(self.share, dict) else {}
