@@ -8,7 +8,6 @@ from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
-from rich.console import Console
 
 from router.ledger import records
 from router.ledger.checkpoint import CheckpointError, Verifier, load_signer, open_note, read_verifiers
@@ -23,6 +22,7 @@ from router.ledger.store import LogBusy
 from router.ledger.tiles import TileError
 from router.ledger.verify import Report, verify_log
 from tidegate.home import find_home
+from tidegate.terminal import Console
 
 app = typer.Typer(help="Check and read the audit log.", no_args_is_help=True)
 hold_app = typer.Typer(help="Legal holds: what must not be removed under the retention rule.", no_args_is_help=True)
@@ -63,9 +63,12 @@ def span(since: str, until: str) -> tuple[float, float]:
     """Two moments from their options."""
     now = time.time()
     try:
-        return parse_time(since, now) if since else 0.0, parse_time(until, now) if until else float("inf")
+        start, end = parse_time(since, now) if since else 0.0, parse_time(until, now) if until else float("inf")
     except ValueError as error:
         fail(str(error))
+    if start >= end:
+        fail(f"--since {since or '1970-01-01'} is not before --until {until}: there is no time between them")
+    return start, end
 
 
 def trusted(directory: Path | None, key: Path | None, logs: list[LogReader]) -> list[Verifier]:
@@ -288,6 +291,8 @@ def hold_add(
 ) -> None:
     """Keep everything that was recorded between two times until the hold is released."""
     where = audit_directory(directory)
+    if [log.root for log in open_logs(directory)] == [where]:
+        fail(f"{where} is one log; holds stand over all that lie in a directory: name that")
     start, end = span(since, until)
     holds = _standing(where)
     if any(hold.id == name for hold in holds):

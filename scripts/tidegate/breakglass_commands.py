@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import getpass
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import msgspec
 import typer
-from rich.console import Console
 
 from tidegate.home import find_home
+from tidegate.recorded import operator
+from tidegate.terminal import Console
 
 app = typer.Typer(help="Widen one key's ceiling for some hours, with the signatures of two people.", no_args_is_help=True)
 console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -80,7 +80,7 @@ def revoke(
     from tidegate.breakglass import BreakGlassFile, GlassError
 
     try:
-        BreakGlassFile(find_home(), config).revoke(request, by or getpass.getuser())
+        BreakGlassFile(find_home(), config).revoke(request, by or operator())
     except (GlassError, OSError) as error:
         _fail(str(error))
     console.print(f"revoked: {request}")

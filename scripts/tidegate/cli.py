@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
+import io
 import os
 import sys
 from dataclasses import replace
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from router.config import ConfigError, load_file
 from router.policy_source import SPILL_OFF
@@ -33,7 +32,8 @@ from tidegate import (
 from tidegate.effective import Overrides
 from tidegate.home import DEFAULT_CONFIG, Home, find_home
 from tidegate.plan_cli import plan
-from tidegate.recorded import NotRecorded, record
+from tidegate.recorded import NotRecorded, operator, record
+from tidegate.terminal import Console
 from tidegate.whatif import whatif
 
 app = typer.Typer(
@@ -170,7 +170,7 @@ def spill(
             switch.touch()
         else:
             switch.unlink(missing_ok=True)
-        record(home, load_file(_config_file(home, config)), f"spill.{to}", "", {"by": getpass.getuser()})
+        record(home, load_file(_config_file(home, config)), f"spill.{to}", "", {"by": operator()})
     except OSError as error:
         _fail(f"{switch}: {error.strerror}")
     except (ConfigError, NotRecorded) as error:
@@ -246,6 +246,8 @@ def _fail(text: str) -> None:
 def main() -> None:
     """Entry point of the `tidegate` command."""
     os.umask(0o077)  # logs and state may say who asked what
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal has no letters for is no reason to end
     try:
         try:
             app()
@@ -255,5 +257,6 @@ def main() -> None:
     except OSError as error:  # a full disk under the output, mostly: nothing that a traceback would explain
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 1)  # what could not be written would be tried once more at the end
-        errors.print(f"error: {error.strerror or error}", markup=False, highlight=False, soft_wrap=True)
+        what = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        errors.print(f"error: {what}{error.strerror or error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

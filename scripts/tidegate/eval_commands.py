@@ -18,6 +18,7 @@ from tidegate.eval_experiments import REST, compare_arms, read_experiments
 from tidegate.eval_labels import lines_about, read_story
 from tidegate.eval_plot import draw
 from tidegate.outcome_file import EvalError, read_outcomes
+from tidegate.terminal import Console
 
 _OF_INTEREST = {records.END, records.FEEDBACK, records.SHADOW, records.LABEL, records.REFIT, records.WEIGHTS}
 
@@ -25,6 +26,8 @@ RatioOption = Annotated[float, typer.Option(min=1, help="Price of a large call i
 PlotOption = Annotated[Path | None, typer.Option(help="Draw cost and quality there (.svg).")]
 
 app = typer.Typer(help="Evaluate the choice of models on outcomes.", no_args_is_help=True)
+console = Console(soft_wrap=True, highlight=False, markup=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command()
@@ -45,7 +48,7 @@ def outcomes(
             raise EvalError(f"no gain `{head}` in the weights; there are {', '.join(names)}")
         found = evaluation.evaluate(read_outcomes(file), model, names.index(head) if head else 0, ratio)
     except EvalError as error:
-        typer.echo(f"error: {error}", err=True)
+        errors.print(f"error: {error}")
         raise typer.Exit(1) from None
     _print(found, plot)
 
@@ -66,23 +69,23 @@ def log_(
             raise EvalError("no request in this log became a label: see `labels` under `complexity:`")
         found = evaluation.figures(gains, small, large, ratio)
     except (TileError, RecordError) as error:
-        typer.echo(f"error: the log is damaged: {error}", err=True)
+        errors.print(f"error: the log is damaged: {error}")
         raise typer.Exit(1) from None
     except EvalError as error:
-        typer.echo(f"error: {error}", err=True)
+        errors.print(f"error: {error}")
         raise typer.Exit(1) from None
     _print(found, plot)
 
 
 def _print(found: evaluation.Evaluation, plot: Path | None) -> None:
     for line in evaluation.lines_of(found):
-        typer.echo(line)
+        console.print(line)
     if plot is None:
         return
     try:
         draw(found, plot)
     except EvalError as error:
-        typer.echo(f"error: {error}", err=True)
+        errors.print(f"error: {error}")
         raise typer.Exit(1) from None
 
 
@@ -102,12 +105,12 @@ def report(
     try:
         sides, differences = evaluation.compare(file)
     except EvalError as error:
-        typer.echo(f"error: {error}", err=True)
+        errors.print(f"error: {error}")
         raise typer.Exit(1) from None
     for side in sides:
-        typer.echo(f"{side.name:20} {side.rows:6} rows  {side.score.value:.3f} [{side.score.low:.3f}, {side.score.high:.3f}]")
+        console.print(f"{side.name:20} {side.rows:6} rows  {side.score.value:.3f} [{side.score.low:.3f}, {side.score.high:.3f}]")
     for first, other, gap in differences:
-        typer.echo(f"{other} less {first}: {_said(gap)}: {_verdict(gap)}")
+        console.print(f"{other} less {first}: {_said(gap)}: {_verdict(gap)}")
 
 
 def _report_log(directory: Path | None, since: str) -> None:
@@ -117,24 +120,24 @@ def _report_log(directory: Path | None, since: str) -> None:
         arms, shadows = read_experiments(entries, start)
         story = read_story(entries, start)
     except (TileError, RecordError) as error:
-        typer.echo(f"error: the log is damaged: {error}", err=True)
+        errors.print(f"error: the log is damaged: {error}")
         raise typer.Exit(1) from None
     for name, lines in compare_arms(arms).items():
-        typer.echo(f"{name}: {arms[name].requests} requests")
+        console.print(f"{name}: {arms[name].requests} requests")
         for line in lines:
             gap = "" if line.difference is None else f"   {_said(line.difference)} against {REST}"
-            typer.echo(f"  {line.figure:10} {line.value.value:9.3f} [{line.value.low:.3f}, {line.value.high:.3f}]{gap}")
+            console.print(f"  {line.figure:10} {line.value.value:9.3f} [{line.value.low:.3f}, {line.value.high:.3f}]{gap}")
     for name, seen in sorted(shadows.items()):
-        typer.echo(f"shadow {name}: looked at {seen.looked} requests, would have chosen otherwise for {seen.differs}")
+        console.print(f"shadow {name}: looked at {seen.looked} requests, would have chosen otherwise for {seen.differs}")
         if seen.agrees:
-            typer.echo(f"  same answer  {_said(share_interval(seen.agrees))}")
+            console.print(f"  same answer  {_said(share_interval(seen.agrees))}")
         for what, values in (("USD", seen.usd), ("seconds", seen.seconds)):
             if values:
-                typer.echo(f"  {what} more   {_said(mean_interval(values))}")
+                console.print(f"  {what} more   {_said(mean_interval(values))}")
     for line in lines_about(story):
-        typer.echo(line)
+        console.print(line)
     if not set(arms) - {REST} and not shadows and story.empty:
-        typer.echo("no experiment is in this log: see `experiments` under `complexity:`")
+        console.print("no experiment is in this log: see `experiments` under `complexity:`")
 
 
 def _said(gap: Interval) -> str:

@@ -93,6 +93,8 @@ def read_key(path: Path) -> str:
         key = path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise KeyFileError(f"cannot read the key in {path}: {error.strerror}. `tidegate up` makes one") from None
+    except UnicodeDecodeError:
+        key = ""
     if not is_well_formed(key):
         raise KeyFileError(f"{path} does not hold a whole key (wrong checksum). Remove it and `tidegate up` makes another")
     return key

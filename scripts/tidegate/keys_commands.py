@@ -7,10 +7,10 @@ from typing import Annotated, NoReturn
 
 import msgspec
 import typer
-from rich.console import Console
 
 from tidegate import keys, render
 from tidegate.home import find_home
+from tidegate.terminal import Console
 
 app = typer.Typer(help="Make, rotate, revoke and list client keys.", no_args_is_help=True)
 console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -77,7 +77,7 @@ def create_key(
 @app.command()
 def rotate(
     name: NameArgument,
-    overlap_hours: Annotated[float, typer.Option(min=0, help="How long the old key stays valid.")] = 24,
+    overlap_hours: Annotated[float, typer.Option(min=0, max=8784, help="How long the old key stays valid.")] = 24,
     config: ConfigOption = None,
 ) -> None:
     """Make a new key in the place of a stored one, with the same scopes, and print it this once."""

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from cluster.gpu import read_gpus
@@ -25,6 +24,7 @@ from tidegate.plan import Answer, Question, fleet_text, pose, search, simulate, 
 from tidegate.plan_plot import check_plot, draw
 from tidegate.planfile import PlanError, PlanFile, make_plan, read_plan
 from tidegate.profiles import save
+from tidegate.terminal import Console
 from tidegate.traffic import MADE_UP, Traffic, external_zones, from_log, plan_from_log, read_log, read_rows, share_out
 
 _GOAL = 0.95

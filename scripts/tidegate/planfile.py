@@ -160,7 +160,7 @@ def read_plan(path: Path) -> PlanFile:
     try:
         document = parse_yaml(read_bounded(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: {error}") from None
+        raise PlanError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
         raise PlanError(f"{path} is no YAML: {error}") from None
     return make_plan(document, str(path))

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
 from router.config import Config, ConfigError, parse_config, read_layers
 from router.ledger.policies import compile_without_keys
 from router.policy_source import merge, read_configured, read_policy_file
 from router.residency.relaxing import compare
 from tidegate.home import DEFAULT_CONFIG, find_home
+from tidegate.terminal import Console
 
 app = typer.Typer(help="Compare policies, and sign for a wider one.", no_args_is_help=True)
 console = Console(soft_wrap=True, highlight=False, markup=False)

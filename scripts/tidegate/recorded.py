@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import time
 from typing import Any
 
@@ -15,6 +17,14 @@ from tidegate.home import Home
 
 class NotRecorded(Exception):
     """The audit log cannot be written."""
+
+
+def operator() -> str:
+    """Who runs this command: the user's name, or its number where it has none, as in a container with an arbitrary user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def record(home: Home, config: Config, event: str, subject: str, data: dict[str, Any]) -> None:

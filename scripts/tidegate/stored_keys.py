@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from pydantic import ValidationError
 
-from router.config import Config, ConfigError, Key, moment_of
+from router.config import Config, ConfigError, Key, explain, moment_of
 from router.config.check import nearest
 from router.identity.stored import PEPPER_FILE, compile_stored
 from router.ledger.policies import compile_without_keys
@@ -67,6 +68,8 @@ class KeyStore:
             if key.capture and self._config.capture is None:
                 raise KeyFileError("the configuration has no `capture` block that says where payloads are kept")
             text, until = key.model_dump_json(exclude_defaults=True), moment_of(expires) if expires else None
+            if until is not None and until <= time.time():
+                raise KeyFileError(f"`{expires}` is over: a key that ends then would never be valid")
             stored = self._new(plain, name, key.tenant, text.encode(), until)
             policy = compile_without_keys(self._config)
             compile_stored(stored, self._config, policy)
@@ -140,6 +143,7 @@ def _plain_errors() -> Iterator[None]:
         yield
     except KeyFileError:
         raise
+    except ValidationError as error:
+        raise KeyFileError("; ".join(explain(error))) from None
     except (StoreError, ConfigError, ValueError) as error:
-        text = str(error).splitlines()
-        raise KeyFileError(text[0] if isinstance(error, StoreError | ConfigError) else "; ".join(text[:3])) from None
+        raise KeyFileError(str(error).splitlines()[0]) from None

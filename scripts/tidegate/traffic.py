@@ -260,8 +260,10 @@ def plan_from_log(
         limits: `ttft_ms`, `tpot_ms` and `goal` of all classes.
 
     Raises:
-        PlanError: a model has no profile.
+        PlanError: a model has no profile, or nothing was recorded.
     """
+    if not recorded:
+        raise PlanError("the log has no request in that time that asked an engine for something")
     groups: dict[tuple[str, str, str], list[Recorded]] = defaultdict(list)
     for request in recorded:
         groups[request.label, request.priority, request.model].append(request)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -16,9 +15,12 @@ from tidegate import train
 from tidegate.home import DEFAULT_CONFIG, find_home
 from tidegate.outcome_file import EvalError
 from tidegate.promotion import KEEP, PROMOTE, Refit
-from tidegate.recorded import NotRecorded, record
+from tidegate.recorded import NotRecorded, operator, record
+from tidegate.terminal import Console
 
 app = typer.Typer(help="Learn from labels which requests need the large model.", no_args_is_help=True)
+console = Console(soft_wrap=True, highlight=False, markup=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=f"The configuration; default: {DEFAULT_CONFIG}.")]
 
 
@@ -35,7 +37,7 @@ def import_(
         _fail(str(error))
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}")
-    typer.echo(f"{count} rows are labels now, in {train.labels_of(read).dir}")
+    console.print(f"{count} rows are labels now, in {train.labels_of(read).dir}")
 
 
 @app.command()
@@ -50,9 +52,9 @@ def refit(
     except train.TrainError as error:
         _fail(str(error))
     for why, count in left_out.items():
-        typer.echo(f"left out       {count} labels {why}")
+        console.print(f"left out       {count} labels {why}")
     for line in lines_of(found):
-        typer.echo(line)
+        console.print(line)
     if not dry_run:
         _record(read, found)
 
@@ -65,7 +67,7 @@ def rollback(config: ConfigOption = None) -> None:
         done = train.roll_back(read, home.root)
     except train.TrainError as error:
         _fail(str(error))
-    typer.echo(f"weights {done.champion} are in use again, in place of {done.challenger}")
+    console.print(f"weights {done.champion} are in use again, in place of {done.challenger}")
     _record(read, done)
 
 
@@ -92,7 +94,7 @@ def lines_of(found: Refit) -> list[str]:
 def _record(config: Config, found: Refit) -> None:
     try:
         record(find_home(), config, records.REFIT, found.challenger or found.champion, {
-            **msgspec.to_builtins(found), "by": getpass.getuser(),
+            **msgspec.to_builtins(found), "by": operator(),
         })  # fmt: skip
     except NotRecorded as error:
         _fail(f"done, but not recorded: {error}")
@@ -106,5 +108,5 @@ def _config(path: Path | None) -> Config:
 
 
 def _fail(text: str) -> NoReturn:
-    typer.echo(f"error: {text}", err=True)
+    errors.print(f"error: {text}")
     raise typer.Exit(1)

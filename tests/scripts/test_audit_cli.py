@@ -128,6 +128,15 @@ def test_replay_agrees_on_every_decision(logs):
     assert code == 0 and "500 of 500 decisions came out as recorded" in text
 
 
+def test_a_hold_that_would_keep_nothing_is_refused(copy, tmp_path):
+    add = ("audit", "hold", "add", "case-1", "--reason", "litigation", "--dir")
+    assert run(*add, tmp_path / "typo")[0] == 2 and not (tmp_path / "typo").exists()
+    code, text = run(*add, copy / "router-0")
+    assert code == 2 and "name that" in text and not (copy / "router-0" / "holds.json").exists()
+    code, text = run(*add, copy, "--since", "2026-12-01", "--until", "2026-11-01")
+    assert code == 2 and "no time between" in text and standing_holds(copy) == ()
+
+
 def test_holds_are_recorded_and_kept(copy):
     assert run("audit", "hold", "add", "case-7", "--reason", "litigation", "--since", "2026-01-01", "--dir", copy)[0] == 0
     assert run("audit", "hold", "add", "case-7", "--reason", "again", "--dir", copy)[0] == 2

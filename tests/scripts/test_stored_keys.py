@@ -163,11 +163,13 @@ def test_a_limit_that_a_new_policy_brings_holds_over_all_replicas_from_the_first
     assert passed <= 2
 
 
-def test_a_rotation_without_overlap_ends_the_old_key_and_an_expiry_ends_any(home, configured):
+def test_a_rotation_without_overlap_ends_the_old_key_and_an_expiry_ends_any(home, configured, monkeypatch):
     config = load_file(configured)
     policy = compile_policy(config, home.root)
     old = created("app")
-    ended = created("ended", "--expires", "2020-01-01")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(time, "time", lambda: 1_577_000_000.0)
+        ended = created("ended", "--expires", "2020-01-01")
     run("rotate", "app", "--overlap-hours", "0")
     shared = open_shared(config, policy, home.root, "r1")
     assert shared is not None
@@ -187,6 +189,8 @@ def test_a_rotation_without_overlap_ends_the_old_key_and_an_expiry_ends_any(home
         (("create", "x", "--stored", "--model", "smal"), "unknown model `smal`; did you mean `small`"),
         (("create", "quickstart", "--stored"), "the configuration has a key"),
         (("create", "x", "--stored", "--expires", "soon"), "is no date"),
+        (("create", "x", "--stored", "--expires", "2020-01-01"), "never be valid"),
+        (("create", "x", "--stored", "--cidr", "10.0.0.0/99"), "error: cidr: `10.0.0.0/99` is no block"),
         (("create", "x", "--stored", "--cidr", "10.0.0.1/8"), "did you mean `10.0.0.0/8`"),
         (("create", "x", "--stored", "--priority", "urgent"), "'high', 'normal' or 'low'"),
         (("create", "x", "--stored", "--cache"), "there is no cache: say where answers may be kept"),
@@ -200,6 +204,13 @@ def test_a_rotation_without_overlap_ends_the_old_key_and_an_expiry_ends_any(home
 def test_wrong_input_is_said_so(configured, arguments, message):
     code, text = run(*arguments)
     assert code == 1 and message in text
+
+
+def test_an_overlap_that_no_calendar_has_is_refused_and_the_keys_can_still_be_listed(home, configured):
+    created("app")
+    for overlap in ("1e300", "inf", "nan"):
+        assert run("rotate", "app", "--overlap-hours", overlap)[0] == 2
+    assert run("list")[0] == 0
 
 
 def test_a_name_is_taken_only_while_its_key_is_valid(configured):
