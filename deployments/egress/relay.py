@@ -144,7 +144,8 @@ class Relay:
             await answer.aclose()
 
     async def _send(self, spec: ExternalTarget, outgoing: Outgoing, signature: Mapping[str, str]) -> httpx.Response:
-        headers = {"content-type": "application/json", "accept": "*/*", **outgoing.headers, **signature}
+        headers = {"content-type": "application/json", "accept": "*/*", "accept-encoding": "identity"}
+        headers |= {**outgoing.headers, **signature}
         client = self._own_clients.get(spec.id, self._client)
         # httpx hands the name in this extension to TLS as the one that the certificate must carry.
         named = {} if spec.tls is None or spec.tls.server_name is None else {"sni_hostname": spec.tls.server_name}
@@ -157,6 +158,10 @@ class Relay:
         if answer.is_redirect:
             await answer.aclose()
             raise ApiError(502, "upstream_error", "The cloud target answered with a redirect, which is not followed.")
+        if answer.headers.get("content-encoding", "identity").lower() != "identity":
+            # What is unpacked here may be a thousand times what came, before anybody can count it.
+            await answer.aclose()
+            raise ApiError(502, "upstream_error", "The cloud target compressed its answer, although it was asked not to.")
         return answer
 
     def _pseudonym(self, user: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import time
 from pathlib import Path
@@ -163,6 +164,50 @@ async def test_a_redirect_and_an_unreachable_provider_are_typed_errors():
     setup.provider.handle_async_request = unreachable
     answer = await setup.post(issue())
     assert answer.status_code == 502 and "secret" not in answer.text
+
+
+@pytest.mark.parametrize("status", [200, 400])
+async def test_a_compressed_answer_is_not_unpacked(status):
+    setup = Setup()
+    bomb = gzip.compress(b'{"error": "' + b"0" * 50_000_000 + b'"}')
+    setup.provider.answer = httpx.Response(status, stream=httpx.ByteStream(bomb), headers={"content-encoding": "gzip"})
+    answer = await setup.post(issue())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
+    assert setup.provider.requests[0].headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("api_version", [None, "2025-01-01"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f"}}, {"type": "web_search"}]},
+        {"tools": [{"type": "mcp", "server_url": "https://evil.example"}]},
+        {"tools": ["web_search"]},
+        {"tools": [{"function": {"name": "f"}}]},
+        {"messages": [{"role": "user", "content": ["x", {"type": "file", "file": {"file_id": "file-other"}}]}]},
+    ],
+)
+async def test_a_provider_uses_no_tool_and_no_file_of_its_own(change, api_version):
+    target = {"id": "provider", "kind": "cloud", "url": "https://x.invalid", "zone": "cloud", "models": {"tiny": "t"}}
+    if api_version is not None:
+        target |= {
+            "url": "https://x.openai.azure.com",
+            "dialect": "azure",
+            "provider": {"api_version": api_version, "sku": "Standard"},
+        }
+    setup = Setup(targets=[{**target, "expires": "2099-12-31"}])
+    answer = await setup.post(issue(), body={**BODY, **change})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, next(iter(change)))
+    assert setup.provider.requests == []
+
+
+async def test_what_a_client_runs_or_sends_itself_leaves_as_it_is():
+    setup = Setup()
+    part = {"type": "file", "file": {"file_data": "data:application/pdf;base64,AA==", "filename": "a.pdf"}}
+    tools = [{"type": "function", "function": {"name": "f"}}, {"type": "custom", "custom": {"name": "g"}}]
+    body = {"model": "t-1", "messages": [{"role": "user", "content": [part, "x"]}], "tools": tools}
+    assert (await setup.post(issue(), body=body)).status_code == 200
+    assert json.loads(setup.provider.requests[0].content) == body
 
 
 async def test_duplicate_keys_never_leave():

@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from deployments.egress.dialects.base import Outgoing, failure, known_word, parse
 from router.config import ExternalTarget
-from router.wire.errors import ApiError
-from router.wire.json_body import encode_object
+from router.wire.errors import ApiError, invalid_request
+from router.wire.json_body import encode_object, is_one_of
 
 _WORDS = frozenset(
     {
@@ -54,6 +54,31 @@ _PARAMS = frozenset(
 )
 
 
+_OWN_TOOLS = frozenset({"function", "custom"})
+"""Tools that the client runs. What a provider's own ones ask, and where, no label knows."""
+
+
+def refuse_hosted(body: dict[str, Any]) -> None:
+    """Refuse what a provider would do beyond answering: its own tools, and files of the account, which is everybody's here.
+
+    Raises:
+        ApiError: 400, with the field.
+    """
+    tools = body.get("tools")
+    for i, tool in enumerate(tools if isinstance(tools, list) else []):
+        if not isinstance(tool, dict) or not is_one_of(tool.get("type"), _OWN_TOOLS):
+            raise invalid_request(
+                f"`tools[{i}]` must be a function: no tool of the provider's own is used from here.", param="tools"
+            )
+    messages = body.get("messages")
+    for message in messages if isinstance(messages, list) else []:
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else []:
+            file = part.get("file") if isinstance(part, dict) else None
+            if isinstance(file, dict) and file.get("file_id") is not None:
+                raise invalid_request("Give files with `file_data`: none is kept at a provider from here.", param="messages")
+
+
 class OpenAI:
     """OpenAI and what is compatible with it."""
 
@@ -64,7 +89,11 @@ class OpenAI:
             path: the public path, e.g. `/v1/chat/completions`.
             body: the allow-listed fields.
             spec: the target.
+
+        Raises:
+            ApiError: 400 for what would have the provider ask somebody else, or read what somebody else left with it.
         """
+        refuse_hosted(body)
         return Outgoing(path, encode_object(body))
 
     def sign(self, credential: str) -> dict[str, str]:
@@ -88,6 +117,7 @@ class Azure(OpenAI):
 
     def request(self, path: str, body: dict[str, Any], spec: ExternalTarget) -> Outgoing:
         """See `OpenAI.request`."""
+        refuse_hosted(body)
         operation = path.removeprefix("/v1")
         if spec.provider.api_version is None:
             return Outgoing("/openai/v1" + operation, encode_object(body))
