@@ -74,6 +74,7 @@ def fixed_targets(config: Config, egress: Address | None, egress_incarnation: st
                 price=Price(item.price.prompt, item.price.completion),
                 secret=item.id if item.kind == "server" and item.credential else "",
                 token_ids=item.token_ids,
+                salted=item.is_salted,
                 adapters=dict(item.adapters),
                 prefill=_prefill_of(item),
             )

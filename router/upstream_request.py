@@ -34,7 +34,7 @@ def upstream_request(
     """
     target, ticket = choice.target, admitted.ticket
     path, body, content_type = _body(admitted, choice, trail, join)
-    if target.kind is Kind.REPLICA and path in SALTED:
+    if (target.salted or target.kind is Kind.REPLICA) and path in SALTED:
         salt = state.salt_for(ticket.grant.tenant, ticket.label, choice.model, admitted.parsed)
         # What carries a stream on is a body of ours; only a client's own may have a salt in it already.
         body = with_cache_salt(body, admitted.parsed if path == admitted.path else json.loads(body), salt)

@@ -205,6 +205,9 @@ class ExternalTarget(Strict):
     token_ids: bool = False
     """`server` only: it is a vLLM of 0.10.2 or newer, which can be asked for token ids, so that a broken stream can be carried
     on at another server with the same model under the same name."""
+    cache_salt: bool | None = None
+    """`server` only: whether it takes a `cache_salt`, as vLLM does: then tenants cannot time each other's prompts in its cache.
+    Left out: where `token_ids` or `prefill` say that it is a vLLM."""
     price: Prices = Prices()
     metrics: bool | str = True
     """`server` only: whether, or under which path, its gauges are read if it is a vLLM (`true`: under `/metrics`)."""
@@ -228,6 +231,11 @@ class ExternalTarget(Strict):
             return ""
         return _METRICS if self.metrics is True else self.metrics
 
+    @property
+    def is_salted(self) -> bool:
+        """Whether requests to it carry a `cache_salt`."""
+        return self.token_ids or self.prefill is not None if self.cache_salt is None else self.cache_salt
+
     @model_validator(mode="after")
     def _vouch(self) -> ExternalTarget:
         if self.kind == "server" and not self.vouched:
@@ -244,6 +252,8 @@ class ExternalTarget(Strict):
             raise ValueError("prefill: only a `server` that generates can be half of a pair")
         if self.token_ids and self.kind != "server":
             raise ValueError("token_ids: only a `server` can be asked for them")
+        if self.cache_salt is not None and self.kind != "server":
+            raise ValueError("cache_salt: only a `server` can be sent one")
         if self.metrics is not True and self.kind != "server":
             raise ValueError("metrics: only a `server` has them read")
         if self.kind == "cloud" and self.task == "transcription":

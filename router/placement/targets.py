@@ -128,6 +128,8 @@ class Target(msgspec.Struct, frozen=True):
     """Name of the configured bearer credential for a `SERVER`; never the credential itself."""
     token_ids: bool = False
     """It returns the token ids of a stream on request and takes ids as a prompt, as vLLM does: its streams can be carried on."""
+    salted: bool = False
+    """It takes a `cache_salt`, and so keeps the cached prefixes of tenants apart."""
     adapters: dict[str, str] = {}
     """Which of `models` are LoRA adapters, each with its base model."""
     prefill: Prefill | None = None
