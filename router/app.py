@@ -170,7 +170,7 @@ def public_app(state: RouterState) -> FastAPI:
     async def receipt(request: Request, request_id: str) -> Response:
         grant, _, _ = identify(state, request.scope["headers"], _peer(request))
         found = await _receipt(state, request_id)
-        if found["key"] != grant.id:
+        if (found["key"], found["tenant"]) != (grant.id, grant.tenant):  # a stored key may have a configured one's id
             raise ApiError(404, "invalid_request", "There is no receipt with this request id (any more).")
         return _json(found)
 

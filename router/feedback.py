@@ -41,7 +41,8 @@ async def take_feedback(state: RouterState, grant: KeyGrant, rating: Rating) -> 
     if found is None and state.find_elsewhere is not None:
         found = await state.find_elsewhere(rating.request_id)
     same_tenant = grant.tenant != NO_TENANT and found is not None and found["tenant"] == grant.tenant
-    if found is None or not (found["key"] == grant.id or same_tenant):
+    same_key = found is not None and (found["key"], found["tenant"]) == (grant.id, grant.tenant)
+    if found is None or not (same_key or same_tenant):
         raise ApiError(404, "invalid_request", "There is no request with this id (any more).", param="request_id")
     return {"request_id": rating.request_id, "score": rating.score, "learned": _learn(state, found, rating)}
 

@@ -445,3 +445,18 @@ async def test_the_id_of_a_request_that_was_refused_before_any_receipt_is_free_a
     again = await door.chat("hello", headers=given)
     assert refused.status_code == 400 and again.status_code == 200
     assert refused.headers["x-request-id"] == again.headers["x-request-id"] == "to-be-repeated"
+
+
+async def test_a_key_of_another_tenant_with_the_same_id_reads_and_rates_nothing(door):
+    """One of the store can have a configured one's id, and a token's subject come with another tenant."""
+    answered = await door.chat("hello")
+    own = door.receipt(answered)
+    for tenant, status in (("another", 404), (own["tenant"], 200)):
+
+        async def told(request_id: str, tenant: str = tenant) -> dict[str, Any]:
+            return {**own, "request_id": request_id, "tenant": tenant}
+
+        door.state.find_elsewhere = told
+        assert (await door.client.get("/tidegate/v1/receipts/of-another-router")).status_code == status
+        rating = {"request_id": "of-another-router", "score": 1}
+        assert (await door.client.post("/tidegate/v1/feedback", json=rating)).status_code == status
