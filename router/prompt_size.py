@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from router.complexity.rule import content_text
 from router.placement.targets import Endpoint
 
 BYTES_PER_TOKEN = 4
@@ -44,9 +43,19 @@ def _turns(turns: list[Any]) -> int:
 
 
 def _text(content: Any) -> int:
-    text = content if type(content) is str else content_text(content)
+    text = content if type(content) is str else _content_text(content)
     # `isascii` is a flag of the string, so the usual prompt is not encoded. A lone surrogate is legal JSON.
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
+def _content_text(content: Any) -> str:
+    """The text in a message's content: a string, or the text parts of a list."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = (part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None for part in content)
+    return "\n".join(text for text in texts if isinstance(text, str))
 
 
 def _prompt(prompt: Any) -> int:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from router.complexity.peel import MAX_TURNS, text_of
 from router.decision import Complexity
 
 _HEAD_CHARS = 1500
@@ -85,24 +86,17 @@ def _has_maths(sample: str) -> bool:
 
 
 def last_user_text(body: dict[str, Any]) -> str:
-    """The text of the last user turn of a chat, or the prompt or input of the other endpoints; "" where there is none."""
+    """The text of the last user turn of a chat, or the prompt or input of the other endpoints; "" where there is none.
+
+    As in `router.complexity.peel`, of very many parts some at both ends are read: a prompt may be a million token ids.
+    """
     turns = body.get("messages")
     given = body.get("prompt", body.get("input", ""))
-    if turns is None and isinstance(given, list) and any(isinstance(turn, dict) and "role" in turn for turn in given):
+    if turns is None and isinstance(given, list) and any(isinstance(turn, dict) and "role" in turn for turn in given[:MAX_TURNS]):
         turns = given  # the `input` of /v1/responses may be a conversation
     if isinstance(turns, list):
         for turn in reversed(turns):
             if isinstance(turn, dict) and turn.get("role") == "user":
-                return content_text(turn.get("content"))
+                return text_of(turn.get("content"))
         return ""
-    return content_text(given)
-
-
-def content_text(content: Any) -> str:
-    """The text in a message's content: a string, or the text parts of a list."""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        return ""
-    texts = (part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None for part in content)
-    return "\n".join(text for text in texts if isinstance(text, str))
+    return text_of(given)

@@ -34,6 +34,7 @@ def test_only_the_last_user_turn_is_read():
     assert last_user_text({"messages": messages}) == "thanks"
     assert last_user_text({"prompt": ["a", "b"]}) == "a\nb"
     assert last_user_text({"messages": "nonsense"}) == ""
+    assert last_user_text({"prompt": ["first", *["x"] * 100_000, "last"]}) == "first\n" + "x\n" * 62 + "last"  # not all of it
 
 
 anything = st.recursive(
