@@ -24,6 +24,9 @@ _TYPE_OF_STATUS = {
     504: "timeout_error",
 }
 
+_ANTHROPIC_TYPES = {404: "not_found_error", 413: "request_too_large", 500: "api_error", 502: "api_error"}
+"""Where Anthropic's name of what went wrong is another."""
+
 
 class ApiError(Exception):
     """An answer that is an error. `code` is one of the public contract, `retry_after_s` becomes `Retry-After`, `allow` (the
@@ -53,6 +56,8 @@ class ApiError(Exception):
         What a client sent may stand in it, and JSON can name half of a character: that becomes `?`.
         """
         fields = self.fields()
+        if _is_anthropic(path):
+            fields["type"] = _ANTHROPIC_TYPES.get(self.status, fields["type"])
         try:
             return _envelope(fields, path)
         except UnicodeEncodeError:

@@ -7,6 +7,7 @@ import json
 import anthropic
 import pytest
 
+from router.wire.errors import ApiError
 from tests.router.conftest import KEY, FrontDoor
 
 ASK = {"model": "m", "max_tokens": 4, "messages": [{"role": "user", "content": "hello"}]}
@@ -76,3 +77,24 @@ async def test_stored_responses_can_not_be_reached(door, method, path):
     assert (response.status_code, response.json()["error"]["code"]) == (404, "invalid_request")
     assert "not stored" in response.json()["error"]["message"]
     assert (await door.client.request(method, path, headers={"authorization": "Bearer no"})).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("status", "anthropics", "openais"),
+    [
+        (400, "invalid_request_error", "invalid_request_error"),
+        (401, "authentication_error", "authentication_error"),
+        (403, "permission_error", "permission_error"),
+        (404, "not_found_error", "invalid_request_error"),
+        (413, "request_too_large", "invalid_request_error"),
+        (429, "rate_limit_error", "rate_limit_error"),
+        (500, "api_error", "server_error"),
+        (502, "api_error", "server_error"),
+        (503, "overloaded_error", "overloaded_error"),
+        (504, "timeout_error", "timeout_error"),
+    ],
+)
+def test_each_apis_clients_read_their_own_name_of_what_went_wrong(status, anthropics, openais):
+    error = ApiError(status, "code", "Words.")
+    assert json.loads(error.body("/v1/messages"))["error"]["type"] == anthropics
+    assert json.loads(error.body("/v1/chat/completions"))["error"]["type"] == openais
