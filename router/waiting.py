@@ -275,6 +275,11 @@ class WaitingRoom:
                 self._end(ticket, now, error)
         self.walk(now)
 
+    def clock_set(self, by: float) -> None:
+        """The clock was set ahead by so many seconds, back if negative."""
+        self._open_until += by
+        self._queue.clock_set(by)
+
     def drain(self, until: float) -> None:
         """The router shuts down: nobody waits beyond `until` (UNIX time), those who come later neither."""
         self._open_until = until

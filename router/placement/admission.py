@@ -276,6 +276,14 @@ class AdmissionQueue:
             heappop(self._endings)
         return self._endings[0][0] if self._endings else None
 
+    def clock_set(self, by: float) -> None:
+        """The clock was set ahead by so many seconds, back if negative: all have waited as long as before."""
+        for ticket in self._waiting.values():
+            ticket.arrived += by
+            ticket.deadline += by
+            ticket.give_up += by
+        self._endings = sorted((ticket.give_up, ticket.key[4], ticket) for ticket in self._waiting.values())
+
     def hasten(self, give_up: float) -> None:
         """Nobody who waits now is to wait longer than until then."""
         for ticket in self._waiting.values():

@@ -229,6 +229,19 @@ class TargetBook:
         self._kv -= entry.kv_tokens
         return self._onto(load, load.slowdown, pace_slowdown)
 
+    def clock_set(self, load: Load, by: float) -> Load:
+        """The clock was set ahead by so many seconds, back if negative: what was noted by it is noted anew.
+
+        What begins before and ends after is learned from as if it had taken so much longer or shorter, within the bounds of any
+        odd observation.
+        """
+        self._front_since += by
+        self._work_at += by
+        self._fresh_at += by
+        for entry in self._queue:
+            entry.started_at += by
+        return self._onto(load, load.slowdown, load.pace_slowdown)
+
     def _age(self, now: float) -> None:
         """Bring the count of fresh answers to the present. While prefills run they gain nothing on their limit."""
         since = now - self._fresh_at

@@ -227,6 +227,13 @@ def may_eject(held_peers: int, pool: int) -> bool:
     return held_peers + 1 <= math.floor(EJECTED_SHARE * pool)
 
 
+def clock_set(breaker: Breaker, by: float) -> Breaker:
+    """The same at the times that the clock would have shown, had it always been set as it is now: `by` seconds ahead."""
+    b = breaker
+    counted_at = b.counted_at + by if b.counted_at else 0.0
+    return replace(b, counted_at=counted_at, judged_at=b.judged_at + by, opened_at=b.opened_at + by, until=b.until + by)
+
+
 def least_bad(breaker: Breaker, now: float) -> tuple[int, float, float]:
     """Sort key among held targets when nothing else is allowed: half-open first, then whose time is up first."""
     return (int(state_of(breaker, now)), breaker.until, breaker.bad)

@@ -313,6 +313,18 @@ class Fleet:
                 self.noticed(notice, now, router)
         return self._routers.unknown(router, rolls) if rolls else []
 
+    def clock_set(self, by: float) -> None:
+        """The clock was set ahead by so many seconds, back if negative: pauses and prefills end when they would have.
+
+        An hour back, and every target that was busy would seem to be so for an hour.
+        """
+        for index, target in enumerate(self._membership.targets):
+            load = self._loads[index]
+            load = replace(load, down_until=load.down_until + by, breaker=breakers.clock_set(load.breaker, by))
+            book = self._books.get(target.incarnation)
+            self._loads[index] = load if book is None else book.clock_set(load, by)
+        self._routers.clock_set(by)
+
     def forget_silent_peers(self, now: float) -> None:
         """Peers that have fallen silent will not say how their requests ended."""
         for router, notice in self._routers.silent(now):

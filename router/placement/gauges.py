@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import exp
+import math
 
 from msgspec.structs import replace
 
@@ -11,6 +11,8 @@ from router.placement.targets import Load, Signals
 _UNTRIED_S = 30.0
 """For so long a gauge that shows waiting requests keeps all of ours away before one goes to see: a queue that nobody serves is a
 gauge that is stuck."""
+_OVERTAKEN_S = 10.0
+"""A report that is so much older than the last one was not overtaken by it: the engine's clock was set back."""
 
 
 def with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
@@ -22,13 +24,14 @@ def with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
     """
     if signals is None:
         return load if load.signals is None else replace(load, signals=None, foreign=0, foreign_waiting=0)
-    if load.signals is not None and signals.sampled_at <= load.signals.sampled_at:
+    newer_by = math.inf if load.signals is None else signals.sampled_at - load.signals.sampled_at
+    if -_OVERTAKEN_S < newer_by <= 0.0:
         return load
     foreign = max(0, signals.running + signals.waiting - max(own_share, load.inflight))
     waiting = min(foreign, max(0, signals.waiting - load.unstarted))
     weight = load.foreign_weight
     if waiting and load.inflight == 0 and load.signals is not None:
-        weight *= exp((load.signals.sampled_at - signals.sampled_at) / _UNTRIED_S)
+        weight *= math.exp((load.signals.sampled_at - signals.sampled_at) / _UNTRIED_S)
     return replace(
         load,
         signals=signals,

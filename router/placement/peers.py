@@ -159,6 +159,11 @@ class Peers:
         known = self._open.get(router, set())
         return [id for roll in rolls for id in (*roll.unstarted, *roll.started) if id not in known]
 
+    def clock_set(self, by: float) -> None:
+        """The clock was set ahead by so many seconds, back if negative: nobody has been silent for that."""
+        for router in self._heard:
+            self._heard[router] += by
+
     def silent(self, now: float) -> list[tuple[str, Notice]]:
         """The ends of all requests of peers that have not been heard of for too long; those are forgotten."""
         ends: list[tuple[str, Notice]] = []
