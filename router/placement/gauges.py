@@ -30,8 +30,8 @@ def with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
     foreign = max(0, signals.running + signals.waiting - max(own_share, load.inflight))
     waiting = min(foreign, max(0, signals.waiting - load.unstarted))
     weight = load.foreign_weight
-    if waiting and load.inflight == 0 and load.signals is not None:
-        weight *= math.exp((load.signals.sampled_at - signals.sampled_at) / _UNTRIED_S)
+    if waiting and load.inflight == 0 and 0.0 < newer_by < math.inf:
+        weight *= math.exp(-newer_by / _UNTRIED_S)
     return replace(
         load,
         signals=signals,

@@ -90,3 +90,10 @@ def test_gauges_of_an_engine_whose_clock_was_set_back_are_taken_and_overtaken_on
     load = with_signals(Load(), signals(10_000.0, 3), 0)
     assert with_signals(load, signals(9_999.0, 5), 0).foreign == 3
     assert with_signals(load, signals(10_000.0 - HOUR_S, 5), 0).foreign == 5
+
+
+def test_an_engines_clock_that_went_back_says_nothing_of_who_waits_there():
+    load = with_signals(Load(), Signals(sampled_at=1e6, running=4, waiting=9), 0)
+    assert with_signals(load, Signals(sampled_at=1e6 + 30.0, running=4, waiting=9), 0).foreign_weight < load.foreign_weight
+    back = with_signals(load, Signals(sampled_at=1.0, running=4, waiting=9), 0)
+    assert (back.foreign_weight, back.foreign_waiting) == (load.foreign_weight, 9)
