@@ -234,7 +234,8 @@ def test_tags_that_say_nothing_leave_a_text_as_it_is(text):
     assert peel_text(text) == text.strip()
 
 
-_PIECES = ["<task>", "</task>", "<query>", "</query>", "why", " ", "\n", "z" * 5000]
+# No line breaks: a line that begins with `<query>` is the label of a template.
+_PIECES = ["<task>", "</task>", "<query>", "</query>", "why", " ", "\t", "z" * 5000]
 _TAGGED = re.compile(r"<(task|query)>\s*(.{1,8000}?)\s*</\1>", re.S)
 
 
