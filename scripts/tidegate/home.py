@@ -1,7 +1,7 @@
 """Where things lie on disk, and the environment that everything started from here gets.
 
 Nothing is written outside the home directory (`TIDEGATE_HOME`, else the checkout), except Ray's sockets when the home's
-path is too long for one.
+path is too long for one or not in ASCII.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ class Home:
 
     @property
     def ray_directory(self) -> Path:
-        """Ray's working directory, short enough for the unix sockets in it.
+        """Ray's working directory, short enough for the unix sockets in it, and in ASCII: Ray takes no other path.
 
         Ray lets everybody write to it, so the directory around it must be private.
         """
         inside = self.state / "ray"
-        if len(os.fsencode(inside)) <= _LONGEST_RAY_DIRECTORY:
+        if len(os.fsencode(inside)) <= _LONGEST_RAY_DIRECTORY and str(inside).isascii():
             return inside
         return Path(tempfile.gettempdir()) / f"tidegate-{os.getuid()}-{self.tag}" / "ray"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -47,11 +48,11 @@ def print_how_to_call(console: Console, home: Home, run: Run) -> None:
     body = '{"model": "auto", "messages": [{"role": "user", "content": "Hello"}]}'
     text = (
         f"\nCall it from a shell:\n"
-        f'  curl {url}/chat/completions -H "Authorization: Bearer $(cat {key_file})" \\\n'
+        f'  curl {url}/chat/completions -H "Authorization: Bearer $(cat {shlex.quote(str(key_file))})" \\\n'
         f"    -H 'Content-Type: application/json' -d '{body}'\n\n"
         "or from Python:\n"
         "  from openai import OpenAI\n"
-        f'  client = OpenAI(base_url="{url}", api_key=open("{key_file}").read().strip())\n'
+        f'  client = OpenAI(base_url="{url}", api_key=open({str(key_file)!r}).read().strip())\n'
         '  client.chat.completions.create(model="auto", messages=[{"role": "user", "content": "Hello"}])\n\n'
         "Look at it: tidegate status. Ask why: tidegate explain 'Hello'. Stop it: tidegate down (scripts/quickstart --down).\n"
     )

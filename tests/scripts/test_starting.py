@@ -73,6 +73,10 @@ def test_rays_directory_is_short_enough_for_its_sockets(tmp_path: Path) -> None:
         assert len(str(socket)) <= 107
 
 
+def test_rays_directory_has_only_letters_that_ray_takes() -> None:
+    assert str(Home(Path("/srv/Prüfstand")).ray_directory).isascii()
+
+
 def test_what_is_started_gets_the_run_id_a_token_and_a_home_that_can_be_written(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

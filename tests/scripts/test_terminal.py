@@ -6,6 +6,7 @@ import getpass
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import sys
 import pytest
 from tidegate.cli import app
 from tidegate.home import Home
+from tidegate.processes import Run
 from tidegate.recorded import operator
+from tidegate.render import print_how_to_call
 from tidegate.terminal import Console
 from typer.testing import CliRunner
 
@@ -62,6 +65,19 @@ def test_a_file_that_cannot_be_written_is_named(home) -> None:
     (home.root / ".tidegate").write_text("in the way")
     ran = command(home, "keys", "create", "clinic")
     assert (ran.returncode, ran.stderr) == (1, f"error: {home.keys}: Not a directory\n")
+
+
+def test_what_is_shown_to_be_copied_into_a_shell_or_a_program_works_for_a_path_with_spaces(tmp_path) -> None:
+    home, out = Home(tmp_path / "it's a home"), io.StringIO()
+    home.keys.mkdir(parents=True)
+    (home.keys / "quickstart.key").write_text("the-key\n")
+    print_how_to_call(Console(file=out), home, Run("r", "serve_config.yaml", 8000, 8001))
+    shell = re.search(r"curl .*-d '.*?'", out.getvalue(), re.DOTALL)
+    told = f"curl() {{ printf '%s|' \"$@\"; }}; {shell[0]}"
+    shown = subprocess.run(["/bin/sh", "-c", told], capture_output=True, text=True, check=True)
+    assert "|Authorization: Bearer the-key|" in shown.stdout
+    program = re.search(r"api_key=(open\(.*\)\.read\(\)\.strip\(\))", out.getvalue())
+    assert eval(program[1]) == "the-key"
 
 
 @pytest.mark.parametrize("error", [KeyError("getpwuid(): uid not found"), OSError("No username set in the environment")])
