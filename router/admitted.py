@@ -56,6 +56,7 @@ class AdmittedRequest:
         "receipt",
         "recording",
         "streamed",
+        "suspects",
         "ticket",
         "values",
     )
@@ -90,6 +91,8 @@ class AdmittedRequest:
         self.recording: Recording | None = None
         """Keeps what is captured of it; None: nothing is."""
         self.chains = NO_CHAINS
+        self.suspects: tuple[tuple[str, float], ...] = ()
+        """Targets that answered it with 500, and when they were asked: it may be the request that no engine can take."""
         self.on_closed: Callable[[Receipt, Decision | None], None] | None = None
         """Set for a request of ours within a client's: its receipt is told here instead of being kept."""
         # On the clock of the event loop, which is the monotonic one.

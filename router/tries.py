@@ -16,6 +16,8 @@ from router.wire.exchange import DEADLINE, Ending, Exchange
 from router.wire.heads import METADATA
 from router.wire.trail import Trail
 
+_INTERNAL = 500
+
 
 class Try:
     """What the fleet, the prefix index and the receipt are told of one try.
@@ -53,6 +55,8 @@ class Try:
         self.record.first_byte = now
         if status < 400:
             state, choice = self._state, self.choice
+            if self._admitted.suspects:
+                self._blame_suspects(now)
             state.fleet.first_byte(self._booking, now)
             state.prefixes.computed(self._admitted.chains, choice.model, choice.target.incarnation, time.monotonic())
 
@@ -85,9 +89,20 @@ class Try:
         target = self.choice.target
         cost = _cost_outside(target, exchange, ending, receipt) if target.kind is CLOUD else None
         state.fleet.end(self._booking, now, completed=answered, output_tokens=output_tokens, cost_usd=cost)
-        if ending.target_failed and _is_targets_fault(exchange, ending):
-            reached = bool(exchange.status) or exchange.connection is not None
-            state.fleet.failed(record.incarnation, now, reached, self._booking.started_at)
+        if not ending.target_failed or not _is_targets_fault(exchange, ending):
+            return
+        if ending is Ending.HELD and exchange.status == _INTERNAL:
+            # There are bodies that every vLLM answers so: a client must not take targets away from everybody else with them.
+            self._admitted.suspects += ((record.incarnation, self._booking.started_at),)
+            return
+        reached = bool(exchange.status) or exchange.connection is not None
+        state.fleet.failed(record.incarnation, now, reached, self._booking.started_at)
+
+    def _blame_suspects(self, now: float) -> None:
+        """Another target can take the request, so it was those that failed."""
+        suspects, self._admitted.suspects = self._admitted.suspects, ()
+        for incarnation, since in suspects:
+            self._state.fleet.failed(incarnation, now, reached=True, since=since)
 
     def count_answer(self, receipt: Receipt) -> None:
         """Tell the metrics of an answer that is the client's."""

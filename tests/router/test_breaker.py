@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from hypothesis import given
@@ -259,3 +260,12 @@ async def test_a_target_that_keeps_failing_is_left_alone_and_found_again(pair):
     answers = await asyncio.gather(*(pair.chat("hello") for _ in range(12)))
     assert "a" in {answer.headers["x-tidegate-target"] for answer in answers}
     assert 'tidegate_breaker_state{target="a",zone="eu"} 0.0' in (await pair.client.get("/metrics")).text
+
+
+async def test_a_request_that_no_engine_can_take_takes_no_target_away(pair):
+    for _ in range(6):
+        assert (await pair.chat("broken")).status_code == 502
+    loads = pair.state.fleet.view(time.time()).loads
+    assert all(state_of(load.breaker, time.time()) is State.CLOSED and load.breaker.bad == 0 for load in loads)
+    assert len(pair.engines["a"].requests) >= 2 and len(pair.engines["b"].requests) >= 2
+    assert (await pair.chat("hello")).status_code == 200
