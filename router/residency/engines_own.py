@@ -1,11 +1,12 @@
-"""What a client must not say to an engine: it would reach another tenant's data there, or its place in the engine's queue.
+"""What a client must not say to an engine: it would reach another tenant's data, or its place in the queue, or end the engine.
 
-A body goes to the engine as it came, fields that only vLLM knows included. These are the ones that name something which the
-engine shares between tenants.
+A body goes to the engine as it came, fields that only vLLM knows included. These are the ones that reach what the engine shares
+between tenants.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from router.residency.plain import is_plain
@@ -18,6 +19,13 @@ _TURNS = frozenset({"messages", "input", "query", "queries", "documents", "items
 _MEDIA = frozenset(
     {"image_url", "image_pil", "image_embeds", "audio_url", "input_audio", "audio_embeds", "video_url", "video_embeds"}
 )
+
+
+MOST_ITEMS = 100_000
+"""Of `minItems` and `maxItems` of all schemas of one field: llguidance 1.x, which vLLM falls back to, keeps 100 bytes for each,
+and with `minItems: 1000000000` the server is killed for its memory."""
+_SCHEMAS = ("response_format", "structured_outputs", "text", "output_config", "tools", "functions")
+_COUNTS = ("minItems", "maxItems")
 
 
 def refuse_engines_own(body: dict[str, Any]) -> None:
@@ -35,6 +43,9 @@ def refuse_engines_own(body: dict[str, Any]) -> None:
         raise invalid_request(
             "`priority` is the key's, before the engines and in them: ask for less with `x-tidegate-priority`.", param="priority"
         )
+    for name in _SCHEMAS:
+        if name in body and _items_asked(body[name]) > MOST_ITEMS:
+            raise invalid_request(f"The schemas in `{name}` ask for more than {MOST_ITEMS} items in all.", param=name)
     if not is_plain(body) and _names_media(body):
         raise invalid_request(
             "Media can have no `uuid`: an engine would give them to whoever names it. Leave it out.", param="uuid"
@@ -70,3 +81,25 @@ def _names_media(body: dict[str, Any]) -> bool:
         elif type(item) is list and item and not isinstance(item[0], int | float):  # a million token ids are none
             stack += [child for child in item if type(child) is dict or type(child) is list]
     return False
+
+
+def _items_asked(value: Any) -> float:
+    """How many items the schemas in a field ask for, nested ones and those written as text included."""
+    asked = 0.0
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, dict):
+            for name in _COUNTS:
+                count = item.get(name)
+                if isinstance(count, int | float):
+                    asked += min(abs(count), 1e18)
+            stack += item.values()
+        elif isinstance(item, list):
+            stack += item
+        elif isinstance(item, str) and ("Items" in item or "\\u" in item) and item.lstrip()[:1] in ("{", "["):
+            try:
+                stack.append(json.loads(item))
+            except (ValueError, RecursionError):
+                continue  # no schema for the engine either
+    return asked

@@ -18,6 +18,11 @@ def turn(part: object) -> list[object]:
     return [{"role": "user", "content": ["look", part]}]
 
 
+def schema(**keys: object) -> dict[str, object]:
+    inner = {"type": "object", "properties": {"deep": keys}}
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": inner}}}
+
+
 REFUSED = [
     ("uuid", {"messages": turn({"type": "image_url", "image_url": {"url": INLINE}, "uuid": "scan-7"})}),
     ("uuid", {"messages": turn({"type": "image_url", "image_url": None, "uuid": 7})}),
@@ -30,6 +35,13 @@ REFUSED = [
     ("priority", {"priority": -9}),
     ("priority", {"priority": 1}),
     ("priority", {"priority": "-9"}),
+    ("response_format", schema(minItems=10**9)),
+    ("response_format", schema(properties={f"a{i}": {"type": "array", "maxItems": 5000} for i in range(100)})),
+    ("structured_outputs", {"structured_outputs": {"json": {"type": "array", "minItems": 1e9}}}),
+    ("structured_outputs", {"structured_outputs": {"json": ' {"type": "array", "min\\u0049tems": 1000000000}'}}),
+    ("structured_outputs", {"structured_outputs": {"structural_tag": '{"a": [{"minItems": 1000000000}]}'}}),
+    ("text", {"input": "x", "text": {"format": {"type": "json_schema", "schema": {"maxItems": 10**400}}}}),
+    ("tools", {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"minItems": 10**9}}}]}),
     ("vllm_xargs", {"vllm_xargs": {"kv_transfer_params": "x"}}),
     ("vllm_xargs", {"vllm_xargs": {"top": 1, "ec_transfer_params": 0}}),
     ("vllm_xargs", {"vllm_xargs": '{"kv_transfer_params": 1}'}),
@@ -41,6 +53,8 @@ TAKEN = [
     {"messages": turn({"type": "text", "text": "uuid image_url", "uuid": "a text's own"})},
     {"prompt": [1, 2, 3], "input": [1, 2, 3], "priority": 0},
     {"priority": None, "vllm_xargs": {"top": 1}, "kv_transfer_params": None},
+    schema(minItems=1, maxItems=1000, items={"type": "string", "maxLength": 10**9}, enum=["minItems", None, True]),
+    {"structured_outputs": {"json": '{"minItems": 5', "regex": "[Items]"}, "text": "minItems", "tools": None},
     {"vllm_xargs": '{"top": 1}', "messages": [[[1]], None, {"content": {"content": []}}]},
 ]
 
