@@ -100,16 +100,6 @@ def test_a_pass_gets_an_answer_and_the_log_has_neither(engine, client):
     assert KEY.hex() not in log
 
 
-def test_what_vllm_cannot_read_is_not_quoted_in_its_log(engine, client):
-    """Without the guard's part in it this vLLM writes the whole part into its log."""
-    part = {"type": "text", "text": None, "note": "Maria Gracanin has diabetes"}
-    body = {**QUESTION, "messages": [{"role": "user", "content": ["Hello", part]}]}
-    answer = client.post(CHAT, json=body, headers=a_pass("POST", CHAT))
-    log = engine.log_path.read_text()
-    assert answer.status_code in (200, 400) and "Gracanin" not in log
-    assert "Skipping multimodal part '<dict>'" in log or answer.status_code == 400
-
-
 def test_its_gauges_show_what_it_works_on(engine, client):
     body = {**QUESTION, "max_tokens": 200, "ignore_eos": True, "stream": True}
     with client.stream("POST", CHAT, json=body, headers=a_pass("POST", CHAT)) as answer:
