@@ -100,6 +100,14 @@ def test_a_pass_gets_an_answer_and_the_log_has_neither(engine, client):
     assert KEY.hex() not in log
 
 
+def test_errors_in_vllms_log_are_named_without_their_text(engine, client):
+    body = {"model": "smol", "max_tokens": 4, "messages": [{"role": "user", "content": "Hello"}], "stop_sequences": [""]}
+    answer = client.post("/v1/messages", json=body, headers=a_pass("POST", "/v1/messages"))
+    log = engine.log_path.read_text()
+    assert answer.status_code >= 400 and "empty string" in answer.text
+    assert "Error in create_messages: <VLLMValidationError> (VLLMValidationError at " in log and "empty string" not in log
+
+
 def test_its_gauges_show_what_it_works_on(engine, client):
     body = {**QUESTION, "max_tokens": 200, "ignore_eos": True, "stream": True}
     with client.stream("POST", CHAT, json=body, headers=a_pass("POST", CHAT)) as answer:
