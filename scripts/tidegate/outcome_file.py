@@ -70,6 +70,8 @@ def read_score(value: object, name: str, where: str) -> float:
         EvalError: it is no number from 0 to 1.
     """
     try:
+        if isinstance(value, str):
+            value = value.replace(",", ".")
         score = float("nan") if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         score = float("nan")
@@ -98,9 +100,9 @@ def _line_of(data: bytes, place: int) -> int:
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
     before = csv.field_size_limit(_LONGEST)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator_of(text), strict=True)
     try:
-        names = next(reader, [])
+        names = [name.strip().lower() for name in next(reader, [])]
         if len(set(names)) < len(names):
             raise EvalError(f"{path}:1: a column is there twice")
         for row in reader:
@@ -113,6 +115,12 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:
         raise EvalError(f"{path}:{reader.line_num}: this is no CSV: {error}") from None
     finally:
         csv.field_size_limit(before)
+
+
+def _separator_of(text: str) -> str:
+    """What stands between the names of the columns: a comma, or what Excel writes where a comma is the decimal sign."""
+    names = text.split("\n", 1)[0]
+    return max(",;\t", key=names.count)
 
 
 def _json_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, object]]]:

@@ -84,6 +84,22 @@ def test_the_commands_print_figures_and_name_what_is_wrong(tmp_path):
     assert RUN.invoke(app, ["eval", "outcomes", str(good), "--weights", str(good)]).exit_code == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'prompt,small,large\n"a, b; c",0.5,1\n',
+        'Prompt;small;large\r\n"a, b; c";0,5;1\r\n',
+        '\ufeffprompt;small;large\r\n"a, b; c";0,5;1,0\r\n',
+        "prompt\tsmall\tlarge\na, b; c\t0.5\t1\n",
+        'prompt, small, large\n"a, b; c",.5,1\n',
+    ],
+)
+def test_csv_is_read_as_spreadsheets_of_any_country_write_it(tmp_path, text):
+    (tmp_path / "rows.csv").write_bytes(text.encode())
+    (row,) = read_outcomes(tmp_path / "rows.csv")
+    assert (row.prompt, row.small, row.large) == ("a, b; c", 0.5, 1.0)
+
+
 @pytest.mark.parametrize("score", ["1" + "0" * 400, "-1" + "0" * 400, "NaN", "Infinity", "true", "[]", '"x"'])
 def test_a_score_that_is_none_is_named_with_its_line(tmp_path, score):
     file = tmp_path / "outcomes.jsonl"

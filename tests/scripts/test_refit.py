@@ -242,7 +242,7 @@ BAD = {
     "not UTF-8": (GOOD + b"fine\n\xff\xfe,0,1\n", 4),
     "a zero byte": (GOOD + b"fi\0ne,0,1\n", 3),
     "a missing column": (b"prompt,small\nfine,0\n", 2),
-    "other separators": (b"prompt;small;large\nfine;0;1\n", 2),
+    "two separators": (b"prompt;small;large\nfine,0,1\n", 2),
     "a column twice": (b"prompt,small,large,small\nfine,0,1,1\n", 1),
     "an archive": (b"PK\x03\x04\x00\x00" * 20, 1),
 }
