@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,19 @@ from tests.router.simulated_engine import SimulatedEngine
 KEY, OTHER_KEY = "tg_front-door", "tg_other"
 
 
+_held: deque[socket.socket] = deque(maxlen=64)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port for a router. Routers share theirs with whoever asks for the same, so of two tests that were given one port each would
+    get half of the other's requests: this process stays bound to its latest ones, and the system gives them to nobody else."""
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # from now on a router may listen there
+    if len(_held) == _held.maxlen:
+        _held[0].close()
+    _held.append(held)
+    return int(held.getsockname()[1])
 
 
 class FrontDoor:
