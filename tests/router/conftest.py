@@ -29,8 +29,8 @@ _held: deque[socket.socket] = deque(maxlen=64)
 
 
 def free_port() -> int:
-    """A port for a router. Routers share theirs with whoever asks for the same, so of two tests that were given one port each would
-    get half of the other's requests: this process stays bound to its latest ones, and the system gives them to nobody else."""
+    """A port for a router. Routers share theirs with whoever asks for the same, so of two tests that were given one port each
+    would get half of the other's requests: this process stays bound to its latest ones, and nobody else is given them."""
     held = socket.socket()
     held.bind(("127.0.0.1", 0))
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # from now on a router may listen there
