@@ -19,7 +19,7 @@ from router.placement.breaker import hold, state_of
 from router.placement.targets import Endpoint, Load
 from router.placement.trust import FALLBACK
 from router.policy import Policy
-from router.residency.media import refuse_remote_media
+from router.residency.media import refuse_media, refuse_remote_media
 from router.residency.resolve import resolve_label
 from router.screen import resolve_models
 from router.state import RouterState
@@ -46,7 +46,7 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
     conversation = conversation_of(state, grant, label, Endpoint.CHAT, parsed)
     inherited = state.lineage.inherited(conversation, state.policy)
     label = resolve_label(grant, tags, state.policy, (inherited.label,), time.time())
-    refuse_remote_media(parsed, label, state.policy)
+    refuse_media(parsed, label, state.policy)
     if state.classifier is not None and must_classify(state, label):
         verdict = await classify(state.classifier, label, parsed)
         label, found = verdict.label, "+".join((*verdict.kinds, *filter(None, (verdict.unknown,))))

@@ -25,7 +25,7 @@ from router.residency.classify.rule import Classifier, Verdict, distinct_evidenc
 from router.residency.conversation import NO_CONVERSATION, Conversation, read_conversation
 from router.residency.declassify import declassify
 from router.residency.label import Label, translate_label
-from router.residency.media import refuse_remote_media
+from router.residency.media import refuse_media
 from router.residency.resolve import read_tags, resolve_label
 from router.serving import Serving
 from router.state import RouterState
@@ -181,7 +181,7 @@ class ModelHandler:
         inherited = state.lineage.inherited(conversation, policy).label if grant.redacted is not None else None
         labelled = label_request(grant, tags, policy, state.lineage, conversation, {}, now)
         label = labelled.label
-        refuse_remote_media(parsed, label, policy)
+        refuse_media(parsed, label, policy)
         timeout_s = timeout_of(headers, grant.timeout_s)
         named = named_headers(headers, policy)
         priority = priority_of(headers, grant.priority)

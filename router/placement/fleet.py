@@ -242,7 +242,8 @@ class Fleet:
         if booking.ended:
             return
         booking.ended = True
-        self.spending.settle(booking.set_aside, cost_usd)
+        if cost_usd is not None:
+            self.spending.settle(booking.set_aside, cost_usd)
         if booking.notice and self.news is not None:
             self.news.end(booking.notice)
         index = self._index.get(booking.incarnation)

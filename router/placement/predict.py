@@ -44,6 +44,8 @@ _SHORT_ANSWER = 40
 long answer evens a burst of prefills out by itself, a short one next to it breaks the pace limit."""
 _LEAST_SPAN_S, _MOST_SPAN_S = 1.0, 15.0
 _MOST_HOLDERS = 32
+_LEAST_COMMON = 512
+"""Tokens of a beginning that several targets hold below which it is nobody's concern: they are the rest of a step."""
 """Holders of a common beginning that are counted."""
 _USUAL_PACE_S = 0.05
 """Stands for the pace limit where none is set."""
@@ -103,7 +105,7 @@ def ask_of(prompt_tokens: int, output_tokens: int, tpot_s: float, cached: Mappin
     if not _LEAST_SPAN_S <= span <= _MOST_SPAN_S:
         span = _LEAST_SPAN_S if span < _LEAST_SPAN_S else _MOST_SPAN_S
     prompt = prompt_tokens or 1
-    if len(cached) < 2:
+    if len(cached) < 2 or prompt < _LEAST_COMMON or max(cached.values()) < _LEAST_COMMON:
         return Ask(prompt, output_tokens, tpot_s, span)
     common, share = common_beginning(cached)
     return Ask(prompt, output_tokens, tpot_s, span, min(common, prompt - 1), share)

@@ -59,10 +59,8 @@ class Spending:
             self.source.take(limit, day, micro_usd)
         return Reservation(0, micro_usd, tuple((limit, day) for limit in limits))
 
-    def settle(self, reservation: Reservation, usd: float | None) -> None:
-        """Replace what was set aside by what it cost; None keeps it, because nobody counted."""
-        if usd is None:
-            return
+    def settle(self, reservation: Reservation, usd: float) -> None:
+        """Replace what was set aside by what it cost."""
         for limit, day in reservation.taken:
             self.source.take(limit, day, in_micro_usd(usd) - reservation.micro_usd)
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from router.residency.plain import is_plain
 from router.wire.errors import invalid_request
 
 _TRANSFERS = frozenset({"kv_transfer_params", "ec_transfer_params"})
-_EXTRA = "vllm_xargs"
+_EXTRA, _PRIORITY = "vllm_xargs", "priority"
 _TURNS = frozenset({"messages", "input", "query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2"})
 """Where vLLM looks for parts of content, which may be media."""
 _MEDIA = frozenset(
@@ -26,6 +25,7 @@ MOST_ITEMS = 100_000
 and with `minItems: 1000000000` the server is killed for its memory."""
 _SCHEMAS = ("response_format", "structured_outputs", "text", "output_config", "tools", "functions")
 _COUNTS = ("minItems", "maxItems")
+_LOOKED_AT = frozenset({*_TRANSFERS, _EXTRA, _PRIORITY, *_SCHEMAS})
 
 
 def refuse_engines_own(body: dict[str, Any]) -> None:
@@ -37,16 +37,29 @@ def refuse_engines_own(body: dict[str, Any]) -> None:
     Raises:
         ApiError: 400, with the field.
     """
+    if _LOOKED_AT.isdisjoint(body):  # as nearly always
+        return
     if not _TRANSFERS.isdisjoint(body) or _EXTRA in body:
         _refuse_transfer(body)
-    if body.get("priority", 0) not in (0, None):
+    if body.get(_PRIORITY, 0) not in (0, None):
         raise invalid_request(
-            "`priority` is the key's, before the engines and in them: ask for less with `x-tidegate-priority`.", param="priority"
+            "`priority` is the key's, before the engines and in them: ask for less with `x-tidegate-priority`.", param=_PRIORITY
         )
     for name in _SCHEMAS:
         if name in body and _items_asked(body[name]) > MOST_ITEMS:
             raise invalid_request(f"The schemas in `{name}` ask for more than {MOST_ITEMS} items in all.", param=name)
-    if not is_plain(body) and _names_media(body):
+
+
+def refuse_named_media(body: dict[str, Any]) -> None:
+    """Refuse media under a name of the client's.
+
+    Args:
+        body: the parsed request.
+
+    Raises:
+        ApiError: 400.
+    """
+    if _names_media(body):
         raise invalid_request(
             "Media can have no `uuid`: an engine would give them to whoever names it. Leave it out.", param="uuid"
         )

@@ -11,6 +11,7 @@ from typing import Any
 
 from router.config import LOCAL
 from router.policy import Policy
+from router.residency.engines_own import refuse_named_media
 from router.residency.label import Label
 from router.residency.plain import is_plain
 from router.wire.errors import ApiError
@@ -32,14 +33,28 @@ def remote_media(parsed: dict[str, Any]) -> str | None:
     Everything but a `data:` URL is remote: other schemes, relative and malformed ones too, for parsers differ about them.
     Arguments and schemas of tools are text for the model and are not looked at.
     """
-    if is_plain(parsed):
-        return None
     for name, value in parsed.items():
         if name not in _NOT_MEDIA and isinstance(value, list | dict):
             found = _search(value, name)
             if found is not None:
                 return found
     return None
+
+
+def refuse_media(parsed: dict[str, Any], label: Label, policy: Policy) -> None:
+    """Refuse media that bring more than themselves: a name under which an engine keeps them for everybody, or somewhere to dial.
+
+    Args:
+        parsed: the request.
+        label: the label it has so far.
+        policy: the policy that the label was found under.
+
+    Raises:
+        ApiError: 400 for a name, 403 `residency_denied` for an address.
+    """
+    if not is_plain(parsed):
+        refuse_named_media(parsed)
+        refuse_remote_media(parsed, label, policy)
 
 
 def refuse_remote_media(parsed: dict[str, Any], label: Label, policy: Policy) -> None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from router.residency.engines_own import refuse_engines_own
+from router.residency.engines_own import refuse_engines_own, refuse_named_media
 from router.wire.errors import ApiError
 from router.wire.json_body import parse_object
 from router.wire.multipart import parse_form
@@ -59,17 +59,22 @@ TAKEN = [
 ]
 
 
+def refuse_all(body):
+    refuse_engines_own(body)
+    refuse_named_media(body)
+
+
 @pytest.mark.parametrize(("name", "body"), REFUSED)
 def test_what_is_not_a_clients_to_say(name, body):
     with pytest.raises(ApiError) as refusal:
-        refuse_engines_own(body)
+        refuse_all(body)
     assert (refusal.value.status, refusal.value.code, refusal.value.param) == (400, "invalid_request", name)
     assert b"scan-7" not in refusal.value.body("")
 
 
 @pytest.mark.parametrize("body", TAKEN)
 def test_everything_else_is_taken(body):
-    refuse_engines_own(body)
+    refuse_all(body)
 
 
 def test_a_form_is_read_for_it():
@@ -91,4 +96,4 @@ async def test_it_reaches_no_engine(door, name, body):
 def test_a_name_with_escapes_in_it_is_the_same_name():
     body = json.dumps({"messages": turn({"type": "image_url", "image_url": None, "uuid": "x"})}).replace("uuid", "u\\u0075id")
     with pytest.raises(ApiError, match="uuid"):
-        refuse_engines_own(parse_object(body.encode()))
+        refuse_all(parse_object(body.encode()))

@@ -38,9 +38,8 @@ def test_what_was_spent_is_forgotten_at_midnight_utc():
 
 def test_what_was_set_aside_is_replaced_by_the_cost_and_kept_where_nobody_counted():
     spending, own = Spending(10.0), spill_limit(5.0, "k")
-    one, two, three = (spending.set_aside(MIDNIGHT, 1.5, own) for _ in range(3))
+    one, _kept, three = (spending.set_aside(MIDNIGHT, 1.5, own) for _ in range(3))
     spending.settle(one, 0.25)
-    spending.settle(two, None)
     spending.settle(three, 2.0)
     assert (spending.left(MIDNIGHT), spending.left(MIDNIGHT, own)) == (6.25, 1.25)
     late = spending.set_aside(MIDNIGHT + 86_399, 1.0)
