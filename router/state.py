@@ -257,6 +257,7 @@ class RouterState:
             _log.warning("%s; limits, expiries and the times in the audit log follow it", in_words(jump))
             self.fleet.clock_set(jump)
             self.waiting.clock_set(jump)
+            self.lineage.clock_set(jump)
             if self.audit is not None:
                 self.audit.event(CLOCK, "", {"seconds": round(jump, 3)})
         cut = self.inflight.recheck(self._evidence(), now)

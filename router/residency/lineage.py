@@ -35,6 +35,9 @@ class Store(Protocol):
     def put(self, entries: dict[bytes, str], now: float) -> None:
         """Keep entries; an entry that is there already takes the meet."""
 
+    def clock_set(self, seconds: float) -> None:
+        """The clock was set ahead by so many seconds: entries are no older for it."""
+
 
 class Inherited(msgspec.Struct, frozen=True):
     """What a conversation's past adds to a request: a label (None: nothing), and why, for the receipt."""
@@ -79,6 +82,11 @@ class LineageBook:
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def clock_set(self, seconds: float) -> None:
+        """The machine's clock was set by so many seconds, back if negative."""
+        if seconds > 0.0 and self._store is not None:
+            self._store.clock_set(seconds)
 
     def needs(self, policy: Policy, tenant: str, label: Label) -> bool:
         """Whether a request could inherit anything or leave anything behind: otherwise no hash need be made."""

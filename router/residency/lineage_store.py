@@ -84,6 +84,17 @@ class LineageStore:
         except sqlite3.Error as error:
             self._failed(error)
 
+    def clock_set(self, seconds: float) -> None:
+        """The machine's clock was set ahead by so many seconds: what was noted before is no older for it.
+
+        Each router that shares the file says so, and an entry may be kept too long. None is forgotten too soon.
+        """
+        try:
+            self._db.execute("UPDATE lineage SET at = at + ?", (seconds,))
+            self._worked()
+        except sqlite3.Error as error:
+            self._failed(error)
+
     def close(self) -> None:
         """Release the file."""
         self._db.close()

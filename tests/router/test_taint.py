@@ -247,6 +247,18 @@ def test_the_store_survives_a_restart_and_is_shared(tmp_path):
     assert late.get([bytes([i % 256, i // 256]) for i in range(1200)]) == {}
 
 
+def test_a_clock_that_is_set_ahead_makes_no_conversation_old(tmp_path):
+    policy, store = make_policy(), LineageStore(tmp_path / "lineage.sqlite", 3600, NOW)
+    book = book_after(policy, say("hello"), "phi", store=store)
+    year = 365 * 86400
+    book.clock_set(-60.0)
+    book.clock_set(year)
+    store.close()
+    hashes = [read(say("hello")).prefixes[0]]
+    assert LineageStore(tmp_path / "lineage.sqlite", 3600, NOW + year + 3599).get(hashes)
+    assert not LineageStore(tmp_path / "lineage.sqlite", 3600, NOW + year + 3601).get(hashes)
+
+
 def test_no_word_of_a_client_is_in_the_store(tmp_path):
     policy = make_policy()
     path = tmp_path / "lineage.sqlite"
