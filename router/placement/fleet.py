@@ -259,7 +259,7 @@ class Fleet:
             inflight=max(0, load.inflight - 1),
             unstarted=unstarted,
             unstarted_tokens=tokens,
-            service_s=_smooth(load.service_s, _slot_s(booking, now)) if completed else load.service_s,
+            service_s=_smooth(load.service_s, now - booking.started_at) if completed else load.service_s,
             failures=0 if completed else load.failures,
             down_until=0.0 if completed else load.down_until,
             breaker=breakers.succeeded(breaker, now, booking.started_at) if completed else breaker,
@@ -402,14 +402,6 @@ class Fleet:
         scope = (label, models)
         if saturated != (scope in self._spilling):
             self._spilling = self._spilling | {scope} if saturated else self._spilling - {scope}
-
-
-def _slot_s(booking: Booking, now: float) -> float:
-    """Seconds for which a request that ends had a slot of its target: what it waited for one is not among them."""
-    entry = booking.entry
-    if entry is None or not entry.first_at:
-        return now - booking.started_at
-    return min(now - booking.started_at, now - entry.first_at + entry.work.prefill_s)
 
 
 def _smooth(old: float, new: float) -> float:

@@ -399,18 +399,6 @@ def test_prefills_booked_ahead_and_the_wait_for_a_slot_pass_at_the_same_time():
     assert slow.ttft_s == pytest.approx(45 * 10.0 / 256, abs=0.05), "the longer one counts"
 
 
-def test_what_a_request_waited_for_a_slot_is_not_time_for_which_it_had_one():
-    fleet = make_fleet(TARGETS[0])
-    booking = fleet.book(TARGETS[0], 8000, NOW, work=WORK)
-    fleet.first_byte(booking, NOW + 6)
-    fleet.end(booking, NOW + 8, completed=True, output_tokens=40)
-    assert fleet.load_of(TARGETS[0].incarnation).service_s == pytest.approx(2 + WORK.prefill_s)
-    quick = fleet.book(TARGETS[0], 8000, NOW + 10, work=WORK)
-    fleet.first_byte(quick, NOW + 10.1)
-    fleet.end(quick, NOW + 10.1, completed=True, output_tokens=1)
-    assert fleet.load_of(TARGETS[0].incarnation).service_s == pytest.approx(0.8 * 2.5 + 0.2 * 0.1), "never more than it was there"
-
-
 def test_short_prompts_that_wait_share_steps():
     ask, load = ask_of(200, 50, 0.05), Load(inflight=30, unstarted=10, queue_s=0.1, profile=LLAMA_8B_H100)
     alone, behind = (forecast(TARGETS[0], one, ask, 0, NOW) for one in (replace(load, queue_s=0.0), load))
