@@ -16,8 +16,6 @@ _NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 """What no name, path or address can hold: the end of a C string, and halves of a character that stand alone."""
 _LARGEST = 2**63
 SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-
-
 _LONGEST_LINE = 2000
 
 

@@ -44,13 +44,11 @@ _SHORT_ANSWER = 40
 long answer evens a burst of prefills out by itself, a short one next to it breaks the pace limit."""
 _LEAST_SPAN_S, _MOST_SPAN_S = 1.0, 15.0
 _MOST_HOLDERS = 32
+"""Holders of a common beginning that are counted."""
 _LEAST_COMMON = 512
 """Tokens of a beginning that several targets hold below which it is nobody's concern: they are the rest of a step."""
-"""Holders of a common beginning that are counted."""
 _USUAL_PACE_S = 0.05
 """Stands for the pace limit where none is set."""
-
-
 _NOTHING: Mapping[int, int] = {}
 
 

@@ -60,17 +60,15 @@ class EngineProfile(msgspec.Struct, frozen=True, gc=False):
             context: what those look back on, together.
         """
         room = self.step_tokens - decoding
-        steps = -(-uncached // (room if room > 64 else 64)) or 1
-        tokens = uncached + steps * decoding
-        seconds = steps * (self.overhead + context * self.per_context) + tokens * self.per_token
-        if tokens > steps * self.knee:
-            seconds += (tokens - steps * self.knee) * (self.per_token_full - self.per_token)
-        return seconds + self.attention * uncached * (cached + 0.5 * uncached)
+        return self._within_s(-(-uncached // (room if room > 64 else 64)) or 1, uncached, cached, decoding, context)
 
     def added_s(self, uncached: int, cached: int = 0, decoding: int = 0, context: float = 0.0) -> float:
         """Seconds that a prompt adds to prefills computed anyway, never more than `prefill_s`: short ones share steps."""
         room = self.step_tokens - decoding
-        steps = uncached / (room if room > 64 else 64)
+        return self._within_s(uncached / (room if room > 64 else 64), uncached, cached, decoding, context)
+
+    def _within_s(self, steps: float, uncached: int, cached: int, decoding: int, context: float) -> float:
+        """Seconds of a prefill that takes so many steps, or parts of one."""
         tokens = uncached + steps * decoding
         seconds = steps * (self.overhead + context * self.per_context) + tokens * self.per_token
         if tokens > steps * self.knee:

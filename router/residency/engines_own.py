@@ -18,8 +18,6 @@ _TURNS = frozenset({"messages", "input", "query", "queries", "documents", "items
 _MEDIA = frozenset(
     {"image_url", "image_pil", "image_embeds", "audio_url", "input_audio", "audio_embeds", "video_url", "video_embeds"}
 )
-
-
 MOST_ITEMS = 100_000
 """Of `minItems` and `maxItems` of all schemas of one field: llguidance 1.x, which vLLM falls back to, keeps 100 bytes for each,
 and with `minItems: 1000000000` the server is killed for its memory."""
