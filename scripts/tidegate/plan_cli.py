@@ -78,6 +78,7 @@ def plan(
         limits = {"ttft_ms": ttft_ms, "tpot_ms": tpot_ms, "goal": goal}
         planned, traffic = _question(trace, audit, (since, until), file, profiles, limits, most, cloud, requests)
         question = pose(planned, rate, load)
+        traffic = traffic.that_fits([question.profiles[wanted.model].kv_tokens for wanted in planned.classes])
     except (PlanError, TraceError, CalibrationError, TileError, RecordError, OSError) as error:
         _fail(error)
     answers = _answer(console, question, traffic, replicas)

@@ -59,6 +59,23 @@ class Traffic:
     classes: list[int]
     notes: list[str] = field(default_factory=list)
 
+    def that_fits(self, most: Sequence[int]) -> Traffic:
+        """The same without requests that no engine can hold: vLLM refuses those at once, and the rest of a log goes on.
+
+        Args:
+            most: tokens of prompt and answer that an engine of each class holds.
+
+        Raises:
+            PlanError: nothing is left.
+        """
+        kept = [i for i, (_, prompt, answer, _) in enumerate(self.rows) if prompt + answer <= most[self.classes[i]]]
+        if len(kept) == len(self.rows):
+            return self
+        if not kept:
+            raise PlanError(f"every request is longer than an engine can hold: {max(most)} tokens")
+        note = f"left out: {len(self.rows) - len(kept)} of {len(self.rows)} requests, longer than an engine can hold"
+        return Traffic([self.rows[i] for i in kept], [self.classes[i] for i in kept], [*self.notes, note])
+
     def requests(self) -> list[SimulatedRequest]:
         """New requests for one run: a run changes them."""
         return link_turns(self.rows)

@@ -16,7 +16,7 @@ from router.placement.profile import LLAMA_8B_H100
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts" / "bench"))
 
-from _placement import sections
+from _placement import cli, sections
 from _placement.cells import Cell, Traces, capacity
 from _placement.peers import Dynamo
 from _placement.sections import Plan
@@ -93,3 +93,24 @@ def test_without_public_data_the_bench_still_has_a_real_trace(tmp_path):
     assert len(rows) == 3993 and all(prompt > 0 and answer > 0 for _, prompt, answer, _ in rows)
     held, p50, p90 = traces.pooled("synthetic", "8b", 8)
     assert 0.2 < held < 0.5 and 0 < p50 < p90
+
+
+def _csv(path: Path, *requests: tuple[float, int, int]) -> Path:
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(f"{a},{b},{c}\n" for a, b, c in requests))
+    return path
+
+
+def test_a_trace_of_ones_own_takes_the_place_of_all_others_without_what_no_engine_holds(tmp_path, capsys):
+    mine = _csv(tmp_path / "mine.csv", (0, 900_000, 20), *((i / 2, 500, 20) for i in range(300)))
+    assert len(Traces(tmp_path, None, (mine,)).rows("mine.csv")) == 300
+    out = ["--json", str(tmp_path / "out.json"), "--png", str(tmp_path / "out.png")]
+    assert cli.main(["--only", "spill,noreuse", "--policies", "dynamo", "--quick", "--trace", str(mine), *out]) in (0, 1)
+    said = capsys.readouterr().out
+    assert "mine.csv" in said and "synthetic" not in said
+
+
+@pytest.mark.parametrize("requests", [0, 10, 300])
+def test_a_trace_that_says_nothing_is_refused_by_name(tmp_path, capsys, requests):
+    mine = _csv(tmp_path / "mine.csv", *[(5.0, 500, 20)] * requests)
+    assert cli.main(["--trace", str(mine)]) == 2 and "mine.csv: " in capsys.readouterr().out
+    assert cli.main(["--trace", str(tmp_path / "none")]) == 2

@@ -46,6 +46,18 @@ def traffic(asked) -> Traffic:
     return share_out(ROWS, asked.plan)
 
 
+def test_requests_that_no_engine_of_their_class_holds_are_left_out_and_counted() -> None:
+    asked = question(ONE)
+    rows = [(0.0, LLAMA_8B_H100.kv_tokens, 1, ()), *ROWS]
+    whole = Traffic(rows, [0] * len(rows))
+    fitting = whole.that_fits([LLAMA_8B_H100.kv_tokens])
+    assert fitting.rows == ROWS and fitting.notes == ["left out: 1 of 601 requests, longer than an engine can hold"]
+    assert simulate(asked, fitting, [3]).enough and not simulate(asked, whole, [3]).enough, "one would stand before all others"
+    assert fitting.that_fits([LLAMA_8B_H100.kv_tokens]) is fitting
+    with pytest.raises(PlanError, match="every request is longer"):
+        whole.that_fits([10])
+
+
 def test_the_fleet_that_is_enough_comes_last_and_can_spare_no_replica():
     asked = question(ONE)
     requests = traffic(asked)

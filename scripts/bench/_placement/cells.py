@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tidegate.simulated_router import RouterSetup, SimulatedRouter, make_policy
@@ -13,7 +14,7 @@ from cluster.simulation.cluster import CLOUD, Placer, Scenario, Simulation
 from cluster.simulation.engine import SimulatedRequest
 from cluster.simulation.kv_cache import BLOCK_TOKENS
 from cluster.simulation.outcome import WARM_UP, Outcome, Slo, summarise
-from cluster.simulation.trace import Row, link_turns, make_tools_trace, read_trace
+from cluster.simulation.trace import Row, TraceError, link_turns, make_tools_trace, read_trace
 from router.placement.profile import LLAMA_8B_H100, QWEN_72B_4XH100, EngineProfile
 
 from .peers import PEERS, LeastOutstanding, Peer
@@ -57,23 +58,28 @@ NOTICES: dict[str, dict[str, float]] = {
 }
 """How routers tell each other, where it is not the usual way. `direct`: in datagrams, gathered as long as the live ones and read
 2 ms later. `rounds`, where none gets through: by Serve's broadcast, every 100 ms, and at once for long prefills."""
+LEAST_ROWS = 200
 OWN_TRACES = Path(__file__).with_name("traces")
 
 
 class Traces:
-    """The traces of a run by name, cut to `limit` requests. Files that are not there are left out.
+    """The traces of a run by name, cut to `limit` requests. Public files that are not there are left out.
 
     Args:
         data: folder with `traces/`.
         limit: requests of the conversation and Azure traces at most; twice as many of the made-up one, four times of the
             synthetic one.
+        own: files to take instead of all these; `rows` raises TraceError or OSError for one that cannot be read.
     """
 
-    def __init__(self, data: Path, limit: int | None = None) -> None:
+    def __init__(self, data: Path, limit: int | None = None, own: Sequence[Path] = ()) -> None:
         self._limit = limit
         self._rows: dict[str, list[Row]] = {}
         self._speeds: dict[tuple[str, str, int], float] = {}
         self._makers: dict[str, Callable[[], list[Row]]] = {}
+        if own:
+            self._makers = {path.name: partial(read_own, path) for path in own}
+            return
         conversation, azure = (data / "traces" / name for name in ("conversation.jsonl.gz", "azure23_conv.jsonl.gz"))
         if conversation.is_file():
             self._makers["conversation"] = lambda: read_trace(conversation)[TUNED_ROWS:]
@@ -135,6 +141,22 @@ class Traces:
                 kept.popitem(last=False)
         counted = sorted(alone[int(len(alone) * WARM_UP) :])
         return hit / max(1, total), counted[len(counted) // 2], counted[int(0.9 * len(counted))]
+
+
+def read_own(path: Path) -> list[Row]:
+    """A trace of somebody's own, without requests that no engine of the bench can hold: vLLM refuses those at once.
+
+    Raises:
+        TraceError: it has no format that is known, no times, or too few requests to say anything.
+        OSError: it cannot be read.
+    """
+    most = min(profile.kv_tokens for profile in PROFILES.values())
+    rows = [row for row in read_trace(path) if row[1] + row[2] <= most]
+    if rows and rows[-1][0] == rows[0][0]:
+        raise TraceError(f"{path}: all requests have the same time")
+    if len(rows) < LEAST_ROWS:
+        raise TraceError(f"{path}: {len(rows)} requests, too few for shares of them to mean anything (least: {LEAST_ROWS})")
+    return rows
 
 
 class Spilling:

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.simulation.outcome import Outcome
+from cluster.simulation.trace import TraceError
 
 from . import cost, report, sections
 from .cells import Cell, Traces, simulate
@@ -65,6 +66,24 @@ SECTIONS: dict[str, Callable[[Plan, Traces, Callable[[str], None]], list[Section
 }
 
 
+Source = tuple[Path, int | None, tuple[Path, ...]]
+"""What `Traces` are made of, anew in each process."""
+
+
+def _reuse(source: Source) -> tuple[str, ...]:
+    """The traces that most sections look at: those with shared prefixes, or one's own.
+
+    Raises:
+        TraceError, OSError: one of these cannot be read.
+    """
+    traces, own = Traces(*source), source[2]
+    if len({path.name for path in own}) < len(own):
+        raise TraceError("two of the traces have the same name")
+    for path in own:
+        traces.rows(path.name)
+    return tuple(name for name in traces.names if own or name != "azure23")
+
+
 def _runner(traces: Traces) -> Callable[[Cell], Outcome]:
     done: dict[Cell, Outcome] = {}
 
@@ -82,6 +101,14 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="within 5 minutes: shortened traces, fewer peers and settings, no sweep"
     )
     parser.add_argument("--data", type=Path, default=None, help="folder with traces/ (default: $TIDEGATE_DATA, ../shared/data)")
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="instead of all traces: one of yours, as often as you like; formats as in `tidegate plan`",
+    )
     parser.add_argument("--only", help=f"comma-separated, of {', '.join(SECTIONS)}")
     parser.add_argument("--policies", help=f"comma-separated, of {', '.join(PEERS)}")
     parser.add_argument("--requests", type=int, help="cut the traces to so many requests (tools*: twice, synthetic: four times)")
@@ -98,9 +125,9 @@ def find_data(given: Path | None) -> Path:
     return given or (Path(named) if named else ROOT.parent / "shared" / "data")
 
 
-def _section(name: str, plan: Plan, data: Path, limit: int | None, talk: bool) -> list[Section]:
+def _section(name: str, plan: Plan, source: Source, talk: bool) -> list[Section]:
     note: Callable[[str], None] = _say if talk else _nothing
-    return SECTIONS[name](plan, Traces(data, limit), note)
+    return SECTIONS[name](plan, Traces(*source), note)
 
 
 def _say(text: str) -> None:
@@ -124,24 +151,29 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     data = find_data(options.data)
     limit = options.requests or (2500 if options.quick else None)
-    reuse = tuple(name for name in Traces(data).names if name != "azure23")
+    source = (data, limit, tuple(options.trace))
+    try:
+        reuse = _reuse(source)
+    except (TraceError, OSError) as error:
+        console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        return 2
     plan = Plan(policies, reuse, tuple(options.models.split(",")), options.quick)
-    if "conversation" not in reuse:
+    if not options.trace and "conversation" not in reuse:
         console.print(f"no public traces in {data / 'traces'}: only made-up ones (--data)", style="yellow")
     started = time.monotonic()
     done: dict[str, list[Section]] = {}
     if options.jobs == 1 or len(chosen) == 1:
         for name in chosen:
-            done[name] = _section(name, plan, data, limit, sys.stderr.isatty())
+            done[name] = _section(name, plan, source, sys.stderr.isatty())
             report.show(console, *done[name])
     else:
         with ProcessPoolExecutor(options.jobs) as pool:
-            running = {pool.submit(_section, name, plan, data, limit, False): name for name in chosen if name != "cost"}
+            running = {pool.submit(_section, name, plan, source, False): name for name in chosen if name != "cost"}
             for future in as_completed(running):
                 done[running[future]] = future.result()
                 report.show(console, *done[running[future]])
         if "cost" in chosen:
-            done["cost"] = _section("cost", plan, data, limit, False)
+            done["cost"] = _section("cost", plan, source, False)
             report.show(console, *done["cost"])
     ordered = [section for name in chosen for section in done[name]]
     report.write_json(options.json, ordered)
