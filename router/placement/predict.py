@@ -6,6 +6,7 @@ booked on a target, so more load never makes one more attractive.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from math import exp
 
@@ -26,9 +27,14 @@ KV_PRESSURE_FROM = 0.9
 _OWN_WORK = 1.75
 """Price of a second of prefill: computing a prompt again burns time that somebody else will miss."""
 _DECODE_DELAY = 0.1
-"""Price of a second of prefill for each sequence that decodes meanwhile."""
+"""Price of a second of prefill for each sequence that decodes meanwhile, where the pace of the answers there is strained."""
 _FRESH_DELAY = 0.5
 """The same for each answer that has just begun: if it is short, a slow stretch now is all of it."""
+_STRAINED_FROM = 0.7
+"""Part of the pace limit from which a pace is strained, and wholly so at the limit."""
+_CALM = 0.1
+"""What a delay costs where it is not strained. Were it as dear everywhere, long prompts would gather on a few targets, away from
+the answers of all others, and keep those busy without a pause: their own answers would be slow while others had time to spare."""
 _QUEUE_DELAY = 2.0
 """Price of a second of prefill for each request that waits."""
 _PACE = 0.03
@@ -60,6 +66,9 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     tpot_s: float
     tau_s: float
     """Seconds over which prefill work given to a target slows its decodes down."""
+    calm_s: float = math.inf
+    """Seconds per token up to which the pace of answers is not strained; `strain` comes to each second beyond."""
+    strain: float = 0.0
     common_tokens: int = 0
     """Leading prompt tokens that several targets hold (`common_beginning`)."""
     common_share: float = 0.0
@@ -99,14 +108,16 @@ def expected_misses(load: Load, prefill_s: float) -> float:
 
 def ask_of(prompt_tokens: int, output_tokens: int, tpot_s: float, cached: Mapping[int, int] = _NOTHING) -> Ask:
     """The ask of a request with this prompt and so many answer tokens expected; `cached`: prompt tokens that targets hold."""
-    span = _SHORT_ANSWER * (tpot_s if tpot_s < 10.0 else _USUAL_PACE_S)
+    usual = tpot_s if tpot_s < 10.0 else _USUAL_PACE_S
+    span = _SHORT_ANSWER * usual
     if not _LEAST_SPAN_S <= span <= _MOST_SPAN_S:
         span = _LEAST_SPAN_S if span < _LEAST_SPAN_S else _MOST_SPAN_S
+    calm, strain = _STRAINED_FROM * usual, (1.0 - _CALM) / ((1.0 - _STRAINED_FROM) * usual)
     prompt = prompt_tokens or 1
     if len(cached) < 2 or prompt < _LEAST_COMMON or max(cached.values()) < _LEAST_COMMON:
-        return Ask(prompt, output_tokens, tpot_s, span)
+        return Ask(prompt, output_tokens, tpot_s, span, calm, strain)
     common, share = common_beginning(cached)
-    return Ask(prompt, output_tokens, tpot_s, span, min(common, prompt - 1), share)
+    return Ask(prompt, output_tokens, tpot_s, span, calm, strain, min(common, prompt - 1), share)
 
 
 def common_beginning(cached: Mapping[int, int]) -> tuple[int, float]:
@@ -179,16 +190,21 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
     if wait > 0.0:
         added = slowdown * profile.added_s(uncached, held, decoding, context)
         booked = added if wait > prefill - added else prefill - wait
-    price = _OWN_WORK + _DECODE_DELAY * decoding + _QUEUE_DELAY * queued
+    delayed = _DECODE_DELAY * decoding
     if load.fresh:
         age = now - load.fresh_at
         # As in the books: while prefills run there, answers do not age.
-        price += _FRESH_DELAY * (load.fresh if age <= 0.0 or load.unstarted else load.fresh * exp(-age / FRESH_S))
+        delayed += _FRESH_DELAY * (load.fresh if age <= 0.0 or load.unstarted else load.fresh * exp(-age / FRESH_S))
+    strain = _CALM + (pace - ask.calm_s) * ask.strain if pace > ask.calm_s else _CALM
+    price = _OWN_WORK + _QUEUE_DELAY * queued + delayed * (strain if strain < 1.0 else 1.0)
     priced = prefill
     if held < ask.common_tokens:
         rest = slowdown * profile.prefill_s(prompt - ask.common_tokens, ask.common_tokens, decoding, context)
         priced -= ask.common_share * (prefill - rest)
-    cost = wait + booked + priced * price + _PACE * output * (pace + per_context * prompt * decoding)
+    # It comes in the middle of a step, on average.
+    under_way = 0.5 * decode if decoding else 0.0
+    ttft = wait + booked + under_way
+    cost = ttft + priced * price + _PACE * output * (pace + per_context * prompt * decoding)
     bearable = _PACE_FROM * ask.tpot_s
     if pace > bearable:
         cost += _PACE_LIMIT * output * (pace - bearable)
@@ -199,7 +215,7 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
         pace_long = 1.0 / (busy / chunk + (1.0 - busy) / decode)
         if pace_long > bearable:
             cost += _LONG_PACE_LIMIT * output * (pace_long - bearable)
-    return Forecast(wait + booked, prefill, pace, cost, booked)
+    return Forecast(ttft, prefill, pace, cost, booked)
 
 
 def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cached: Mapping[int, int], now: float) -> list[float]:
@@ -214,15 +230,14 @@ def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cache
         cached: leading prompt tokens held, by index.
         now: UNIX time in seconds.
     """
-    common, share = ask.common_tokens, ask.common_share
-    prompt, slowing = ask.prompt_tokens, _PACE * ask.output_tokens / ask.tau_s
+    common, share, calm, tau = ask.common_tokens, ask.common_share, ask.calm_s, ask.tau_s
+    prompt, slowing = ask.prompt_tokens, _PACE * ask.output_tokens / tau
     known: EngineProfile | None = None
     profile = GENERIC
     alone = profile.prefill_s(prompt)
+    full = profile.tokens_s(profile.step_tokens)
     slow_s = slowing * profile.overhead
     costs = []
-    # A request ahead costs the price of a decode, and one that waits the difference more: two products less per target.
-    more = _QUEUE_DELAY - _DECODE_DELAY
     own = 1.0 + _OWN_WORK
     for load, depth in zip(map(loads.__getitem__, places), map(cached.get, places), strict=True):
         held = depth or 0
@@ -230,19 +245,25 @@ def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cache
             known = load.profile
             profile = known or GENERIC
             alone = profile.prefill_s(prompt)
+            full = profile.tokens_s(profile.step_tokens)
             slow_s = slowing * profile.overhead
         wait = load.clear_at - now
         queue = load.queue_s
-        price = (
-            own
-            + _DECODE_DELAY * (load.inflight + load.foreign)
-            + more * (load.unstarted + load.foreign_waiting * load.foreign_weight)
-        )
         slowdown = (load.slowdown or 1.0) * load.throttle
-        cost = slowdown * (alone * price + slow_s * load.work_s) + (wait if wait > queue else queue)
         known_tokens = held + share * (common - held) if held < common else held
-        if known_tokens:
-            cost -= slowdown * alone * price * (known_tokens / prompt if known_tokens < prompt else 1.0)
+        prefill = slowdown * alone * (1.0 - known_tokens / prompt if known_tokens < prompt else 0.0)
+        ahead = load.inflight + load.foreign
+        strain = _CALM
+        if load.work_s:
+            since = now - load.work_at
+            busy = (prefill + load.work_s * (exp(-since / tau) if since > 0 else 1.0)) / tau
+            decode = profile.overhead + profile.per_context * load.context_tokens + profile.per_token * ahead
+            pace = decode + full if busy >= 1.0 else 1.0 / (busy / (decode + full) + (1.0 - busy) / decode)
+            if pace > calm:
+                strain += (pace - calm) * ask.strain
+        price = own + _QUEUE_DELAY * (load.unstarted + load.foreign_waiting * load.foreign_weight)
+        price += (_DECODE_DELAY * ahead + _FRESH_DELAY * load.fresh) * (strain if strain < 1.0 else 1.0)
+        cost = prefill * price + slowdown * slow_s * load.work_s + (wait if wait > queue else queue)
         costs.append(cost)
     return costs
 
