@@ -142,7 +142,7 @@ class Spill(Strict):
 
 
 class Timeouts(Strict):
-    """Limits in seconds: connecting, the wait for the first byte, and a pause between two."""
+    """Limits in seconds: connecting, the wait for the first byte (of a stream, for its first token), and a pause between two."""
 
     connect_s: float = Field(default=2.0, gt=0)
     first_byte_s: float = Field(default=300.0, gt=0)

@@ -24,6 +24,8 @@ _ENDINGS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _DONE = re.compile(rb"(?:\A|[\r\n])(data: ?\[DONE\])[ \t]*(?:[\r\n]|\Z)")
 _THE_REQUESTS = re.compile("invalid|bad_?request|not_?found|validation|unprocessable|content_?filter", re.IGNORECASE)
 """In the type of an error without a status: it is the request's, and any engine would say the same."""
+_OPENING_TYPES = frozenset({"response.created", "response.queued", "response.in_progress", "message_start", "ping"})
+_EMPTY: tuple[Any, ...] = (None, "", [])
 _CHUNK_OF_EVENTS_END = b"\n\n\r\n"
 _CHUNK_SIZES = {b"%x" % size: size for size in range(1, 4096)}
 """Sizes as servers write them; any other spelling, and a larger chunk, goes to the parser."""
@@ -51,6 +53,32 @@ def plain_events(data: bytes) -> bytes | None:
         if data[start - 4 : start] != _CHUNK_OF_EVENTS_END:
             return None
     return data if start == end else None
+
+
+def is_opening(events: bytes) -> bool:
+    """Whether nothing of an answer stands in these whole events: they only say that one is coming, as engines do before the first
+    token, and of chat who speaks. Whoever has seen none of them misses nothing when another engine begins anew.
+    """
+    return all(_is_opening(data) for event in _BOUNDARY.split(events) if (data := data_of(event)) is not None)
+
+
+def _is_opening(data: bytes) -> bool:
+    parsed = _object_in(data)
+    if parsed is None:
+        return False
+    if "type" in parsed:
+        return is_one_of(parsed["type"], _OPENING_TYPES)
+    choices = parsed.get("choices")
+    return isinstance(choices, list) and bool(choices) and all(_is_role(choice) for choice in choices)
+
+
+def _is_role(choice: Any) -> bool:
+    """Whether a choice of a chat chunk has a role and nothing else."""
+    delta = choice.get("delta") if isinstance(choice, dict) else None
+    if not isinstance(delta, dict) or not delta.get("role"):
+        return False
+    others = [value for name, value in choice.items() if name not in ("index", "delta")]
+    return all(value in _EMPTY for value in [*others, *(value for name, value in delta.items() if name != "role")])
 
 
 class EventTooLarge(Exception):

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 DEADLINE = "the request's deadline has passed"
 CLOSED = "the target closed the connection"
 BROKE = "the connection to the target broke"
+MAX_OPENING_BYTES = 256 * 1024
+"""What engines say before the first token repeats the request's instructions and tools, twice. More of it is not held back."""
+OPENING_S = 10.0
+"""Signs of life that come this long after the head are for the client to see: what waits between may take it for dead."""
 
 
 class Ending(Enum):
@@ -46,7 +50,7 @@ class ExchangeHandler(Protocol):
         """The head to write to the client, the body will follow; or None: hold the response back."""
 
     def on_first_body(self, exchange: Exchange) -> None:
-        """The first byte of the body arrived."""
+        """The first byte of the body arrived; of a stream, the first event that brings something of the answer."""
 
     def finishes(self) -> bool:
         """Whether a response whose client has gone is read to its end, for the usage in it."""
@@ -109,6 +113,8 @@ class Exchange:
         "held",
         "idle_s",
         "last_activity",
+        "opened_at",
+        "opening",
         "outbox",
         "request",
         "resend",
@@ -158,6 +164,10 @@ class Exchange:
         self.tail = b""
         self.body_bytes = 0
         self.failure = ""
+        self.opening = False
+        """Set while a stream has brought nothing of its answer, though perhaps events that say it is coming."""
+        self.opened_at = 0.0
+        """When its head came, on the loop's clock."""
         self.last_activity = now
         self.first_byte_deadline = now + first_byte_s
         self.idle_s = idle_s
@@ -216,6 +226,12 @@ class Exchange:
         """Read on."""
         if self.connection is not None:
             self.connection.resume_reading()
+
+    @property
+    def holds_opening(self) -> bool:
+        """Whether nothing need go to the client yet. An engine that dies then costs the request nothing: another begins anew."""
+        late = self.last_activity > self.opened_at + OPENING_S and self.body_bytes > 0
+        return self.opening and bool(self.head) and not late and self.body_bytes <= MAX_OPENING_BYTES
 
     def write(self, data: bytes) -> None:
         """Pass bytes on to the client, after the head if that still waits."""

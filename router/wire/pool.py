@@ -124,9 +124,14 @@ class Pool:
             connection.note_activity(now)
             if now > exchange.deadline:
                 connection.give_up(DEADLINE)
-            elif exchange.body_bytes == 0 and now > exchange.first_byte_deadline:
+            elif (exchange.body_bytes == 0 or exchange.opening) and now > exchange.first_byte_deadline:
                 connection.give_up("no first byte within the limit")
-            elif exchange.body_bytes and not connection.paused and now - exchange.last_activity > exchange.idle_s:
+            elif (
+                exchange.body_bytes
+                and not exchange.opening
+                and not connection.paused
+                and now - exchange.last_activity > exchange.idle_s
+            ):
                 connection.give_up("the target went silent in the middle of its response")
         oldest = now - _IDLE_LIFETIME_S
         for idle in self._idle.values():

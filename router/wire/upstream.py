@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 
-from router.wire.events import EventTooLarge
+from router.wire.events import EventTooLarge, is_opening
 from router.wire.exchange import BROKE, CLOSED, Ending, Exchange
 from router.wire.heads import is_event_stream
 from router.wire.keepalive import watch_target
@@ -142,8 +142,10 @@ class Connection(asyncio.Protocol):
                     exchange.write_events(complete=False)
                 self._refuse(exchange, "the stream ended without its last event")
                 return
+            if exchange.opening and not self._complete and exchange.holds_opening:
+                return
             exchange.write_events(self._complete)
-            aligned = self._between_chunks and data.endswith(b"\r\n") and not self._complete
+            aligned = self._between_chunks and data.endswith(b"\r\n") and not self._complete and not exchange.opening
             if aligned and exchange.copy is None and exchange.client.speaks_chunked and not exchange.head:
                 self._shortcut, self._write = exchange.events.shortcut, exchange.client.transport.write
         elif exchange.forwarding and (body or exchange.head) and (exchange.client.speaks_chunked or not exchange.chunked):
@@ -257,6 +259,7 @@ class Connection(asyncio.Protocol):
         head = exchange.handler.on_head(exchange)
         exchange.forwarding = head is not None
         exchange.head = head or b""
+        exchange.opening, exchange.opened_at = bool(head) and exchange.events is not None, exchange.last_activity
         if head is not None and exchange.events is None and (exchange.chunked or exchange.content_length > MAX_TAIL):
             exchange.search = UsageSearch()
 
@@ -273,11 +276,15 @@ class Connection(asyncio.Protocol):
         exchange = self.exchange
         if exchange is None:
             return
-        if exchange.body_bytes == 0:
+        if exchange.body_bytes == 0 and not exchange.opening:
             exchange.handler.on_first_body(exchange)
         exchange.body_bytes += len(body)
         if exchange.events is not None:
-            exchange.outbox.append(exchange.events.feed(body))
+            passed = exchange.events.feed(body)
+            exchange.outbox.append(passed)
+            if exchange.opening and passed and not is_opening(passed):
+                exchange.opening = False
+                exchange.handler.on_first_body(exchange)
         elif not exchange.forwarding:
             if len(exchange.held) + len(body) <= MAX_HELD_BODY:
                 exchange.held += body

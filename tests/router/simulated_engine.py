@@ -144,7 +144,7 @@ class SimulatedEngine:
         return False
 
     async def _die_in_chunk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        writer.write(STREAM_HEAD + chunk(event(0))[:-20])
+        writer.write(STREAM_HEAD + chunk(event(0)) + chunk(event(1))[:-20])
         await writer.drain()
         return False
 
