@@ -227,6 +227,11 @@ class Exchange:
         if self.connection is not None:
             self.connection.resume_reading()
 
+    def begin_answer(self) -> None:
+        """A stream brings the first of its answer."""
+        self.opening = False
+        self.handler.on_first_body(self)
+
     @property
     def holds_opening(self) -> bool:
         """Whether nothing need go to the client yet. An engine that dies then costs the request nothing: another begins anew."""

@@ -142,7 +142,9 @@ class Connection(asyncio.Protocol):
                     exchange.write_events(complete=False)
                 self._refuse(exchange, "the stream ended without its last event")
                 return
-            if exchange.opening and not self._complete and exchange.holds_opening:
+            if exchange.opening and self._complete:
+                exchange.begin_answer()
+            elif exchange.opening and exchange.holds_opening:
                 return
             exchange.write_events(self._complete)
             aligned = self._between_chunks and data.endswith(b"\r\n") and not self._complete and not exchange.opening
@@ -259,7 +261,7 @@ class Connection(asyncio.Protocol):
         head = exchange.handler.on_head(exchange)
         exchange.forwarding = head is not None
         exchange.head = head or b""
-        exchange.opening, exchange.opened_at = bool(head) and exchange.events is not None, exchange.last_activity
+        exchange.opening, exchange.opened_at = bool(head) and is_event_stream(exchange.headers), exchange.last_activity
         if head is not None and exchange.events is None and (exchange.chunked or exchange.content_length > MAX_TAIL):
             exchange.search = UsageSearch()
 
@@ -283,8 +285,7 @@ class Connection(asyncio.Protocol):
             passed = exchange.events.feed(body)
             exchange.outbox.append(passed)
             if exchange.opening and passed and not is_opening(passed):
-                exchange.opening = False
-                exchange.handler.on_first_body(exchange)
+                exchange.begin_answer()
         elif not exchange.forwarding:
             if len(exchange.held) + len(body) <= MAX_HELD_BODY:
                 exchange.held += body

@@ -61,7 +61,7 @@ async def test_the_values_stay_and_the_answer_has_them():
         assert IBAN not in sent(door.engines["a"]) and "<IBAN_1>" in sent(door.engines["a"])
         receipt = door.receipt(answer)
         assert receipt["label"].startswith("us/") and receipt["label_sources"]["redaction"] == "redact-v1: 1 values"
-        assert IBAN not in json.dumps(receipt)
+        assert IBAN not in json.dumps(receipt) and receipt["attempts"][0]["first_byte"]
 
 
 async def test_a_stream_is_restored_though_every_placeholder_is_cut():
@@ -73,7 +73,7 @@ async def test_a_stream_is_restored_though_every_placeholder_is_cut():
         assert events[-1] == "[DONE]"
         deltas = [json.loads(event)["choices"][0]["delta"] for event in events[:-1]]
         assert "".join(delta.get("content", "") for delta in deltas) == f"transfer to {IBAN} now"
-        assert IBAN not in sent(door.engines["a"])
+        assert IBAN not in sent(door.engines["a"]) and door.receipt(answer)["attempts"][0]["first_byte"]
 
 
 async def test_without_leave_or_against_the_requests_own_tag_nothing_is_sent():
