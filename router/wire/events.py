@@ -2,14 +2,14 @@
 
 Usage is asked of every stream, so that every receipt has it; a client that did not ask never sees that event. An engine that
 breaks under a stream says so in an event and ends the stream like a whole one: that event is its death, and not passed on. Text
-is not looked at: an event is parsed only if it has a `"usage"` or an `"error"` key or may be the last, and a quote inside a JSON
+is not looked at: an event is read only if it has a `"usage"` or an `"error"` key or may be the last, and a quote inside a JSON
 string is always escaped.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -17,13 +17,19 @@ import msgspec
 from router.wire.json_body import is_one_of
 from router.wire.stream_ends import StreamEnd, next_number
 
-MAX_EVENT_BYTES = 1024 * 1024
-"""An event larger than this is not held back for: the stream counts as broken."""
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+"""An event larger than this is not held back for: the stream counts as broken. The last one of `/v1/responses` has all of the
+answer, with twenty log-probabilities a token 1.5 kB of each."""
+_SEAM = 3
+"""Bytes of an ending, less one."""
 _BOUNDARY = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_LINE_FEEDS = re.compile(rb"\n\n")
+"""The same where there are no carriage returns, in a tenth of the time."""
 _ENDINGS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _DONE = re.compile(rb"(?:\A|[\r\n])(data: ?\[DONE\])[ \t]*(?:[\r\n]|\Z)")
 _THE_REQUESTS = re.compile("invalid|bad_?request|not_?found|validation|unprocessable|content_?filter", re.IGNORECASE)
 """In the type of an error without a status: it is the request's, and any engine would say the same."""
+_EMPTY_LIST = re.compile(rb"\[\s*\]")
 _OPENING_TYPES = frozenset({"response.created", "response.queued", "response.in_progress", "message_start", "ping"})
 _EMPTY: tuple[Any, ...] = (None, "", [])
 _CHUNK_OF_EVENTS_END = b"\n\n\r\n"
@@ -59,16 +65,16 @@ def is_opening(events: bytes) -> bool:
     """Whether nothing of an answer stands in these whole events: they only say that one is coming, as engines do before the first
     token, and of chat who speaks. Whoever has seen none of them misses nothing when another engine begins anew.
     """
-    return all(_is_opening(data) for event in _BOUNDARY.split(events) if (data := data_of(event)) is not None)
+    return all(_is_opening(data) for event in _events_in(events) if (data := data_of(event)) is not None)
 
 
 def _is_opening(data: bytes) -> bool:
-    parsed = _object_in(data)
-    if parsed is None:
+    parts = _read(data)
+    if parts is None:
         return False
-    if "type" in parsed:
-        return is_one_of(parsed["type"], _OPENING_TYPES)
-    choices = parsed.get("choices")
+    if parts.type:
+        return is_one_of(_value(parts.type), _OPENING_TYPES)
+    choices = _value(parts.choices)
     return isinstance(choices, list) and bool(choices) and all(_is_role(choice) for choice in choices)
 
 
@@ -113,11 +119,11 @@ class EventStream:
         """Finds what may be an event that ends the stream."""
         self._latest = b""
         """What passed last, where such events are looked for."""
-        self._pending = b""
+        self._pending = bytearray()
         self._started_with: dict[str, Any] = {}
         """What Anthropic's `message_start` counts: its later events may leave the prompt out."""
         self.usage = b""
-        """The latest event that carried usage."""
+        """The latest event that carried usage; of typed ones, in which all of the answer may stand, only that."""
         self.done = False
         """True once what ends the stream has passed."""
         self.failed = False
@@ -153,7 +159,7 @@ class EventStream:
     @property
     def cut_short(self) -> bool:
         """True when a stream that ends here lacks the end that was due: it is not whole, whatever its framing says."""
-        return self._due is not None and not (self.done or self.refused or self._ends_in(self._pending))
+        return self._due is not None and not (self.done or self.refused or self._ends_in(bytes(self._pending)))
 
     @property
     def next_number(self) -> int:
@@ -167,14 +173,18 @@ class EventStream:
             EventTooLarge: more than `MAX_EVENT_BYTES` without an end.
         """
         if self._pending:
-            piece = self._pending + piece
-            self._pending = b""
-        if not piece.endswith(_ENDINGS):
+            seam = self._pending[-_SEAM:] + piece  # in what waits longer no event ends
+            self._pending += piece
+            if not any(ending in seam for ending in _ENDINGS):
+                piece = b""
+            else:
+                piece, self._pending = bytes(self._pending), bytearray()
+        if piece and not piece.endswith(_ENDINGS):
             cut = max(piece.rfind(ending) + len(ending) if ending in piece else 0 for ending in _ENDINGS)
-            self._pending = piece[cut:]
-            if len(self._pending) > MAX_EVENT_BYTES:
-                raise EventTooLarge
+            self._pending += piece[cut:]
             piece = piece[:cut]
+        if len(self._pending) > MAX_EVENT_BYTES:
+            raise EventTooLarge
         if self.failed:
             return b""
         if piece.find(b'"error"') >= 0:
@@ -189,8 +199,8 @@ class EventStream:
 
     def finish(self) -> bytes:
         """What is left when the stream has ended: an event without its final empty line."""
-        rest, self._pending = self._pending, b""
-        return rest
+        rest, self._pending = self._pending, bytearray()
+        return bytes(rest)
 
     def _until_end(self, piece: bytes) -> bytes:
         """Look for the event that ends a stream of typed events. `[DONE]` before it is a failure: clients stop reading."""
@@ -208,42 +218,39 @@ class EventStream:
             return self._due is not None
         if self._last_event is None or not self._last_event.search(piece):
             return False
-        found = (_object_in(data_of(event)) for event in _BOUNDARY.split(piece))
-        return any(event is not None and is_one_of(event.get("type"), self._due.types) for event in found)
+        found = (_read(data_of(event)) for event in _events_in(piece))
+        return any(parts is not None and is_one_of(_value(parts.type), self._due.types) for parts in found)
 
     def _until_error(self, piece: bytes) -> bytes:
         """What comes before the event in which the engine says that it has failed, all where there is none."""
         start = 0
-        for boundary in _BOUNDARY.finditer(piece):
-            event = piece[start : boundary.end()]
+        for event in _events_in(piece):
             if b'"error"' in event and self._is_failure(event):
                 self.failed = True
                 return piece[:start]
-            start = boundary.end()
+            start += len(event)
         return piece
 
     def _is_failure(self, event: bytes) -> bool:
         """Whether an event says that the engine has failed."""
-        parsed = _object_in(data_of(event))
-        if parsed is None:
+        data = data_of(event)
+        parts = _read(data)
+        if parts is None:
             return False
-        kind = parsed.get("type")
+        kind = _value(parts.type)
         if self._due is not None and self._due.failure and kind == self._due.failure:
-            answer = parsed.get("response")
-            error = answer.get("error") if isinstance(answer, dict) else None
+            answer = _read(parts.response)
+            error = None if answer is None else _value(answer.error)
             return error is None or _is_engine_error(error)
         # OpenAI's /v1/responses has the fields of an error beside its type, everybody else within `error`.
-        error = parsed if kind == "error" and "error" not in parsed else parsed.get("error")
+        error = _value(data) if kind == "error" and not parts.error else _value(parts.error)
         failed = _is_engine_error(error)
         self.refused = self.refused or (bool(error) and not failed)
         return failed
 
     def _take_usage(self, piece: bytes) -> bytes:
         kept = []
-        start = 0
-        for boundary in _BOUNDARY.finditer(piece):
-            event = piece[start : boundary.end()]
-            start = boundary.end()
+        for event in _events_in(piece):
             if b'"usage"' in event and self._is_usage_only(event) and not self._keep_usage:
                 continue
             kept.append(event)
@@ -252,18 +259,19 @@ class EventStream:
     def _is_usage_only(self, event: bytes) -> bool:
         """Remember the event if it has usage; true when it has nothing else (`"choices": []`)."""
         data = data_of(event)
-        parsed = _object_in(data)
-        if data is None or parsed is None:
+        parts = _read(data)
+        if data is None or parts is None:
             return False
-        inner = next((part for part in (parsed, parsed.get("message"), parsed.get("response")) if _has_usage(part)), None)
-        if inner is None:
+        places = (parts, _read(parts.message), _read(parts.response))
+        usage = next((found for place in places if place is not None and (found := _usage_of(place)) is not None), None)
+        if usage is None:
             return False
-        self.usage = data
-        if parsed.get("type") == "message_start":
-            self._started_with = inner["usage"]
-        elif self._started_with and "input_tokens" not in inner["usage"]:
-            self.usage = msgspec.json.encode({"usage": {**self._started_with, **inner["usage"]}})
-        return parsed.get("choices") == []
+        if _value(parts.type) == "message_start":
+            self._started_with = usage
+        elif self._started_with and "input_tokens" not in usage:
+            usage = {**self._started_with, **usage}
+        self.usage = msgspec.json.encode({"usage": usage}) if parts.type else data
+        return _EMPTY_LIST.fullmatch(parts.choices) is not None
 
 
 def data_of(event: bytes) -> bytes | None:
@@ -274,14 +282,49 @@ def data_of(event: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
-def _object_in(data: bytes | None) -> dict[str, Any] | None:
-    if data is None:
+class _Parts(msgspec.Struct):
+    """What of an event, or of an object in it, is looked at, undecoded. The rest, which can be megabytes, is only passed over."""
+
+    type: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
+    usage: msgspec.Raw = msgspec.Raw()
+    message: msgspec.Raw = msgspec.Raw()
+    response: msgspec.Raw = msgspec.Raw()
+    choices: msgspec.Raw = msgspec.Raw()
+
+
+_decode_parts = msgspec.json.Decoder(_Parts).decode
+
+
+def _events_in(piece: bytes) -> Iterator[bytes]:
+    """The events in some bytes, each with its ending, which only the last one may lack."""
+    ending = _LINE_FEEDS if piece.find(b"\r") < 0 else _BOUNDARY
+    start = 0
+    for boundary in ending.finditer(piece):
+        yield piece[start : boundary.end()]
+        start = boundary.end()
+    if start < len(piece):
+        yield piece[start:]
+
+
+def _read(data: bytes | msgspec.Raw | None) -> _Parts | None:
+    """The parts of an object; None where it is none."""
+    if not data:
         return None
     try:
-        parsed: Any = msgspec.json.decode(data)
+        return _decode_parts(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _value(data: bytes | msgspec.Raw | None) -> Any:
+    """What is written there; None also where nothing is."""
+    if not data:
+        return None
+    try:
+        return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return parsed if isinstance(parsed, dict) else None
 
 
 def _is_engine_error(error: Any) -> bool:
@@ -294,5 +337,6 @@ def _is_engine_error(error: Any) -> bool:
     return bool(error) and _THE_REQUESTS.search(f"{error.get('type')} {code}") is None
 
 
-def _has_usage(part: Any) -> bool:
-    return isinstance(part, dict) and isinstance(part.get("usage"), dict)
+def _usage_of(parts: _Parts) -> dict[str, Any] | None:
+    usage = _value(parts.usage)
+    return usage if isinstance(usage, dict) else None

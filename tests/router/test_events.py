@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.wire.events import MAX_EVENT_BYTES, EventStream, EventTooLarge
+from router.wire.stream_ends import RESPONSES
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2}
 
@@ -78,3 +79,24 @@ def test_what_is_no_json_passes_and_an_event_without_end_does_not():
     assert events.feed(b': comment "usage"\n\ndata: {"usage"\n\n') == b': comment "usage"\n\ndata: {"usage"\n\n'
     with pytest.raises(EventTooLarge):
         events.feed(b"x" * (MAX_EVENT_BYTES + 1))
+
+
+@given(st.integers(1, 40), st.lists(st.integers(0, 10**6), max_size=30), endings)
+def test_the_last_event_of_responses_may_have_much_of_the_answer_in_it(kilobytes, places, ending):
+    answer = {"error": None, "output": [{"text": '"usage" ' * 128 * kilobytes}], "usage": {"input_tokens": 3}}
+    whole = event({"type": "response.output_text.delta", "delta": "a"}, ending)
+    whole += event({"type": "response.completed", "response": answer}, ending)
+    events = EventStream(True, RESPONSES)
+    assert b"".join(events.feed(piece) for piece in cut(whole, places)) + events.finish() == whole
+    assert events.done and not events.failed and json.loads(events.usage) == {"usage": answer["usage"]}
+
+
+def test_log_probabilities_of_thousands_of_tokens_fit_into_the_last_event():
+    top = [{"token": " word", "bytes": [32, 119, 111, 114, 100], "logprob": -1.2345678901} for _ in range(20)]
+    tokens = [{**top[0], "top_logprobs": top}] * 8000
+    response = {"error": None, "output": [{"content": [{"logprobs": tokens}]}], "usage": {"input_tokens": 3}}
+    whole = event({"type": "response.completed", "response": response})
+    assert 10 * 1024 * 1024 < len(whole) < MAX_EVENT_BYTES
+    events = EventStream(True, RESPONSES)
+    assert b"".join(events.feed(whole[i : i + 24576]) for i in range(0, len(whole), 24576)) == whole
+    assert events.done and json.loads(events.usage)["usage"] == {"input_tokens": 3}
