@@ -50,6 +50,7 @@ class AdmittedRequest:
         "headers",
         "inherited",
         "keeps_usage",
+        "losses",
         "on_closed",
         "parsed",
         "path",
@@ -93,6 +94,8 @@ class AdmittedRequest:
         self.chains = NO_CHAINS
         self.suspects: tuple[tuple[str, float], ...] = ()
         """Targets that answered it with 500, and when they were asked: it may be the request that no engine can take."""
+        self.losses = 0
+        """What engines that broke under it amount to (`router.poison`)."""
         self.on_closed: Callable[[Receipt, Decision | None], None] | None = None
         """Set for a request of ours within a client's: its receipt is told here instead of being kept."""
         # On the clock of the event loop, which is the monotonic one.

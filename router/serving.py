@@ -22,6 +22,7 @@ from router.joining import Join, count_usage, next_join, trail_for
 from router.ledger.receipts import note_wait
 from router.ledger.writer import AuditUnavailable
 from router.placement.targets import CLOUD, Endpoint, View
+from router.poison import MOST_LOSSES
 from router.prefilling import Prefilling, wants_prefill
 from router.prefixes import FILLS_CACHE
 from router.refusal import HOLD_STATUS, as_error, break_response, broken_error, fail, refuse
@@ -96,6 +97,8 @@ class Serving:
         state, admitted = self._state, self._admitted
         state.retry_budget.deposit()
         try:
+            if state.poison.lengths:
+                state.poison.check(admitted, time.monotonic())
             if self._facts.key.cache is not None:
                 self._cache_turn = turn_for(state, admitted)
             if admitted.path in FILLS_CACHE:
@@ -170,6 +173,8 @@ class Serving:
         state = self._state
         if self._tries - self._unsent >= MAX_ATTEMPTS:
             raise ApiError(502, "upstream_error", f"{MAX_ATTEMPTS} targets failed this request.")
+        if self._admitted.losses >= MOST_LOSSES:
+            raise ApiError(502, "upstream_error", "Engines broke under this request; no other is risked for it.")
         now = time.time()
         if self._tries or self._join is not None:
             self._admitted.hold()

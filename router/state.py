@@ -39,6 +39,7 @@ from router.placement.fleet import Fleet
 from router.placement.prefix import CHUNK_COST, PrefixIndex
 from router.placement.targets import Kind, Report, Target, View
 from router.placement.trust import Verdict
+from router.poison import PoisonBook
 from router.policy import Policy
 from router.prefixes import Prefixes, PromptChains
 from router.residency.break_glass import Relaxation
@@ -130,6 +131,7 @@ class RouterState:
         tls = TlsContexts(home())
         tls.prepare(config)
         self.pool = Pool(config.timeouts.connect_s, tls)
+        self.poison = PoisonBook()
         self.retry_budget = RetryBudget(time.monotonic())
         self.classifier = make_classifier(config.classify, policy.tags, secret)
         self.complexity = ComplexityBooks(config.complexity.pin_conversations, config.complexity.pin_margin)

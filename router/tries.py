@@ -85,6 +85,8 @@ class Try:
         answered = ending.complete and exchange.status < 400
         if ending.complete:
             read_usage(receipt, _counts_of(exchange, self._admitted.path))
+        if ending.target_failed or state.poison.lengths:
+            state.poison.ended(self._admitted, exchange, ending, time.monotonic())
         output_tokens = receipt.completion_tokens if answered and join is None and receipt.completion_tokens > 0 else 0
         target = self.choice.target
         cost = _cost_outside(target, exchange, ending, receipt) if target.kind is CLOUD else None

@@ -29,6 +29,8 @@ _ENDINGS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _DONE = re.compile(rb"(?:\A|[\r\n])(data: ?\[DONE\])[ \t]*(?:[\r\n]|\Z)")
 _THE_REQUESTS = re.compile("invalid|bad_?request|not_?found|validation|unprocessable|content_?filter", re.IGNORECASE)
 """In the type of an error without a status: it is the request's, and any engine would say the same."""
+ENGINE_DEAD = b"EngineCore encountered an issue"
+"""In an error of vLLM's whose engine core has ended: what serves HTTP follows it."""
 _EMPTY_LIST = re.compile(rb"\[\s*\]")
 _OPENING_TYPES = frozenset({"response.created", "response.queued", "response.in_progress", "message_start", "ping"})
 _EMPTY: tuple[Any, ...] = (None, "", [])
@@ -106,6 +108,7 @@ class EventStream:
         "_latest",
         "_pending",
         "_started_with",
+        "died",
         "done",
         "failed",
         "refused",
@@ -128,6 +131,8 @@ class EventStream:
         """True once what ends the stream has passed."""
         self.failed = False
         """True once the engine has said that it cannot go on; nothing passes from there on."""
+        self.died = False
+        """True once it has said that it will answer nobody any more."""
         self.refused = False
         """True once it has said what is wrong with the request: no answer, and nothing is missing where the stream ends then."""
 
@@ -226,7 +231,7 @@ class EventStream:
         start = 0
         for event in _events_in(piece):
             if b'"error"' in event and self._is_failure(event):
-                self.failed = True
+                self.failed, self.died = True, ENGINE_DEAD in event
                 return piece[:start]
             start += len(event)
         return piece

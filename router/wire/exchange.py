@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DEADLINE = "the request's deadline has passed"
 CLOSED = "the target closed the connection"
 BROKE = "the connection to the target broke"
+ENGINE_FAILED = "the engine says that it failed"
 MAX_OPENING_BYTES = 256 * 1024
 """What engines say before the first token repeats the request's instructions and tools, twice. More of it is not held back."""
 OPENING_S = 10.0
@@ -118,6 +119,7 @@ class Exchange:
         "outbox",
         "request",
         "resend",
+        "resent",
         "search",
         "sent",
         "status",
@@ -143,6 +145,8 @@ class Exchange:
         self.connection: Connection | None = None
         self.resend: Callable[[Exchange], None] | None = None
         """Set while a kept-alive connection is used: one that closes before it answers costs the request nothing."""
+        self.resent = False
+        """That has happened."""
         self.ended = False
         self.sent = False
         """The request has gone to the target's connection."""
@@ -201,7 +205,7 @@ class Exchange:
             self.chunked = False
             self.content_length = -1
             self.connection = None
-            self.sent = False
+            self.sent, self.resent = False, True
             resend(self)
             return
         self.failure = self.failure or why

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httptools
 
 from router.wire.events import EventTooLarge, is_opening
-from router.wire.exchange import BROKE, CLOSED, Ending, Exchange
+from router.wire.exchange import BROKE, CLOSED, ENGINE_FAILED, Ending, Exchange
 from router.wire.heads import is_event_stream
 from router.wire.keepalive import watch_target
 from router.wire.usage_search import UsageSearch
@@ -135,7 +135,7 @@ class Connection(asyncio.Protocol):
             exchange.tail = exchange.search.text
         if exchange.events is not None:
             if exchange.events.failed:
-                self._refuse(exchange, "the engine says that it failed")
+                self._refuse(exchange, ENGINE_FAILED)
                 return
             if self._complete and exchange.events.cut_short:
                 if any(exchange.outbox):

@@ -94,7 +94,8 @@ async def _lane(lane: int, router: routers.Router, engine: ScriptedEngine, indic
         if index % 2:  # The router may ask again on a new connection when a kept-alive one breaks: then another answer.
             engine.again[request_id] = other
         old = index % 17 == 0
-        body = {"model": f"m{lane}", "stream": streamed, "messages": [{"role": "user", "content": "x"}]}
+        # Each body is another: one under which targets go on breaking would be refused.
+        body = {"model": f"m{lane}", "stream": streamed, "messages": [{"role": "user", "content": f"x {index}"}]}
         data = request(body, routers.KEY, request_id, version=b"1.0" if old else b"1.1")
         try:
             got = await connection.ask(data, version_1_0=old)
