@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from router.config import AUTO
 from router.explain import describe_cluster, explain_request
 from router.feedback import MAX_BODY, rating_of, take_feedback
-from router.handler import ModelHandler, identify
+from router.handler import ModelHandler, RecordingHandler, identify
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant, Policy
 from router.refusal import log_unexpected
@@ -29,8 +29,8 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 
 def model_operations(state: RouterState) -> dict[bytes, DirectHandler]:
     """The hot paths, exact; authentication is bound to the handler, never to a path pattern."""
-    handler = ModelHandler(state)
-    return {endpoint.value.encode(): handler for endpoint in Endpoint}
+    handler, recordings = ModelHandler(state), RecordingHandler(state)
+    return {endpoint.value.encode(): recordings if endpoint is Endpoint.TRANSCRIPTIONS else handler for endpoint in Endpoint}
 
 
 class Discreet:

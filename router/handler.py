@@ -19,6 +19,7 @@ from router.identity.keys import WrongSource, authenticate, check_source
 from router.ledger.receipts import open_receipt
 from router.placement.targets import Endpoint
 from router.policy import KeyGrant, Policy
+from router.prompt_size import recording_tokens
 from router.refusal import fail, refuse
 from router.residency.admission import label_request
 from router.residency.classify.rule import Classifier, Verdict, distinct_evidence, needed
@@ -43,6 +44,9 @@ from router.wire.request import (
     timeout_of,
     too_large,
 )
+
+_RECORDING_BYTES = 26 * 1024 * 1024
+"""What vLLM takes, 25 MiB, with the rest of the form around it."""
 
 
 class _Opened(msgspec.Struct, frozen=True, gc=False):
@@ -190,9 +194,21 @@ class ModelHandler:
         ticket = state.inflight.enter(grant, tags, label)
         admitted = AdmittedRequest(path, headers, body, parsed, facts, receipt, ticket, conversation, form)
         admitted.inherited = inherited
+        if form is not None:
+            receipt.prompt_tokens_estimate += recording_tokens(len(body))
         if state.capture is not None:
             begin_capture(state, request, admitted)
         return admitted
+
+
+class RecordingHandler(ModelHandler):
+    """The same for recordings, which are larger than texts."""
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The limit of forms with a file."""
+        config = self._state.config
+        return config.max_audio_bytes or max(_RECORDING_BYTES, config.max_body_bytes)
 
 
 def must_classify(state: RouterState, label: Label) -> bool:

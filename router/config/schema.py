@@ -240,6 +240,8 @@ class Config(Strict):
     """`cut`: the engine is stopped at once; what it has done by then is not known exactly. `finish`: it finishes the answer for
     nobody, and the usage that it counts is recorded and charged."""
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
+    max_audio_bytes: int | None = Field(default=None, ge=1024)
+    """The same for `/v1/audio/transcriptions`. Default: `max_body_bytes`, and no less than vLLM's 25 MiB of sound."""
 
     @field_validator("zones", "duties")
     @classmethod

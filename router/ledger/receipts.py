@@ -16,6 +16,7 @@ from router.decision import Decision, Facts
 from router.identity.priority import CLASSES, NORMAL
 from router.ledger.shapes import Attempt as Attempt
 from router.ledger.shapes import StepRecord as StepRecord
+from router.placement.targets import Endpoint
 from router.wire.usage_search import NAME
 
 _FIELDS = {
@@ -28,6 +29,8 @@ _FIELDS = {
     "reasoning_tokens": "reasoning_tokens",
 }
 """Where OpenAI's three shapes and Anthropic's have the counts."""
+_TOKENS_PER_AUDIO_S = 100
+"""Of a recording an answer counts the seconds; these are the tokens that vLLM counts of Whisper's in a stream."""
 _COUNT = re.compile(rb'"(' + "|".join(_FIELDS).encode() + rb')"\s*:\s*(\d{1,12})')
 _SCANNER = json.JSONDecoder()
 _MOST_OBJECTS = 64
@@ -173,16 +176,21 @@ def _counts(usage: dict[str, Any]) -> list[tuple[str, int]]:
             counts += _counts(value)
         elif name in _FIELDS and type(value) in (int, float) and 0 <= value < 10**12:
             counts.append((name, int(value)))
+        elif name == "seconds" and usage.get("type") == "duration" and type(value) in (int, float) and 0 <= value < 10**9:
+            counts.append(("prompt_tokens", int(value * _TOKENS_PER_AUDIO_S)))
     return counts
 
 
 def used_tokens(receipt: Receipt) -> int | None:
-    """Tokens a request used; 0 when nothing was answered or the cache did, None when something was but nobody counted."""
+    """Tokens a request used; 0 when nothing was answered or the cache did, None when something was but nobody counted. What
+    nobody counts of a recording is what was estimated: next to nothing was reserved for it."""
     if receipt.cache == CACHE_HIT:
         return 0
     if receipt.prompt_tokens >= 0:
         return receipt.prompt_tokens + max(0, receipt.completion_tokens)
     began = any(attempt.first_byte and 200 <= attempt.status < 300 for attempt in receipt.attempts)
+    if began and receipt.endpoint == Endpoint.TRANSCRIPTIONS:
+        return receipt.prompt_tokens_estimate
     return None if began else 0
 
 
