@@ -151,7 +151,10 @@ class Connection(asyncio.Protocol):
             if aligned and exchange.copy is None and exchange.client.speaks_chunked and not exchange.head:
                 self._shortcut, self._write = exchange.events.shortcut, exchange.client.transport.write
         elif exchange.forwarding and (body or exchange.head) and (exchange.client.speaks_chunked or not exchange.chunked):
-            exchange.write(body)
+            if exchange.head and not self._complete and 0 <= exchange.content_length <= MAX_HELD_BODY:
+                exchange.head += body  # until it is whole: should the target die first, another is asked
+            else:
+                exchange.write(body)
         if self._complete:
             self._finish(exchange)
 

@@ -1,8 +1,8 @@
 """A simulated engine: an asyncio server that speaks just enough HTTP to misbehave on purpose.
 
-The user's message says what it does: `hello`, `stream`, `die-before`, `die-mid`, `hang`, `garbage`, `busy`, `broken`, `cut-json`,
-`gated` (until `gate` is released), `slow-stream`, `split-head`, `two-answers`, `no-length`. Every request it got is kept in
-`requests`.
+The user's message says what it does: `hello`, `stream`, `die-before`, `die-mid`, `hang`, `garbage`, `busy`, `broken`, `cut-json`
+(a long answer), `cut-short`, `gated` (until `gate` is released), `slow-stream`, `split-head`, `two-answers`, `no-length`. Every
+request it got is kept in `requests`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-
 def answer(body: bytes, status: str = "200 OK", extra: bytes = b"") -> bytes:
     head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n".encode()
     return head + extra + b"\r\n" + body
+
+
+LONG = 128 * 1024
+"""More bytes of an answer than wait for its end."""
 
 
 class SimulatedEngine:
@@ -174,8 +178,13 @@ class SimulatedEngine:
         writer.write(answer(b'{"error":{"message":"too long"}}', "400 Bad Request"))
         return True
 
-    async def _cut_json(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _cut_short(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         writer.write(answer(JSON_ANSWER)[:-10])
+        await writer.drain()
+        return False
+
+    async def _cut_json(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(answer(JSON_ANSWER + b" " * LONG)[:-LONG])
         await writer.drain()
         return False
 

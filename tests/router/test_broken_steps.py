@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.router.conftest import open_front_door
+from tests.router.simulated_engine import LONG as LONG_BODY
 from tests.router.simulated_engine import STREAM_HEAD, answer, chunk
 from tests.router.talking_engine import TalkingEngine
 from tests.router.test_cascade import LARGE, PRICES, SURE, ask, text_of
@@ -28,7 +29,7 @@ class Breaking(TalkingEngine):
     async def _behave(self, wish: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         body = self.requests[-1]["body"]
         if not body.get("stream"):
-            writer.write(answer(json.dumps(self.whole(body)).encode())[:-12])
+            writer.write(answer(json.dumps(self.whole(body)).encode() + b" " * LONG_BODY)[:-LONG_BODY])
         else:
             writer.write(STREAM_HEAD)
             for said in self.says[: self.breaks_after]:

@@ -112,9 +112,22 @@ async def test_an_event_cut_in_the_middle_is_not_passed_on_and_the_stream_ends_i
     assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "upstream_error"
 
 
-async def test_a_json_answer_that_is_cut_breaks_the_connection(door):
+async def test_a_long_json_answer_that_is_cut_breaks_the_connection(door):
     with pytest.raises(httpx.RemoteProtocolError):
         await door.chat("cut-json")
+
+
+async def test_a_short_one_was_never_begun_and_another_is_asked(pair):
+    pair.engines["b"]._cut_short = pair.engines["b"]._hello
+    for _ in range(3):
+        response = await pair.chat("cut-short")
+        assert response.status_code == 200 and response.headers["x-tidegate-target"] == "b"
+        assert response.json()["choices"][0]["message"]["content"] == "hi"
+        if pair.engines["a"].requests:
+            break
+    attempts = pair.receipt(response)["attempts"]
+    assert [(attempt["target"], attempt["ending"]) for attempt in attempts] == [("a", "broken_before"), ("b", "complete")]
+    assert pair.receipt(response)["completion_tokens"] == 2
 
 
 async def test_usage_is_asked_of_every_stream_and_shown_only_to_who_asked(door):
