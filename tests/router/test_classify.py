@@ -153,6 +153,24 @@ def test_text_with_too_many_candidates_is_unknown_not_clean():
     assert SCANNER.scan("4" + "\u200b" * 30 + "111").unknown == "budget"
 
 
+class Searched(str):
+    """A text that counts the characters that searches in it went through."""
+
+    seen = 0
+
+    def find(self, wanted: str, start: int = 0, *end: int) -> int:  # type: ignore[override]
+        found = super().find(wanted, start, *end)
+        self.seen += (len(self) if found < 0 else found) - start
+        return found
+
+
+@pytest.mark.parametrize("unit", ["PRIVATE KEY", "-----BEGIN PRIVATE KEY", "-----BEGIN PRIVATE KEY-----END"])
+def test_a_text_that_often_mentions_keys_is_read_in_linear_time(unit: str):
+    text = Searched(unit * 2000)
+    SCANNER.scan(text)
+    assert text.seen <= 3 * len(text)
+
+
 async def test_the_loop_gets_its_turn_between_slices():
     turns = 0
 

@@ -146,9 +146,10 @@ def _armoured(text: str) -> Iterator[Finding]:
     at = 0
     while (middle := text.find("PRIVATE KEY", at)) >= 0:
         begin = text.rfind("-----BEGIN", max(at, middle - 32), middle)
-        end = text.find("-----END", middle)
         at = middle + 11
         if begin >= 0:
+            # Only here: looked for at every mention of a key, a text without it would be gone through once for each.
+            end = text.find("-----END", middle)
             closing = text.find("-----", end + 8, end + 64) if end >= 0 else -1
             at = len(text) if end < 0 else closing + 5 if closing >= 0 else end + 8
             yield Finding(Kind.SECRET, begin, at, 0.99, "private_key")

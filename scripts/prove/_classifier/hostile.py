@@ -44,6 +44,7 @@ def _texts() -> dict[str, str]:
         "references": "&#52;&#49;",
         "escapes": "\\u0034\\u0031",
         "armour": "-----BEGIN RSA PRIVATE KEY-----",
+        "mentions of keys": "PRIVATE KEY",
         "urls": "a://b:c@d ",
         "keys": "api_key=a1B2c3D4e5F6g7H8 ",
         "hyphens": "a-1-",
