@@ -110,12 +110,37 @@ def test_what_is_left_alone(text: str):
         "".join(f"&#{ord(c)};" for c in CARD),
         "".join(f"\\u{ord(c):04x}" for c in CARD),
         base64.b64encode(f"card {CARD} of Ann".encode()).decode(),
+        base64.b64encode(CARD.replace(" ", "").encode()).decode().rstrip("="),
+        CARD.replace(" ", "&nbsp;"),
+        "".join(f"&#{ord(c):07d};" for c in CARD),
+        "4111 1111 \r\n> 1111 1111",
+        "4111-1111-1111-\n1111",
+        "4111 1111\u20281111 1111",
+        "3782 822463\n10005",
     ],
 )
 def test_disguises(written: str):
     scan = SCANNER.scan(f"card {written} please")
     [finding] = [f for f in scan.findings if f.kind is Kind.CARD]
     assert f"card {written} please"[finding.start : finding.end] == written
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "DE89 3704 0044\n0532 0130 00",
+        "DE89 3704 0044 \r\n> 0532 0130 00",
+        "DE89\u2028370400440532013000",
+        "**DE89** 3704 0044 0532 0130 00",
+        "DE89&nbsp;3704&nbsp;0044&nbsp;0532&nbsp;0130&nbsp;00",
+    ],
+)
+def test_an_iban_is_found_as_mails_documents_and_web_pages_write_it(written: str):
+    assert "iban" in kinds(f"Please pay to {written} by Friday")
+
+
+def test_a_column_of_numbers_is_no_card():
+    assert kinds("\n".join(["4111", "1111", "1111", "1111"] * 50)) == set()
 
 
 def test_look_alike_letters_do_not_hide_an_iban():

@@ -178,7 +178,7 @@ _CODES: tuple[_Code, ...] = (
     _Code("ipv6", Kind.IP_ADDRESS, r"(?:[0-9A-F]{1,4}:){2,7}(?::?[0-9A-F]{1,4}){1,6}", _v6, 0.75, _NONE),
 )
 CODE_NAMES = tuple(code.name for code in _CODES)
-_HEADS = r"(?i)\b[A-Z]{2}\d{2}[ \-]?[A-Z0-9]{2}"
+_HEADS = r"(?i)\b[A-Z]{2}\d{2}[ \t\r\n>*`.\-]{0,5}[A-Z0-9]{2}"
 _EMAIL = re2.compile(
     rb"(?i)[A-Z0-9._%+\-?']{1,64}(?:@| ?[\[({] ?(?:at|@) ?[\])}] ?)[A-Z0-9?](?:[A-Z0-9?\-]{0,62}(?:\.| ?[\[({] ?(?:dot|\.) ?[\])}] ?)){1,8}[A-Z]{2,24}"
 )

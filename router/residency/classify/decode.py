@@ -11,9 +11,9 @@ from urllib.parse import unquote
 
 import re2
 
-_BASE64 = re2.compile(r"[A-Za-z0-9+/_\-]{24,}={0,2}")
+_BASE64 = re2.compile(r"[A-Za-z0-9+/_\-]{16,}={0,2}")
 _ESCAPED = re2.compile(
-    r"(?:[^\s%\"']{0,64}%[0-9A-Fa-f]{2}){2,}[^\s%\"']{0,64}|(?:[^\s\\\"']{0,16}\\u[0-9A-Fa-f]{4}){2,}[^\s\\\"']{0,64}|(?:[^\s&;\"']{0,16}&#x?[0-9A-Fa-f]{2,6};){2,}[^\s&;\"']{0,64}"
+    r"(?:[^\s%\"']{0,64}%[0-9A-Fa-f]{2}){2,}[^\s%\"']{0,64}|(?:[^\s\\\"']{0,16}\\u[0-9A-Fa-f]{4}){2,}[^\s\\\"']{0,64}|(?:[^\s&;\"']{0,16}&(?:#x?[0-9A-Fa-f]{2,8}|nbsp);){2,}[^\s&;\"']{0,64}"
 )
 _UNICODE = re.compile(r"\\u([0-9A-Fa-f]{4})")
 _SAMPLE = 64
@@ -22,7 +22,7 @@ _MAX_DECODED = 8192
 
 def decoded_parts(text: str) -> Iterator[tuple[int, int, str]]:
     """Parts of `text` that are another text in disguise: where each stands, and what it says."""
-    if "%" in text or "\\u" in text or "&#" in text:
+    if "%" in text or "\\u" in text or "&#" in text or "&nbsp;" in text:
         for match in _ESCAPED.finditer(text):
             plain = _UNICODE.sub(lambda m: chr(int(m.group(1), 16)), html.unescape(unquote(match.group(), errors="replace")))
             if plain != match.group():

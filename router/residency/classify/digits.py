@@ -15,6 +15,8 @@ from router.residency.classify.schemes import Scheme
 from router.residency.classify.view import View
 
 _RUN = re2.compile(rb"\+?\(?\d(?:[ \t().\-/]{0,3}\d){5,}")
+_BROKEN = re2.compile(rb"\b\d{4}(?:[ \-]\d{4,6}){0,3}[ \-]{0,2}\r?\n[ \t>]{0,4}\d{4,6}(?:[ \-]\d{4,6}){0,2}\b")
+"""Groups as they are printed on a card, with the end of one line between them. More ends would be a column of a table."""
 _GROUP = re.compile(r"\d+")
 _DATE = re.compile(
     r"(?<!\d)(?:(?:19|20)\d\d([-/.])(?:0?[1-9]|1[0-2])\1(?:0?[1-9]|[12]\d|3[01])|(?:0?[1-9]|[12]\d|3[01])([-/.])(?:0?[1-9]|[12]\d|3[01])\2(?:19|20)\d\d)(?!\d)(?:[ T]\d\d\b)?"
@@ -25,6 +27,7 @@ _CARD_CUES = frozenset({Cue.CARD, Cue.BANK})
 _PHONE_CUES = frozenset({Cue.PHONE, Cue.CALL})
 _CARD_SHAPES = frozenset({"4-4-4-4", "4-6-5", "4-4-4-4-3", "4-6-4"})
 _MAX_DIGITS, _MIN_DIGITS = 22, 7
+_BROKEN_CARD = 0.6
 _LABELLED_MIN = 0.62
 """What digits that somebody calls a personal number are worth when no check fits them: a typo, or a scheme not known here."""
 
@@ -63,6 +66,22 @@ class DigitFinder:
             view.spend(1)
             for low, high in _without_dates(view.text, start, end):
                 self._run(view, low, high)
+        if "\n" in view.text:
+            self._broken_cards(view)
+
+    def _broken_cards(self, view: View) -> None:
+        """Cards that go on in the next line, as mails and PDFs break them."""
+        for match in _BROKEN.finditer(view.data):
+            start, end = match.span()
+            if not view.owns(start):
+                continue
+            view.spend(0.5)
+            groups = [m.group() for m in _GROUP.finditer(view.text, start, end)]
+            digits = "".join(groups)
+            network = card_network(digits) if "-".join(str(len(group)) for group in groups) in _CARD_SHAPES else ""
+            confidence = view.weigh(_BROKEN_CARD, start, end, _CARD_CUES) if network else 0.0
+            if confidence >= 0.5:
+                view.add(Kind.CARD, start, end, confidence, network)
 
     def _run(self, view: View, start: int, end: int) -> None:
         """One run: as a whole, else the numbers within it."""

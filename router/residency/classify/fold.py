@@ -38,6 +38,7 @@ _LOOK_ALIKE = {
     **dict.fromkeys("＠﹫", "@"),
     **dict.fromkeys("’‘ʼ＇`´", "'"),
     **dict.fromkeys("“”„«»＂", '"'),
+    **dict.fromkeys("\u0085\u2028\u2029", "\n"),
     **{"ß": "s", "ı": "i", "ł": "l", "Ł": "L", "ø": "o", "Ø": "O", "đ": "d", "Đ": "D", "æ": "e", "œ": "e"},
 }
 _RANGES = (

@@ -1,4 +1,4 @@
-"""IBAN (ISO 13616): length by country, modulo 97, at most one separator between characters."""
+"""IBAN (ISO 13616): length by country, modulo 97, a few separators between characters, the end of a line among them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ _LENGTHS = {
     )
     for country in countries.split()
 }
-_SEPARATORS = " -.\u00a0"
+_SEPARATORS = " -.\u00a0\t\r\n>*`"
+"""Also what a mail or a PDF puts where a line ends, what quotes put before the next one, and Markdown's emphasis."""
+_IN_A_ROW = 5
 
 
 def iban_end(text: str, start: int) -> int:
@@ -35,15 +37,15 @@ def iban_end(text: str, start: int) -> int:
     if length is None:
         return 0
     code: list[str] = []
-    at, limit = start, min(len(text), start + 2 * length + 2)
-    separated = True
+    at, limit = start, min(len(text), start + 2 * length + 2 * _IN_A_ROW)
+    separators = _IN_A_ROW
     while at < limit and len(code) < length:
         character = text[at]
         if character.isascii() and character.isalnum():
             code.append(character)
-            separated = False
-        elif character in _SEPARATORS and not separated:
-            separated = True
+            separators = 0
+        elif character in _SEPARATORS and separators < _IN_A_ROW:
+            separators += 1
         else:
             return 0
         at += 1
