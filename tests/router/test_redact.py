@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -141,6 +142,37 @@ def test_the_same_value_has_the_same_placeholder_everywhere():
     assert text.count("<IBAN_1>") == 3 and "<CARD_1>" in text and IBAN not in text and "123456789" not in text
     assert sorted(redaction.values.values()) == sorted([IBAN, CARD, "123456789"])
     assert restore(cleaned, redaction.values) == body
+
+
+class Looked(dict[str, str]):
+    """Values by placeholder, and how often somebody went through all of them."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_an_answer_is_restored_without_going_through_all_values_for_each_piece():
+    values = Looked({f"<EMAIL_{i}>": f"ann{i}@example.org" for i in range(1, 2001)})
+    restorer = Restorer(values)
+    restorer._values = values  # what it holds by itself is a plain copy
+    answer = "".join(restorer.feed(piece) for i in range(1, 101) for piece in ("<EM", f"AIL_{i}", "> <", "b> "))
+    assert answer + restorer.finish() == "".join(f"ann{i}@example.org <b> " for i in range(1, 101))
+    assert values.times <= 2
+
+
+def test_very_many_values_in_a_very_long_text_do_not_leave():
+    addresses = (" and then " * 6).join(f"ann{i}@example.org" for i in range(3000))
+    body = {"messages": [{"role": "user", "content": addresses + " nothing else" * 8000}]}
+    with pytest.raises(NotRedactable, match="too many values"):
+        redact(body, SCANNER)
+
+
+def test_a_value_is_also_taken_out_where_it_was_not_recognised():
+    cleaned, _ = redact(chat(f"pay {IBAN}", f"the file is called x{IBAN}y.pdf"), SCANNER)
+    assert [message["content"] for message in cleaned["messages"]] == ["pay <IBAN_1>", "the file is called x<IBAN_1>y.pdf"]
 
 
 def test_a_placeholder_the_client_wrote_is_not_taken():
