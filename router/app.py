@@ -6,10 +6,11 @@ Two applications: `public_app` for the port clients use, and `admin_app` for a l
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from router.config import AUTO
@@ -21,7 +22,8 @@ from router.policy import KeyGrant, Policy
 from router.refusal import log_unexpected
 from router.state import RouterState
 from router.wire.direct import DirectHandler
-from router.wire.errors import ApiError, error_headers
+from router.wire.errors import ApiError, error_headers, invalid_request
+from router.wire.host_name import is_loopback, is_own_name
 from router.wire.request import ClientLeft, Receive, Scope, Send, read_body, request_id_of
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -57,8 +59,13 @@ def _peer(request: Request) -> str | None:
     return None if request.client is None else request.client.host
 
 
-def _new_fastapi(title: str) -> FastAPI:
-    app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
+def _only_by_address(request: Request) -> None:
+    if not is_own_name(request.headers.get("host", "")):
+        raise invalid_request("This listener is for its own machine: ask for it by address, or as `localhost`.")
+
+
+def _new_fastapi(title: str, *checks: Callable[[Request], None]) -> FastAPI:
+    app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(check) for check in checks])
 
     @app.exception_handler(HTTPException)
     async def _http_error(request: Request, error: HTTPException) -> Response:
@@ -192,7 +199,8 @@ def _model_card(name: str, created: int, policy: Policy) -> dict[str, Any]:
 
 def admin_app(state: RouterState) -> FastAPI:
     """The application behind the loopback listener: cluster state, all receipts, explain, metrics."""
-    app = _new_fastapi("tidegate admin")
+    checks = (_only_by_address,) if is_loopback(state.config.admin.host) else ()
+    app = _new_fastapi("tidegate admin", *checks)
     _add_health(app, state)
     _add_explain(app, state)
 

@@ -329,6 +329,17 @@ async def test_models_explain_receipts_and_health(door):
     assert 'tidegate_requests_total{model="m",status="200",target="a",zone="eu"} 1.0' in metrics
 
 
+async def test_a_web_page_whose_name_means_this_machine_reads_nothing_of_the_admin_listener(door):
+    port = door.state.config.admin.port
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as admin:
+        for path in ("/tidegate/v1/cluster", "/tidegate/v1/receipts/some-id", "/metrics", "/readyz"):
+            for name in ("pages.example", f"pages.example:{port}", "127.0.0.1.pages.example", "localhost.pages.example"):
+                refused = await admin.get(path, headers={"host": name})
+                assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_request")
+        for name in ("localhost", f"LOCALHOST:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "10.0.0.7"):
+            assert (await admin.get("/tidegate/v1/cluster", headers={"host": name})).status_code == 200
+
+
 async def test_the_admin_listener_is_separate_and_the_public_port_does_not_know_its_paths(door):
     assert (await door.client.get("/tidegate/v1/cluster")).status_code == 404
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{door.state.config.admin.port}") as admin:
