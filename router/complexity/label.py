@@ -117,7 +117,8 @@ def read_labels(directory: Path) -> Iterator[Label]:
 
 def prune_labels(directory: Path, keep_days: float, now: float) -> list[Path]:
     """Delete the files of months that ended more than `keep_days` ago; returns them."""
-    oldest = f"{datetime.fromtimestamp(now - keep_days * _DAY_S, UTC):%Y-%m}"
+    since = max(0.0, now - keep_days * _DAY_S)  # no label is older than 1970, and a year of three digits would sort behind all
+    oldest = f"{datetime.fromtimestamp(since, UTC):%Y-%m}"
     gone = [path for path in sorted(directory.glob(f"*{SUFFIX}")) if path.name[:7] < oldest]
     for path in gone:
         path.unlink()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -86,8 +87,9 @@ class Stored(msgspec.Struct, frozen=True):
     domains: StoredDomains
 
 
+@cache
 def features_digest() -> str:
-    """Names the feature pass the weights belong to."""
+    """Names the feature pass the weights belong to; it stays the same while a process lives, and every label asks for it."""
     lists = ";".join(f"{name}:{' '.join(sorted(set(words.split())))}" for name, words in LISTS.items())
     probe = ",".join(map(str, sorted(read_features("The 2nd probe: which places do these words have?").buckets)))
     return hashlib.sha256(f"{BUCKETS};{','.join(NAMES)};{lists};{probe}".encode()).hexdigest()[:16]

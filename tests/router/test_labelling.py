@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 from msgspec.structs import replace
 
 from router import labelling
+from router.complexity import weights
 from router.complexity.features import read_features
 from router.complexity.label import Label, LabelError, append_labels, make_label, prune_labels, read_labels
 from router.complexity.rules import is_between
 from router.complexity.scoring import Demand, Reference, meets, read_verdict, score_answers, settle
+from router.complexity.weights import features_digest
 from router.config import ConfigError
 from router.ledger import records
 from tests.router.builders import digest, make_config
@@ -355,6 +358,22 @@ def test_old_months_are_deleted(tmp_path):
         append_labels(tmp_path / f"{month}-a.labels.jsonl", [label_of("x")])
     gone = prune_labels(tmp_path, 365, 1_795_000_000.0)
     assert [path.name[:7] for path in gone] == ["2025-01"] and len(list(read_labels(tmp_path))) == 2
+
+
+@pytest.mark.parametrize("days", [36_500, 500_000, 999_999, math.inf])
+def test_labels_that_are_kept_for_ever_are_not_deleted(tmp_path, days):
+    append_labels(tmp_path / "2020-01-a.labels.jsonl", [label_of("x")])
+    assert prune_labels(tmp_path, days, 1_795_000_000.0) == [] and len(list(read_labels(tmp_path))) == 1
+
+
+def test_the_name_of_the_feature_pass_is_worked_out_once(monkeypatch):
+    wanted = label_of("one").features
+
+    def again(text):
+        raise AssertionError("read again for a name that does not change")
+
+    monkeypatch.setattr(weights, "read_features", again)
+    assert label_of("two").features == wanted == features_digest()
 
 
 def test_scores_without_a_judge():
