@@ -161,7 +161,7 @@ def read_references(path: Path) -> dict[bytes, Reference]:
     """
     found: dict[bytes, Reference] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a mark in front
             reader = csv.DictReader(file, strict=True)
             names = reader.fieldnames or ()
             if "prompt" not in names or not {"answer", "pattern"} & set(names):

@@ -19,7 +19,7 @@ from router.complexity import weights
 from router.complexity.features import read_features
 from router.complexity.label import Label, LabelError, append_labels, make_label, prune_labels, read_labels
 from router.complexity.rules import is_between
-from router.complexity.scoring import Demand, Reference, meets, read_verdict, score_answers, settle
+from router.complexity.scoring import Demand, Reference, meets, read_references, read_verdict, score_answers, settle
 from router.complexity.weights import features_digest
 from router.config import ConfigError
 from router.ledger import records
@@ -161,6 +161,11 @@ async def test_equal_answers_and_known_ones_need_no_judge(home):
         door.engines["small"].says = (("Lima", -0.1),)
         said = await ask(door, "Capital of Peru?")
         assert (said["by"], said["small"], said["large"]) == ("reference", 1.0, 0.0)
+
+
+def test_known_answers_are_read_as_excel_writes_them(tmp_path):
+    (tmp_path / "known.csv").write_text("prompt,answer\nCapital of Peru?,Lima\n", encoding="utf-8-sig")
+    assert list(read_references(tmp_path / "known.csv").values()) == [Reference("Lima")]
 
 
 async def test_a_demanded_format_is_a_test(home):

@@ -62,6 +62,27 @@ def test_the_router_scores_what_training_fitted(tools):
     assert np.allclose(live, parts.predict(two.hand, two.words), atol=1e-9) and np.std(live) > 1e-3
 
 
+@pytest.mark.parametrize(
+    "form", ["prompt,small,large\n{},0,1\n", "\ufeffprompt;small;large\n{};0,5;1\n", "large,prompt,small\n1,{},0.5\n"]
+)
+def test_own_outcomes_are_read_as_the_command_reads_them(tools, tmp_path, form):
+    _, data, _, _ = tools
+    (tmp_path / "own.csv").write_text(form.format("who won the cup?"), encoding="utf-8")
+    own = data.load_own(tmp_path / "own.csv")
+    assert own.prompts == ("who won the cup?",) and own.large.tolist() == [1.0] and own.small[0] in (0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "content", [b"prompt,small,large\nca\xff,0,1\n", b"prompt,small,large\nx,0,1,1\n", b"prompt,small,large\nx,nan,1\n"]
+)
+def test_own_outcomes_that_cannot_be_read_are_named_by_line(tools, tmp_path, content):
+    (tmp_path / "own.csv").write_bytes(content)
+    with pytest.raises(SystemExit, match=r"own.csv:2: "):
+        tools[1].load_own(tmp_path / "own.csv")
+    with pytest.raises(SystemExit, match=r"none.csv: cannot be read"):
+        tools[1].load_own(tmp_path / "none.csv")
+
+
 def test_what_is_kept_back_shares_no_question_with_what_is_developed_on(tools):
     _, data, _, final = tools
     halves = final.part(outcomes(data, "one", 2000))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from _complexity.data import Outcomes, find_data, load_csv, load_parquet
+from _complexity.data import Outcomes, find_data, load_own, load_parquet
 from _complexity.domains import DOMAINS, fit_domains, labels_of, measured_words, written_examples
 from _complexity.fit import Parts, export_trees, fit_gain, quantise, steady_target, with_length
 from router.complexity.weights import Stored, StoredDomains, StoredGain, features_digest, pack_weights
@@ -58,8 +58,8 @@ def build_prior(folder: Path) -> Stored:
 
 
 def build_own(path: Path, name: str, prior: Stored) -> Stored:
-    """The prior with one more head in front, fitted on an operator's own CSV."""
-    data = load_csv(path)
+    """The prior with one more head in front, fitted on an operator's own outcomes."""
+    data = load_own(path)
     if len(data) < 200:
         raise SystemExit(f"{path}: {len(data)} rows; 200 are the least that say anything, 1,500 what to aim for")
     parts = fit_gain(data.hand, data.words, data.gain, data.keys)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
+from tidegate.outcome_file import EvalError, read_outcomes
 
 from router.complexity.features import NAMES, read_features
 from router.complexity.peel import peel_text
@@ -129,29 +129,18 @@ def load_parquet(path: Path) -> Outcomes:
     )
 
 
-def load_csv(path: Path) -> Outcomes:
-    """A CSV with the columns `prompt`, `small` and `large` (scores 0..1), as the shadow loop or an operator writes it.
+def load_own(path: Path) -> Outcomes:
+    """An operator's own outcomes, in the files that `tidegate train import` and `eval` read.
 
     Raises:
-        SystemExit: a column is missing or a score is no number in 0..1.
+        SystemExit: the file cannot be read, or a line of it is not as it must be.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"prompt", "small", "large"} - set(reader.fieldnames or ())
-        if missing:
-            raise SystemExit(f"{path}: the column {', '.join(sorted(missing))} is missing; it needs prompt, small, large")
-        prompts, small, large = [], [], []
-        for number, row in enumerate(reader, 2):
-            try:
-                scores = float(row["small"]), float(row["large"])
-            except (TypeError, ValueError):
-                raise SystemExit(f"{path}:{number}: `small` and `large` are scores from 0 to 1") from None
-            if not all(0 <= score <= 1 for score in scores):
-                raise SystemExit(f"{path}:{number}: `small` and `large` are scores from 0 to 1")
-            prompts.append(row["prompt"])
-            small.append(scores[0])
-            large.append(scores[1])
-    return _outcomes(path.stem, prompts, [""] * len(prompts), small, large, None, (), np.zeros((0, 0)))
+    try:
+        rows = read_outcomes(path)
+    except EvalError as error:
+        raise SystemExit(str(error)) from None
+    small, large = [row.small for row in rows], [row.large for row in rows]
+    return _outcomes(path.stem, [row.prompt for row in rows], [""] * len(rows), small, large, None, (), np.zeros((0, 0)))
 
 
 def _outcomes(
