@@ -11,6 +11,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from cluster.reports import ReplicaFacts, build_report, read_facts
+from deployments.asking import ask_all
 from deployments.egress.deployment import EgressFacts
 from router.config import Config
 from router.fixed_targets import address_of, fixed_targets
@@ -23,7 +24,7 @@ from router.residency.guard_copy import copy_for_guards
 PERIOD_S = 0.5
 _ANSWER_S = 3.0
 _FORGET_AFTER = 10
-"""Rounds without any answer from a deployment (a hung replica blocks its whole broadcast) after which its targets go."""
+"""Rounds without an answer from a replica that Serve still counts as running, after which it goes."""
 _log = logging.getLogger("ray.serve")
 
 
@@ -56,7 +57,7 @@ class Membership:
         self._guards = guards
         # As the replicas gave them: masks are made at each round, under the policy of that moment.
         self._known: dict[int, list[ReplicaFacts]] = {}
-        self._missed: dict[int, int] = {}
+        self._missed: dict[str, int] = {}  # by incarnation
         self._egress_facts: EgressFacts | None = None
 
     def adopt(self, config: Config, policy: Policy) -> None:
@@ -88,29 +89,33 @@ class Membership:
         self._publish([*self._fixed(), *sorted(found, key=lambda report: report.target.id)])
 
     async def _ask_engines(self, index: int, handle: DeploymentHandle) -> None:
-        answers = await _broadcast(handle, "describe")
-        if answers is None:
-            self._missed[index] = self._missed.get(index, 0) + 1
-            if self._missed[index] >= _FORGET_AFTER:
-                self._known[index] = []
-            return
-        self._missed[index] = 0
+        answers, complete = await _broadcast(handle, "describe")
         known = []
         for answer in answers:
             try:
                 known.append(read_facts(answer))
             except msgspec.MsgspecError:
                 _log.warning("tidegate: a replica of %s describes itself in a way this router cannot read", handle)
-        self._known[index] = known
+        here = {facts.incarnation for facts in known}
+        gone = [facts for facts in self._known.get(index, []) if facts.incarnation not in here]
+        # Who is silent has no name, so while anybody is, those who said nothing this time are kept for a while.
+        silent = [] if complete else [facts for facts in gone if self._miss(facts.incarnation) < _FORGET_AFTER]
+        for incarnation in here.union(facts.incarnation for facts in gone).difference(facts.incarnation for facts in silent):
+            self._missed.pop(incarnation, None)
+        self._known[index] = known + silent
         # A replica without a policy lets nobody in, so it is not offered before it reports one.
         if any(facts.policy != self._guards.stamp for facts in known):
             await self._guards.to_engines(handle)
 
+    def _miss(self, incarnation: str) -> int:
+        self._missed[incarnation] = self._missed.get(incarnation, 0) + 1
+        return self._missed[incarnation]
+
     async def _ask_egress(self) -> None:
         if self._egress is None:
             return
-        answers = await _broadcast(self._egress, "describe")
-        if answers is not None:
+        answers, complete = await _broadcast(self._egress, "describe")
+        if answers or complete:
             self._egress_facts = msgspec.msgpack.decode(answers[0], type=EgressFacts) if answers else None
             if self._egress_facts is not None and self._egress_facts.policy != self._guards.stamp:
                 await self._guards.to_egress(self._egress)
@@ -165,12 +170,13 @@ class GuardPolicies:
         await _broadcast(handle, "take_policy", self._config, self._glass, self._issued, self._stored)
 
 
-async def _broadcast(handle: DeploymentHandle, method: str, *arguments: object) -> list[bytes] | None:
-    """The answers of all running replicas; [] when there are none, None when nobody answered in time."""
+async def _broadcast(handle: DeploymentHandle, method: str, *arguments: object) -> tuple[list[bytes], bool]:
+    """The answers of the running replicas, and whether all of them answered in time (as none does where none runs)."""
     try:
-        answers = await handle.broadcast(method, *arguments).results_async(timeout_s=_ANSWER_S, return_exceptions=True)
+        answers = await ask_all(handle, method, *arguments, timeout_s=_ANSWER_S)
     except DeploymentUnavailableError:
-        return []
+        return [], True
     except TimeoutError:
-        return None
-    return [answer for answer in answers if isinstance(answer, bytes)]
+        return [], False
+    complete = not any(isinstance(answer, TimeoutError) for answer in answers)
+    return [answer for answer in answers if isinstance(answer, bytes)], complete

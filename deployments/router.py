@@ -15,6 +15,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from cluster.labels import zone_of
+from deployments.asking import ask_all
 from deployments.credentials import read_credentials
 from deployments.demand import demand_on, encode_demand
 from deployments.membership import GuardPolicies, Membership
@@ -190,9 +191,10 @@ class RouterReplica:
         return serve.get_deployment_handle(context.deployment, context.app_name)
 
     async def _ask_peers(self, request_id: str) -> dict[str, Any] | None:
-        answers = (
-            await self._peers().broadcast("find_receipt", request_id).results_async(timeout_s=_ANSWER_S, return_exceptions=True)
-        )
+        try:
+            answers = await ask_all(self._peers(), "find_receipt", request_id, timeout_s=_ANSWER_S)
+        except (TimeoutError, DeploymentUnavailableError):
+            return None
         return next((answer for answer in answers if isinstance(answer, dict)), None)
 
     async def __del__(self) -> None:

@@ -29,7 +29,7 @@ class Handle:
         self.told.append((method, *arguments))
         return self
 
-    async def results_async(self, **_: object) -> list[bytes]:
+    async def _fetch_replica_results_async(self) -> list[bytes]:
         return []
 
 
