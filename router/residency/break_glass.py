@@ -13,7 +13,7 @@ that does not hold makes the whole file invalid: a relaxation nobody can check m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -173,4 +173,4 @@ def _time(text: str) -> float:
     moment = datetime.fromisoformat(text)
     if moment.tzinfo is None:
         raise ValueError("a time needs its offset, such as 2026-11-22T05:00:00Z")
-    return moment.astimezone(UTC).timestamp()
+    return moment.timestamp()

@@ -68,6 +68,7 @@ def test_two_signatures_open_for_a_while():
         (line(ends="2026-11-22T11:00:01Z"), "at most 8 hours"),
         (line(begins="2026-11-22T03:00:00"), "offset"),
         (line(begins="soon"), "soon"),
+        (line(begins="0001-01-01T00:00:00+23:59"), "lasts"),
         (line(reason=" "), "empty"),
         (line(tags=[]), "empty"),
         (line(extra=1, signed=FIELDS), "extra"),
