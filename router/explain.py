@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -11,12 +13,13 @@ from router.complexity.books import ReadOnlyBooks
 from router.complexity.explain import describe_gain
 from router.complexity.features import read_features
 from router.complexity.peel import peel_request
+from router.config import Config
 from router.decide import decide
 from router.decision import Decision, Facts
 from router.facts import gather_facts, judge_complexity
 from router.handler import classify, conversation_of, identify, must_classify, named_headers
 from router.placement.breaker import hold, state_of
-from router.placement.targets import Endpoint, Load
+from router.placement.targets import Endpoint, Kind, Load, Target
 from router.placement.trust import FALLBACK
 from router.policy import Policy
 from router.residency.media import refuse_media, refuse_remote_media
@@ -164,8 +167,24 @@ def describe_cluster(state: RouterState) -> dict[str, Any]:
         "spill_budget": state.fleet.spending.describe(now),
         "zones": {zone: {"external": spec.external} for zone, spec in state.config.zones.items()},
         "targets": targets,
+        "missing": missing_engines(state.config, view.membership.targets),
         "response_cache": _describe_cache(state),
     }
+
+
+def missing_engines(config: Config, targets: Iterable[Target]) -> list[dict[str, Any]]:
+    """What the configuration asks for and nobody reports: engines that start, or for which no machine has room.
+
+    Args:
+        config: the configuration.
+        targets: who is known.
+    """
+    up = Counter((model, target.zone) for target in targets if target.kind is Kind.REPLICA for model in target.models)
+    wanted = Counter[tuple[str, str]]()
+    for model in config.models:
+        for part in model.replicas:
+            wanted[model.id, part.zone] += part.count
+    return [{"model": key[0], "zone": key[1], "wanted": most, "up": up[key]} for key, most in wanted.items() if up[key] < most]
 
 
 def _describe_cache(state: RouterState) -> dict[str, Any] | None:

@@ -84,6 +84,10 @@ def print_cluster(console: Console, cluster: dict[str, Any]) -> None:
         console.print(f"spill budget: {left}; counted {budget.get('counted', '?')}", markup=False, highlight=False)
     for target in map(_dict, cluster.get("targets") or []):
         _print_target(console, target)
+    for missing in map(_dict, cluster.get("missing") or []):
+        line = f"{missing.get('model')} in {missing.get('zone')}: {missing.get('up')} of {missing.get('wanted')} engines"
+        why = "the others start, or no machine of that zone has room for them (`ray status`, `serve status`)"
+        console.print(f"     [red]missing[/]: {escape(f'{line}; {why}')}", highlight=False, soft_wrap=True)
 
 
 def _print_waiting(console: Console, waiting: dict[str, Any]) -> None:

@@ -6,6 +6,9 @@ import pytest
 from rich.console import Console
 from tidegate.render import print_cluster
 
+from router.explain import missing_engines
+from tests.router.builders import make_config, make_policy, make_target
+
 
 def shown(**target) -> str:
     stream = io.StringIO()
@@ -55,3 +58,15 @@ def test_requests_that_wait_for_other_than_room_and_preemptions_are_told_where_t
 @pytest.mark.parametrize("target", [{}, {"trust": "BLIND"}, {"trust": "[red]x[/]", "trust_reason": "[b]"}])
 def test_missing_fields_and_markup_do_no_harm(target):
     assert "trust: " in shown(**target)
+
+
+def test_engines_that_nobody_reports_are_named():
+    policy = make_policy()
+    assert missing_engines(make_config(), [make_target(policy, "one", "eu"), make_target(policy, "two", "us", "big")]) == [
+        {"model": "tiny", "zone": "us", "wanted": 1, "up": 0},
+        {"model": "big", "zone": "eu", "wanted": 1, "up": 0},
+    ]
+    missing = [{"model": "tiny", "zone": "us", "wanted": 2, "up": 1}]
+    stream = io.StringIO()
+    print_cluster(Console(file=stream, width=200), {"targets": [], "missing": missing})
+    assert "tiny in us: 1 of 2 engines" in stream.getvalue()
