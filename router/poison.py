@@ -89,13 +89,18 @@ class PoisonBook:
             now: monotonic seconds.
         """
         if ending.complete:
-            if exchange.status < _INTERNAL and len(admitted.body) in self.lengths:
-                self._forget(_key_of(admitted))
+            if exchange.status < _INTERNAL:
+                self.answered(admitted)
         elif ending.target_failed and _broke(exchange, ending):
             attempt = admitted.receipt.attempts[-1]
             admitted.losses += 1 if exchange.forwarding and attempt.first_byte else MOST_LOSSES // 2
             if _died(exchange, ending):
                 self._note(admitted, attempt, now)
+
+    def answered(self, admitted: AdmittedRequest) -> None:
+        """The client has a whole answer: whatever died before, not under this."""
+        if len(admitted.body) in self.lengths:
+            self._forget(_key_of(admitted))
 
     def _note(self, admitted: AdmittedRequest, attempt: Attempt, now: float) -> None:
         key = _key_of(admitted)

@@ -328,6 +328,7 @@ class Serving:
             exchange.outbox = [ending_of(trail, admitted.path == Endpoint.CHAT, keeps_usage)]
         exchange.events = EventStream(True)
         exchange.write_events(complete=True)
+        self._state.poison.answered(admitted)
         self._conclude(exchange, Ending.COMPLETE)
 
     def _give_up(self, exchange: Exchange) -> None:

@@ -108,6 +108,18 @@ async def test_a_stream_that_goes_on_dying_is_carried_on_three_times():
         manners[:] = []
 
 
+async def test_an_engine_that_dies_behind_the_last_token_did_not_die_under_it():
+    async with hostile(count=2) as (door, manners):
+        whole, _ = await ask(door, CHAT, body_of(CHAT))
+        events = whole.raw.count("data: ")
+        for _ in range(5):
+            manners[:] = [Manner(end="abort", at=events - 1)]
+            read, receipt = await ask(door, CHAT, body_of(CHAT))
+            assert read.text == whole.text and read.done
+            assert [attempt["ending"] for attempt in receipt["attempts"]] == ["broken_after"]
+        assert not door.state.poison.lengths
+
+
 def a_request(text: bytes = b"{}", tenant: str = "t") -> Any:
     key = SimpleNamespace(id="k", tenant=tenant)
     attempt = SimpleNamespace(incarnation="", first_byte=0.0, started=0.0, ended=1.0)
