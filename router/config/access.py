@@ -7,17 +7,16 @@ from datetime import UTC, date, datetime
 from ipaddress import ip_address
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from router.config.strict import Strict
 from router.identity.networks import compile_networks
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]{0,62}(\.|\Z))([A-Za-z0-9_-]{1,63}(\.|\Z))*\Z")
 
 
-class Access(BaseModel):
+class Access(Strict):
     """Scopes of a key that no residency label knows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     cidr: list[str] | None = Field(default=None, min_length=1)
     """Blocks of addresses, IPv4 or IPv6, that the key may be used from. Default: from anywhere."""
@@ -51,10 +50,8 @@ class Access(BaseModel):
         return value
 
 
-class Credential(BaseModel):
+class Credential(Strict):
     """Where a provider's key is read from when it is needed; it is never written down again."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     env: str | None = None
     file: str | None = None
@@ -84,10 +81,8 @@ def check_host(value: str) -> str:
     return value
 
 
-class Listen(BaseModel):
+class Listen(Strict):
     """An address the router opens; by default nobody but this machine reaches it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=1, le=65535)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Name = Annotated[str, Field(min_length=1, max_length=64)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from router.config.strict import Name, Strict
 
 
-class Cache(_Strict):
+class Cache(Strict):
     """The response cache of every router, in its memory and nowhere else. Nothing is kept but for keys with `cache`."""
 
     zones: list[Name] = Field(min_length=1)
@@ -30,7 +26,7 @@ class Cache(_Strict):
     """How long an answer is kept at most, in seconds."""
 
 
-class KeyCache(_Strict):
+class KeyCache(Strict):
     """How a key takes part in the response cache; `cache: true` means all of this as it is by default."""
 
     share: Literal["tenant", "key"] = "tenant"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from router.config.access import Credential
+from router.config.strict import Strict
 
 
-class Capture(BaseModel):
+class Capture(Strict):
     """Bodies of requests and answers, encrypted per subject. Opt in with `capture: true` on a key, or with `tenants` here."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     zone: str = Field(min_length=1, max_length=64)
     """Where the disk stands that `dir` is on. Only what a request's label lets this zone store is kept."""

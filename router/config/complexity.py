@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Name = Annotated[str, Field(min_length=1, max_length=64)]
+from router.config.strict import Name, Strict
+
 _CLOCK = re.compile(r"([01]\d|2[0-3]):([0-5]\d)\Z")
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def check_times(value: list[str]) -> list[str]:
@@ -33,7 +30,7 @@ def minutes_of(between: list[str]) -> tuple[int, int]:
     return start, end
 
 
-class When(_Strict):
+class When(Strict):
     """Conditions of a rule; all that are given must hold. A rule without any always matches."""
 
     min_tokens: int | None = Field(default=None, ge=0)
@@ -79,7 +76,7 @@ class When(_Strict):
         return frozenset(_DAYS.index(day) for day in self.weekdays)
 
 
-class ComplexityRule(_Strict):
+class ComplexityRule(Strict):
     """`when` these hold, use this model or this tier, or leave the choice to the fitted model."""
 
     name: Name
@@ -95,7 +92,7 @@ class ComplexityRule(_Strict):
         return self
 
 
-class Cascade(_Strict):
+class Cascade(Strict):
     """Small first: when the next tier is asked after all. `enabled: false` leaves every answer as it is."""
 
     enabled: bool = False
@@ -111,7 +108,7 @@ class Cascade(_Strict):
     hold_ms: float = Field(default=1500, gt=0)
 
 
-class Feedback(_Strict):
+class Feedback(Strict):
     """Learning from feedback, off by default. `explore` is the share of requests that goes to a tier by chance."""
 
     enabled: bool = False
@@ -122,14 +119,14 @@ class Feedback(_Strict):
     """Whether a prompt that is sent again, and an escalation, count as feedback, too."""
 
 
-class Voting(_Strict):
+class Voting(Strict):
     """Which models vote for keys with `vote: true`. Default: of all tiers, the largest first."""
 
     models: list[Name] = []
     most: int = Field(default=3, ge=2, le=9)
 
 
-class Labels(_Strict):
+class Labels(Strict):
     """The label loop: a small share of the `auto` traffic is answered once more by the smallest and by the largest tier, off-peak
     and after the client has its answer, and scored. Kept are hashed features and both scores, never text.
     """
@@ -164,7 +161,7 @@ class Labels(_Strict):
         return (start, end) if start != end else (0, 24 * 60)
 
 
-class Experiment(_Strict):
+class Experiment(Strict):
     """A share of the `auto` traffic through another setting: `ab` answers with it; `shadow` runs what it would have chosen after
     the client has its answer, and only compares.
     """
@@ -194,7 +191,7 @@ class Experiment(_Strict):
         return section.model_copy(update={"max_loss": self.max_loss, "share": self.share_to_large, "price": self.price})
 
 
-class Complexity(_Strict):
+class Complexity(Strict):
     """Which tier `auto` means. Tiers are listed from the smallest to the largest.
 
     Rules come first, in order. What no rule decides goes by the fitted gain as soon as one of `share`, `max_loss` and `price` is

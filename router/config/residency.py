@@ -47,7 +47,7 @@ class Residency(Strict):
 class ClassifyRule(Strict):
     """What is found tightens: `if` names kinds (`iban`, `passport`, ...) or categories (`pii`, `phi`, `financial`, `secret`)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     kinds: list[str] = Field(alias="if", min_length=1)
     meet: Name

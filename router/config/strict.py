@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from router.legible import legible, shortened
 
@@ -33,6 +33,24 @@ class Strict(BaseModel):
     """A block of the configuration: unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, about: ValidationInfo) -> Any:
+        """`share: yes` is nobody's wish for a share of 1."""
+        if isinstance(value, bool) and about.field_name is not None:
+            types = set(_types_in(cls.model_fields[about.field_name].annotation))
+            if bool not in types and types & {int, float}:
+                raise ValueError("use a number, not yes or no")
+        return value
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    parts = get_args(annotation)
+    if not parts:
+        yield annotation
+    for part in parts:
+        yield from _types_in(part)
 
 
 def unusable(data: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -163,3 +163,17 @@ def test_what_is_given_to_a_mapping_by_an_anchor_may_be_given_anew():
     assert read["own"] == {"zone": "eu", "slots": 8}
     with pytest.raises(yaml.YAMLError, match="`slots` is given twice"):
         parse_yaml("base: &base {zone: eu}\nown: {<<: *base, slots: 8, slots: 9}\n")
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["max_body_bytes", "complexity.share", "complexity.labels.keep_days", "cache.max_mib", "slo.ttft_ms", "admin.port"],
+)
+def test_yes_is_no_number(place):
+    *blocks, key = place.split(".")
+    found = inside = {}
+    for block in blocks:
+        inside = inside.setdefault(block, {})
+    inside[key] = True
+    with pytest.raises(ConfigError, match=f"{key}: use a number, not yes or no"):
+        parse_config(found)

@@ -95,7 +95,7 @@ def _processes(folder: Path) -> Iterator[list[_Process]]:
 
 
 async def _get(port: int, path: str) -> Decoded:
-    return await ask(port, f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+    return await ask(port, f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
 
 
 async def _stream(port: int, request_id: str, tokens: int = TOKENS_AFTER) -> tuple[str, float]:

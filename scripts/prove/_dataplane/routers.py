@@ -85,7 +85,7 @@ class Router:
 
     async def inflight(self) -> float:
         """Requests in the router's books, by its own metrics."""
-        answer = await ask(self.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = await ask(self.port, b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         lines = answer.body.decode().splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("tidegate_target_inflight{"))
 
@@ -100,7 +100,7 @@ class Router:
 
     async def stream_breaks(self) -> Counter[str]:
         """Streams that broke under the router, by what became of them, by its own metrics."""
-        answer = await ask(self.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = await ask(self.port, b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         found: Counter[str] = Counter()
         for outcome, number in re.findall(r'tidegate_stream_breaks_total\{outcome="(\w+)".*\} (\S+)', answer.body.decode()):
             found[outcome] += round(float(number))
@@ -170,7 +170,7 @@ def spawn(data: dict[str, Any], folder: Path) -> subprocess.Popen[bytes]:
 async def _wait(router: Router) -> None:
     for _ in range(600):
         with contextlib.suppress(OSError):
-            answer = await ask(router.port, b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            answer = await ask(router.port, b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
             if answer.status == 200:
                 return
         await asyncio.sleep(0.05)

@@ -65,7 +65,7 @@ class Engine:
 
     async def busy(self) -> float:
         """How many requests it works on, or has waiting."""
-        answer = await ask(self.port, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = await ask(self.port, b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         found = _GAUGES.findall(answer.body)
         if not found:
             raise RuntimeError(f"port {self.port} has no gauges of vLLM's at /metrics")

@@ -108,7 +108,7 @@ async def _ready(member: Replica) -> None:
             if member.process.poll() is not None:
                 raise RuntimeError(f"a router ended with {member.process.returncode}")
             with contextlib.suppress(OSError):
-                answer = await ask(member.port, b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+                answer = await ask(member.port, b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
                 if answer.status == 200:
                     return
             await asyncio.sleep(0.05)
