@@ -32,7 +32,7 @@ _FRESH_DELAY = 0.5
 """The same for each answer that has just begun: if it is short, a slow stretch now is all of it."""
 _STRAINED_FROM = 0.7
 """Part of the pace limit from which a pace is strained, and wholly so at the limit."""
-_CALM = 0.1
+_CALM = 0.05
 """What a delay costs where it is not strained. Were it as dear everywhere, long prompts would gather on a few targets, away from
 the answers of all others, and keep those busy without a pause: their own answers would be slow while others had time to spare."""
 _QUEUE_DELAY = 2.0
