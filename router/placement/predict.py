@@ -30,8 +30,6 @@ _DECODE_DELAY = 0.1
 """Price of a second of prefill for each sequence that decodes meanwhile, where the pace of the answers there is strained."""
 _FRESH_DELAY = 0.5
 """The same for each answer that has just begun: if it is short, a slow stretch now is all of it."""
-_STRAINED_FROM = 0.7
-"""Part of the pace limit from which a pace is strained, and wholly so at the limit."""
 _CALM = 0.05
 """What a delay costs where it is not strained. Were it as dear everywhere, long prompts would gather on a few targets, away from
 the answers of all others, and keep those busy without a pause: their own answers would be slow while others had time to spare."""
@@ -44,6 +42,7 @@ _PACE_LIMIT = 1.0
 _LONG_PACE_LIMIT = 2.0
 """The same by the pace that the prefills of the last `LONG_S` make: bursts that fell on one target go elsewhere for a while."""
 _PACE_FROM = 0.85
+"""Part of the pace limit from which a pace is strained, and wholly so at the limit."""
 _MOST_BUSY = 0.98
 _SHORT_ANSWER = 40
 """Tokens of an answer that is short: prefill work is spread over the replicas as evenly as within the time that one takes. A
@@ -112,7 +111,7 @@ def ask_of(prompt_tokens: int, output_tokens: int, tpot_s: float, cached: Mappin
     span = _SHORT_ANSWER * usual
     if not _LEAST_SPAN_S <= span <= _MOST_SPAN_S:
         span = _LEAST_SPAN_S if span < _LEAST_SPAN_S else _MOST_SPAN_S
-    calm, strain = _STRAINED_FROM * usual, (1.0 - _CALM) / ((1.0 - _STRAINED_FROM) * usual)
+    calm, strain = _PACE_FROM * usual, (1.0 - _CALM) / ((1.0 - _PACE_FROM) * usual)
     prompt = prompt_tokens or 1
     if len(cached) < 2 or prompt < _LEAST_COMMON or max(cached.values()) < _LEAST_COMMON:
         return Ask(prompt, output_tokens, tpot_s, span, calm, strain)

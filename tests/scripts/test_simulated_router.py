@@ -112,12 +112,15 @@ def a_document_everybody_asks_about(dice):
 
 
 def test_what_everybody_asks_about_is_computed_where_there_is_room_though_others_hold_it(monkeypatch):
-    rows = a_document_everybody_asks_about(random.Random(1))
+    traces = [a_document_everybody_asks_about(random.Random(seed)) for seed in (1, 2)]
     setup = RouterSetup(PROFILE, engines=8, believed=PROFILE, max_wait_s=30.0)
-    shared = outcome(1.2, setup, rows)
+
+    def first_tokens():
+        return sum(outcome(1.2, setup, rows).ttft_p50 for rows in traces)
+
+    shared = first_tokens()
     monkeypatch.setattr("router.placement.predict.common_beginning", lambda cached: (0, 0.0))
-    alone = outcome(1.2, setup, rows)
-    assert shared.met > alone.met and shared.ttft_p50 < alone.ttft_p50 / 2, f"{shared.met:.3f}, each paying alone {alone.met:.3f}"
+    assert shared < first_tokens() / 2, "each pays alone for what all will ask for"
 
 
 def test_long_prompts_with_short_answers_do_not_gather_on_a_few_engines_while_the_others_have_time_to_spare():
