@@ -109,10 +109,15 @@ _LOG = tuple(math.log1p(number) for number in range(HEAD_CHARS + TAIL_CHARS + 2)
 
 
 class Features(msgspec.Struct, frozen=True, gc=False):
-    """`values` in the order of `NAMES`; `buckets` are the distinct places of the hashed words and pairs."""
+    """`values` in the order of `NAMES`; `buckets` are the distinct places of the hashed words and pairs.
+
+    `places` are those of words alone. They tell much more of a text than buckets that pairs share, so they are read and
+    forgotten: no label has them.
+    """
 
     values: list[float]
     buckets: array[int]
+    places: bytes = b""
 
 
 class _Options(msgspec.Struct, frozen=True, gc=False):
@@ -143,7 +148,7 @@ def read_features(text: str) -> Features:
     raw = text.encode("utf-8", "surrogatepass")
     kinds = _count_kinds(raw)
     words = read_words(raw.translate(_CUT), kinds[1] > 0)
-    return Features(_values(raw, chars, words, kinds), words.buckets)
+    return Features(_values(raw, chars, words, kinds), words.buckets, words.places)
 
 
 def _count_kinds(raw: bytes) -> tuple[int, int, int, int, int, bytes]:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from router.complexity.buckets import Tables, compile_tables, sum_heads
 from router.complexity.features import NAMES, Features
 from router.complexity.forest import Forest, compile_trees
-from router.complexity.weights import Stored, StoredGain, Trees, signed
+from router.complexity.vocabulary import Vocabulary, compile_vocabulary, sum_known
+from router.complexity.weights import Stored, StoredDomains, StoredGain, Trees, places_of, signed
 
 _PACKED = Struct(f"{len(NAMES)}d")
 """The values of a text as numpy reads them: packed so, they are an array in 40 % of the time of `np.array`."""
@@ -39,9 +40,10 @@ class GainHead(msgspec.Struct, frozen=True):
 
 
 class Domains(msgspec.Struct, frozen=True):
-    """The domains' names."""
+    """The domains' names, and what single words say of them; weights may have no vocabulary."""
 
     names: tuple[str, ...]
+    vocabulary: Vocabulary | None
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -101,9 +103,16 @@ def compile_model(stored: Stored) -> Model:
         hand,
         constants,
         heads,
-        Domains(tuple(domains.names)),
+        Domains(tuple(domains.names), _compile_words(domains)),
         dict(zip(NAMES, stored.means, strict=True)),
     )
+
+
+def _compile_words(domains: StoredDomains) -> Vocabulary | None:
+    if not domains.places:
+        return None
+    rows = signed(domains.rows).reshape(-1, len(domains.names))
+    return compile_vocabulary(places_of(domains), rows, domains.row_scales)
 
 
 def _split(tables: bytes, count: int) -> list[NDArray[np.int8]]:
@@ -130,7 +139,10 @@ def read_gains(model: Model, features: Features, only: int | None = None) -> Rea
     """Every head's answer for one text, or with `only` that one gain (and the domains)."""
     heads = len(model.gains)
     values = np.frombuffer(_PACKED.pack(*features.values))
-    scores = (model.hand @ values + model.constants + _worded(model, features)).tolist()
+    found = model.hand @ values + model.constants + _worded(model, features)
+    if model.domains.vocabulary is not None:
+        found[heads:] += sum_known(model.domains.vocabulary, features.places)
+    scores = found.tolist()
     asking = range(heads) if only is None else (only,)
     gains = tuple([scores[place] + model.gains[place].forest.score(values) for place in asking])
     return Reading(gains, scores[heads:])

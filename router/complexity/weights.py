@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 
 from router.complexity.features import NAMES, read_features
 from router.complexity.lexicon import LISTS
-from router.complexity.words import BUCKETS
+from router.complexity.vocabulary import MOST_WORDS, PLACE_BYTES
+from router.complexity.words import BUCKETS, PLACES
 
 MAGIC = b"TGCW"
-FORMAT = 3
+FORMAT = 4
+READABLE = (3, 4)
+"""Format 3 had no vocabulary."""
 MAX_FILE_BYTES = 4 << 20
 MAX_UNPACKED_BYTES = 32 << 20
 MOST_LEAVES = 8
@@ -68,13 +71,20 @@ class StoredGain(msgspec.Struct, frozen=True):
 
 
 class StoredDomains(msgspec.Struct, frozen=True):
-    """The domain head: one int8 table per domain, concatenated, each with a scale, a bias and weights of the hand features."""
+    """The domain head: one int8 table per domain, concatenated, each with a scale, a bias and weights of the hand features.
+
+    And its vocabulary, which may be empty: a place per word (u32, little endian, rising), a row of an int8 per domain for each,
+    and a scale per domain.
+    """
 
     names: list[str]
     scales: list[float]
     biases: list[float]
     tables: bytes
     hand: list[list[float]]
+    places: bytes = b""
+    rows: bytes = b""
+    row_scales: list[float] = []
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -114,9 +124,10 @@ def read_weights(path: Path) -> Stored:
         raise WeightsError(f"{path}: cannot read the weights: {error.strerror}") from None
     if len(data) > MAX_FILE_BYTES or data[:4] != MAGIC:
         raise WeightsError(f"{path}: this is no weights file of the complexity model")
-    if (found := int.from_bytes(data[4:6], "little")) != FORMAT:
+    if (found := int.from_bytes(data[4:6], "little")) not in READABLE:
         raise WeightsError(
-            f"{path}: weights of format {found}; this version reads format {FORMAT}: run scripts/train/complexity again"
+            f"{path}: weights of format {found}; this version reads formats {READABLE[0]} to {FORMAT}: "
+            "run scripts/train/complexity again"
         )
     body = data[38:]
     if hashlib.sha256(body).digest() != data[6:38]:
@@ -143,14 +154,25 @@ def _check(stored: Stored, path: Path) -> None:
         and len(domains.names) == len(domains.scales) == len(domains.biases) == len(domains.hand) <= 64
         and all(len(row) == width for row in domains.hand)
         and all(deviation > 0 for deviation in stored.deviations)
+        and _vocabulary_fits(domains)
     )
     if not sizes_fit or not all(_trees_fit(gain.trees, width) for gain in stored.gains) or not _finite(stored):
         raise WeightsError(f"{path}: the weights are damaged: sizes or numbers that cannot be")
 
 
+def _vocabulary_fits(domains: StoredDomains) -> bool:
+    count, rest = divmod(len(domains.places), PLACE_BYTES)
+    if rest or count > MOST_WORDS or len(domains.rows) != count * len(domains.names):
+        return False
+    places = places_of(domains)
+    rising = not count or bool((places[1:] > places[:-1]).all() and places[-1] < PLACES)
+    return rising and len(domains.row_scales) == (len(domains.names) if count else 0)
+
+
 def _finite(stored: Stored) -> bool:
-    numbers = [*stored.means, *stored.deviations, *stored.domains.scales, *stored.domains.biases]
-    for row in stored.domains.hand:
+    domains = stored.domains
+    numbers = [*stored.means, *stored.deviations, *domains.scales, *domains.biases, *domains.row_scales]
+    for row in domains.hand:
         numbers += row
     for gain in stored.gains:
         numbers += [gain.base, gain.scale, *gain.hand, *gain.cuts, *gain.trees.threshold, *gain.trees.value]
@@ -172,6 +194,11 @@ def _trees_fit(trees: Trees, width: int) -> bool:
                 return False
             leaves[node] = min(leaves[left] + leaves[right], MOST_LEAVES + 1)  # nodes that are shared would make millions
     return all(leaves[root] <= MOST_LEAVES for root in trees.roots)
+
+
+def places_of(domains: StoredDomains) -> NDArray[np.uint32]:
+    """The places of the words of a vocabulary."""
+    return np.frombuffer(domains.places, "<u4").astype(np.uint32)
 
 
 def signed(table: bytes) -> NDArray[np.int8]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -19,6 +20,8 @@ from router.complexity import lexicon
 
 BUCKETS = 1 << 16
 """Places in the hashed tables. Four times as many add less than 0.003 APGR (MMLU by folds), and weigh four times as much."""
+PLACES = 1 << 20
+"""Places of words alone, for what is known of single words: of two words not one pair in a million shares one."""
 MAX_WORD = 24
 """Bytes of a word that are hashed: a million letters without a space are one word, and cost as one."""
 SHORT_BYTES = 400
@@ -28,6 +31,7 @@ _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9]
 _PAIRS = np.uint16(40503)
 """Odd, near `BUCKETS` times the golden ratio (Knuth, 6.4): a pair is the first word's place times this, and the second's."""
 _SHIFT = np.uint64(64 - BUCKETS.bit_length() + 1)
+_PLACE_SHIFT = np.uint64(64 - PLACES.bit_length() + 1)
 _MASKS = np.array(
     [[(1 << 8 * min(8, max(0, length - 8 * part))) - 1 for part in range(_PARTS)] for length in range(MAX_WORD + 1)], np.uint64
 )
@@ -38,12 +42,14 @@ _PADDED = b"%%-%db" % MAX_WORD
 _SPACE_TO_ZERO = bytes.maketrans(b" ", b"\0")
 _SHORTER = {size: bytes(range(size)) for size in (8, 12)}
 _Hashes = NDArray[np.uint64]
+_Number = TypeVar("_Number", np.uint16, np.uint64)
 
 
 class Words(msgspec.Struct, frozen=True, gc=False):
     """What is counted of a text's words. `letters` is the sum of their lengths in bytes; long ones have 8 bytes, very long ones
     12; a number begins with a digit, a year is one of four bytes from 1000 to 2999. `lists` counts the words of each list of
-    the lexicon; `buckets` are the distinct places of hashed words and pairs.
+    the lexicon; `buckets` are the distinct places of hashed words and pairs among `BUCKETS`, `places` those of words alone
+    among `PLACES`, in order, 8 bytes each.
     """
 
     count: int
@@ -58,6 +64,7 @@ class Words(msgspec.Struct, frozen=True, gc=False):
     years: int
     lists: list[int]
     buckets: array[int]
+    places: bytes
 
 
 def hash_parts(parts: _Hashes) -> _Hashes:
@@ -95,7 +102,7 @@ def _lexicon_tables() -> _Tables:
 
 _KEYS, _CLASSES, _MEMBERS, _FIELDS = _lexicon_tables()
 _NO_LISTS = [0] * len(lexicon.NAMES)
-_NOTHING = Words(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, _NO_LISTS, array("H"))
+_NOTHING = Words(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, _NO_LISTS, array("H"), b"")
 
 
 def read_words(cut: bytes, digits: bool) -> Words:
@@ -129,7 +136,8 @@ def read_few(cut: bytes, digits: bool) -> Words:
         len(set(heads)),
         *_of_numbers([heads[at][0] for at in numbers], [heads[at] for at in numbers], [lengths[at] for at in numbers]),
         array("H", lists.to_bytes(2 * len(_NO_LISTS), sys.byteorder)).tolist(),
-        array("H", _places(hashes).tobytes()),
+        array("H", _buckets(hashes).tobytes()),
+        _places(np.sort(hashes)),
     )
 
 
@@ -178,7 +186,8 @@ def read_many(cut: bytes, digits: bool) -> Words:
         1 + int(np.count_nonzero(ordered[1:] != ordered[:-1])),
         *numbers,
         _count_lists(ordered),
-        array("H", _places(hashes).tobytes()),
+        array("H", _buckets(hashes).tobytes()),
+        _places(ordered),
     )
 
 
@@ -190,7 +199,7 @@ def _count_lists(ordered: _Hashes) -> list[int]:
     return found
 
 
-def _places(hashes: _Hashes) -> NDArray[np.uint16]:
+def _buckets(hashes: _Hashes) -> NDArray[np.uint16]:
     """Places of words and of pairs that follow each other, each once."""
     count = len(hashes)
     places = np.empty(2 * count - 1, np.uint16)
@@ -198,7 +207,17 @@ def _places(hashes: _Hashes) -> NDArray[np.uint16]:
     np.multiply(places[: count - 1], _PAIRS, out=places[count:])
     places[count:] += places[1:count]
     places.sort(kind="stable")  # by radix, which is four times as fast here
-    kept = np.empty(len(places), np.bool_)
+    return _once(places)
+
+
+def _places(ordered: _Hashes) -> bytes:
+    """Places of words alone, each once, as 64-bit numbers: what numpy looks things up by."""
+    return _once(ordered >> _PLACE_SHIFT).tobytes()
+
+
+def _once(ordered: NDArray[_Number]) -> NDArray[_Number]:
+    """Numbers in order, each once."""
+    kept = np.empty(len(ordered), np.bool_)
     kept[0] = True
-    np.not_equal(places[1:], places[:-1], out=kept[1:])
-    return places[kept]
+    np.not_equal(ordered[1:], ordered[:-1], out=kept[1:])
+    return ordered[kept]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import zlib
 from array import array
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -165,6 +168,46 @@ def test_weights_of_another_feature_pass_or_with_impossible_numbers_are_refused(
     ):
         with pytest.raises(WeightsError, match="damaged"):
             read_weights_of(tmp_path, pack_weights(replace(stored, gains=[wrong])))
+
+
+def test_a_damaged_vocabulary_is_refused(tmp_path):
+    from msgspec.structs import replace
+
+    stored = read_weights(DEFAULT)
+    domains = stored.domains
+    count, width = len(domains.places) // 4, len(domains.names)
+    assert count > 10_000 and len(domains.rows) == count * width
+    for wrong in (
+        replace(domains, places=domains.places[:-1]),
+        replace(domains, places=domains.places[:-4]),
+        replace(domains, places=domains.places[4:8] + domains.places[:4] + domains.places[8:]),
+        replace(domains, places=domains.places[:4] + domains.places[:4] + domains.places[8:]),
+        replace(domains, places=domains.places[:-4] + (1 << 20).to_bytes(4, "little")),
+        replace(domains, rows=domains.rows[width:]),
+        replace(domains, row_scales=domains.row_scales[1:]),
+        replace(domains, row_scales=[]),
+        replace(domains, row_scales=[math.inf] * width),
+        replace(domains, places=b"", rows=b""),
+        replace(domains, places=np.arange(70_000, dtype="<u4").tobytes(), rows=bytes(70_000 * width)),
+    ):
+        with pytest.raises(WeightsError, match="damaged"):
+            read_weights_of(tmp_path, pack_weights(replace(stored, domains=wrong)))
+
+
+def test_weights_from_before_there_was_a_vocabulary_are_read_and_their_head_is_as_it_was(tmp_path):
+    from msgspec.structs import replace
+
+    stored = read_weights(DEFAULT)
+    fields = msgspec.to_builtins(stored, builtin_types=(bytes,))
+    for name in ("places", "rows", "row_scales"):
+        del fields["domains"][name]
+    body = zlib.compress(msgspec.msgpack.encode(fields))
+    older = read_weights_of(tmp_path, b"TGCW\x03\x00" + hashlib.sha256(body).digest() + body)
+    assert older == replace(stored, domains=replace(stored.domains, places=b"", rows=b"", row_scales=[]))
+    features = read_features("Which court hears an appeal?")
+    with_words, without = read_gains(MODEL, features), read_gains(compile_model(older), features)
+    assert without.gains == with_words.gains and without.logits != with_words.logits
+    assert without.logits == read_gains(MODEL, replace(features, places=b"")).logits
 
 
 def test_the_joined_tables_are_the_tables():

@@ -16,11 +16,18 @@ from router.complexity.compile import load_model
 from router.complexity.features import _MARKS, _USUAL_CHARS, HEAD_CHARS, NAMES, TAIL_CHARS, read_features
 from router.complexity.model import read_gains
 from router.complexity.peel import _LABEL_CHARS, MAX_CHARS, peel_text
-from router.complexity.weights import DEFAULT, Trees, read_weights
-from router.complexity.words import BUCKETS, MAX_WORD, SHORT_BYTES, read_few, read_many, read_words
+from router.complexity.weights import DEFAULT, Trees, places_of, read_weights, signed
+from router.complexity.words import BUCKETS, MAX_WORD, PLACES, SHORT_BYTES, read_few, read_many, read_words
 
 MODEL = load_model(DEFAULT)
 STORED = read_weights(DEFAULT)
+DOMAIN_ROWS = dict(
+    zip(
+        places_of(STORED.domains).tolist(),
+        signed(STORED.domains.rows).reshape(-1, len(STORED.domains.names)).tolist(),
+        strict=True,
+    )
+)
 LISTS = {name: set(words.encode().split()) for name, words in lexicon.LISTS.items()}
 LABELS = (
     "### Question:",
@@ -148,6 +155,18 @@ def plain_gain(values, buckets, gain):
     return gain.base + hand + wording + sum(leaf_of(gain.trees, root, values) for root in gain.trees.roots)
 
 
+def plain_logit(values, buckets, places, at):
+    """A domain's logit as the file's format says, word by word."""
+    domains = STORED.domains
+    known = [DOMAIN_ROWS[place] for place in places if place in DOMAIN_ROWS]
+    words = sum(row[at] for row in known) * domains.row_scales[at] / math.sqrt(len(known)) if known else 0.0
+    wording = plain_worded(domains.tables[at * BUCKETS : (at + 1) * BUCKETS], domains.scales[at], buckets)
+    standard = [
+        (value - mean) / deviation for value, mean, deviation in zip(values, STORED.means, STORED.deviations, strict=True)
+    ]
+    return domains.biases[at] + words + wording + sum(w * value for w, value in zip(domains.hand[at], standard, strict=True))
+
+
 def leaf_of(trees: Trees, node, values):
     while trees.feature[node] >= 0:
         node = trees.left[node] if values[trees.feature[node]] <= trees.threshold[node] else trees.right[node]
@@ -162,6 +181,10 @@ def check(text):
     assert set(features.buckets) == plain_buckets(words) and len(set(features.buckets)) == len(features.buckets)
     for gain, stored in zip(read_gains(MODEL, features).gains, STORED.gains, strict=True):
         assert gain == pytest.approx(plain_gain(features.values, set(features.buckets), stored), abs=1e-9)
+    places = {plain_hash(word) * PLACES >> 64 for word in words}
+    assert list(memoryview(features.places).cast("Q")) == sorted(places)
+    for at, logit in enumerate(read_gains(MODEL, features).logits):
+        assert logit == pytest.approx(plain_logit(features.values, set(features.buckets), places, at), abs=1e-6)
     assert read_gains(MODEL, features, 1).gains == read_gains(MODEL, features).gains[1:]
 
 

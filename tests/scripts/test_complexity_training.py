@@ -14,6 +14,7 @@ pytest.importorskip("sklearn")
 CHECKOUT = Path(__file__).resolve().parents[2]
 VOCABULARY = """court plaintiff cell enzyme price market prime integer force energy who won the cup in 1987 of x y"""
 WORDS = VOCABULARY.split()
+NEAR_LAW = ["attorney", "lawsuit", "judge"]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,39 @@ def test_the_router_scores_what_training_fitted(tools):
     model = compile_model(Stored(features_digest(), means.tolist(), deviations.tolist(), [head], nothing))
     live = [read_gains(model, read_features(prompt)).gains[0] for prompt in two.prompts]
     assert np.allclose(live, parts.predict(two.hand, two.words), atol=1e-9) and np.std(live) > 1e-3
+
+
+def test_a_word_no_training_text_had_is_placed_by_what_it_means(tools):
+    build, data, _, _ = tools
+    from router.complexity.features import read_features
+    from router.complexity.model import compile_model, read_gains
+    from router.complexity.weights import Stored, features_digest
+
+    one = outcomes(data, "one", 400)
+    subjects = np.array(["law" if {"court", "plaintiff"} & set(p[:-1].split()) else "biology" for p in one.prompts])
+    means, deviations = one.hand.mean(0), one.hand.std(0) + 1e-6
+    head = build.build_domains([replace(one, subjects=subjects)], means, deviations)
+    model = compile_model(Stored(features_digest(), means.tolist(), deviations.tolist(), [], head))
+    logits = {word: dict(zip(head.names, read_gains(model, read_features(word)).logits, strict=True)) for word in NEAR_LAW}
+    bare = dict(zip(head.names, read_gains(model, read_features("zzyzx")).logits, strict=True))
+    assert not set(NEAR_LAW) & set(" ".join(one.prompts).split())
+    assert all(found["law"] - found["science"] > bare["law"] - bare["science"] + 0.1 for found in logits.values()), logits
+
+
+def test_vectors_are_made_small_and_come_back_as_they_were(tools, tmp_path):
+    from _complexity.vectors import WIDTH, load_vectors, make_vectors, topics_of, write_vectors
+
+    dice = np.random.default_rng(1)
+    words = [a + b + c for a in "abcdefgh" for b in "aeiou" for c in "lmnrst"] + [".", "3", "été", "x" * 30]
+    made = make_vectors(words, dice.normal(size=(len(words), 100)))
+    write_vectors(made, tmp_path / "v.npz")
+    kept = load_vectors(tmp_path / "v.npz")
+    assert kept.words == made.words and set(kept.words) == {
+        word for word in words if word.isascii() and word.isalpha() and len(word) < 9
+    }
+    assert np.array_equal(kept.numbers, made.numbers) and kept.floats.shape == (len(kept.words), WIDTH)
+    found = topics_of([f"{words[3]} {words[3]} ? {words[7]}", "nothing"], kept)
+    assert np.allclose(found[0], (kept.floats[3] + kept.floats[7]) / 2**0.5, atol=1e-6) and not found[1].any()
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,11 @@ _CODE = (
     "router/complexity/features.py",
     "router/complexity/words.py",
     "router/complexity/lexicon.py",
+    "router/complexity/vocabulary.py",
     "scripts/train/_complexity/data.py",
     "scripts/train/_complexity/domains.py",
     "scripts/train/_complexity/fit.py",
+    "scripts/train/_complexity/vectors.py",
 )
 
 

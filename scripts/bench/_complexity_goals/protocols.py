@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from _complexity.data import Outcomes, without_questions
 from _complexity.domains import MEASURED, fit_domains, labels_of
 from _complexity.fit import fit_gain, steady_target, with_length
+from _complexity.vectors import load_vectors, topics_of
 from sklearn.linear_model import Ridge
 from tidegate.curves import Interval, apgr, apgr_interval, cpt
 
@@ -124,8 +125,10 @@ def domain_scores(sources: list[Outcomes], test: Outcomes) -> dict[str, tuple[fl
     hand, words = np.vstack([p.hand for p in train]), sp.vstack([p.words for p in train]).tocsr()
     means, deviations = hand.mean(0), hand.std(0) + 1e-6
     known = labels >= 0
-    fit = fit_domains(((hand - means) / deviations)[known], words[known], labels[known], len(MEASURED))
-    guess = fit.logits((test.hand - means) / deviations, test.words).argmax(1)
+    vectors = load_vectors()
+    topics = topics_of([prompt for source in train for prompt in source.prompts], vectors)
+    fit = fit_domains(((hand - means) / deviations)[known], words[known], topics[known], labels[known], len(MEASURED))
+    guess = fit.logits((test.hand - means) / deviations, test.words, topics_of(test.prompts, vectors)).argmax(1)
     truth = labels_of(test)
     found = {}
     for place, name in enumerate(MEASURED):

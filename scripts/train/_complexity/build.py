@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from _complexity.data import Outcomes, find_data, load_own, load_parquet
-from _complexity.domains import DOMAINS, fit_domains, labels_of, measured_words, written_examples
+from _complexity.data import Outcomes, find_data, load_own, load_parquet, measure
+from _complexity.domains import DOMAINS, fit_domains, labels_of, written_examples
 from _complexity.fit import Parts, export_trees, fit_gain, quantise, steady_target, with_length
+from _complexity.vectors import load_vectors, places_of, topics_of
 from router.complexity.weights import Stored, StoredDomains, StoredGain, features_digest, pack_weights
 
 
@@ -71,19 +72,27 @@ def build_own(path: Path, name: str, prior: Stored) -> Stored:
 def build_domains(sets: list[Outcomes], means: np.ndarray, deviations: np.ndarray) -> StoredDomains:
     """The domain head over all benchmarks and the written examples."""
     texts, written = written_examples()
-    extra_hand, extra_words = measured_words(texts)
+    extra_hand, extra_words = measure(texts)
+    vectors = load_vectors()
+    topics = topics_of([*(prompt for data in sets for prompt in data.prompts), *texts], vectors)
     labels = np.concatenate([*(labels_of(data) for data in sets), written])
     hand = (np.vstack([*(data.hand for data in sets), extra_hand]) - means) / deviations
     words = sp.vstack([*(data.words for data in sets), extra_words]).tocsr()
     known = labels >= 0
-    fit = fit_domains(hand[known], words[known], labels[known], len(DOMAINS))
-    packed = [quantise(fit.table[:, place]) for place in range(len(DOMAINS))]
+    fit = fit_domains(hand[known], words[known], topics[known], labels[known], len(DOMAINS))
+    packed = [quantise(column) for column in fit.table.T]
+    places = places_of(vectors)
+    order = np.argsort(places)
+    rows = [quantise(column) for column in (vectors.floats @ fit.axes)[order].T]
     return StoredDomains(
         list(DOMAINS),
         [scale for _, scale in packed],
         fit.biases.tolist(),
         b"".join(table.tobytes() for table, _ in packed),
         [np.where(np.abs(row) > 0.02, row, 0.0).tolist() for row in fit.hand.T],
+        places[order].astype("<u4").tobytes(),
+        np.stack([row for row, _ in rows], 1).tobytes(),
+        [scale for _, scale in rows],
     )
 
 

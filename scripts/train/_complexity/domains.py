@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from sklearn.linear_model import Ridge
 
-from _complexity.data import Outcomes, measure
+from _complexity.data import Outcomes
 from router.complexity.features import NAMES
 
 DOMAINS = ("code", "maths", "law", "medicine", "science", "business", "general", "translation", "extraction", "chat")
@@ -121,15 +121,16 @@ _RELATIVES = ["sister", "brother", "mother", "father", "friend", "colleague", "d
 
 @dataclass(frozen=True)
 class DomainFit:
-    """Logits = bias + standardised hand @ hand + words @ table, one column per domain."""
+    """Logits = bias + standardised hand @ hand + words @ table + topics @ axes, one column per domain."""
 
     table: np.ndarray
     hand: np.ndarray
+    axes: np.ndarray
     biases: np.ndarray
 
-    def logits(self, standard: np.ndarray, words: sp.csr_matrix) -> np.ndarray:
+    def logits(self, standard: np.ndarray, words: sp.csr_matrix, topics: np.ndarray) -> np.ndarray:
         """Logits of many rows."""
-        found: np.ndarray = self.biases + standard @ self.hand + words @ self.table
+        found: np.ndarray = self.biases + standard @ self.hand + words @ self.table + topics @ self.axes
         return found
 
 
@@ -158,17 +159,20 @@ def written_examples(count: int = 240) -> tuple[list[str], np.ndarray]:
     return texts, np.array(labels)
 
 
-def fit_domains(hand: np.ndarray, words: sp.csr_matrix, labels: np.ndarray, count: int, penalty: float = 1.0) -> DomainFit:
+def fit_domains(
+    hand: np.ndarray, words: sp.csr_matrix, topics: np.ndarray, labels: np.ndarray, count: int, penalty: float = 1.0
+) -> DomainFit:
     """One-against-the-rest ridge, rows weighted against the imbalance of classes, logits sharpened to be probabilities.
 
     Args:
         hand: standardised features.
         words: hashed words.
+        topics: see `topics_of`.
         labels: class of each row, 0..count-1.
         count: number of classes.
         penalty: ridge penalty.
     """
-    dense = np.clip(hand, -4, 4) * TOPICAL * 0.15
+    dense = np.hstack([np.clip(hand, -4, 4) * TOPICAL * _HAND, topics * _TOPICS])
     rarity = _rarity(words)
     both = sp.hstack([words.multiply(rarity).tocsr(), sp.csr_matrix(dense)]).tocsr()
     frequency = np.bincount(labels, minlength=count) / len(labels)
@@ -177,8 +181,8 @@ def fit_domains(hand: np.ndarray, words: sp.csr_matrix, labels: np.ndarray, coun
     middle = np.average(aims, axis=0, weights=weights)
     model = Ridge(alpha=penalty, solver="sparse_cg", tol=1e-3, fit_intercept=False)
     found = model.fit(both, aims - middle, sample_weight=weights).coef_.T
-    buckets = words.shape[1]
-    return DomainFit(SHARPNESS * rarity[:, None] * found[:buckets], SHARPNESS * 0.15 * found[buckets:], SHARPNESS * middle)
+    table, weights_of_hand, axes = np.split(SHARPNESS * found, [words.shape[1], words.shape[1] + hand.shape[1]])
+    return DomainFit(rarity[:, None] * table, _HAND * weights_of_hand, _TOPICS * axes, SHARPNESS * middle)
 
 
 def _rarity(words: sp.csr_matrix) -> np.ndarray:
@@ -192,10 +196,7 @@ _FORM = """negation wh why_how compute condition quantity number_word fraction t
 _FORM_NAMES = frozenset(f"words_{name}" for name in _FORM.split())
 TOPICAL = np.array([name.startswith("words_") and name not in _FORM_NAMES for name in NAMES], float)
 """What a domain may be told by: words of its trade. Digits, signs and the form of a question are of a benchmark."""
+_HAND, _TOPICS = 0.15, 0.5**0.5
+"""What the parts are multiplied by before a fit that punishes large weights of all alike."""
 SHARPNESS = 8.0
 """Ridge scores lie between 0 and 1; times this they are logits whose softmax is about right on unseen questions."""
-
-
-def measured_words(texts: list[str]) -> tuple[np.ndarray, sp.csr_matrix]:
-    """Features of written examples."""
-    return measure(texts)
