@@ -30,6 +30,7 @@ from router.residency.media import refuse_media
 from router.residency.resolve import read_tags, resolve_label
 from router.serving import Serving
 from router.state import RouterState
+from router.wire.bodies import Bodies, crowded
 from router.wire.direct import DirectRequest
 from router.wire.errors import ApiError
 from router.wire.json_body import parse_object
@@ -70,6 +71,11 @@ class ModelHandler:
     def max_body_bytes(self) -> int:
         """The configured limit."""
         return self._state.config.max_body_bytes
+
+    @property
+    def bodies(self) -> Bodies:
+        """The router's."""
+        return self._state.bodies
 
     def open(self, request: DirectRequest) -> None:
         """Refuse what the headers alone condemn: nobody without a key gets us to keep a body."""
@@ -172,6 +178,8 @@ class ModelHandler:
 
     def _admit(self, request: DirectRequest, opened: _Opened) -> AdmittedRequest:
         state = self._state
+        if request.crowded:
+            raise crowded()
         if request.too_large:
             raise too_large(request.limit)
         body, path, headers = request.take_body(), request.path, request.headers

@@ -55,6 +55,7 @@ from router.response_cache.book import open_cache
 from router.response_cache.rule import place_of_cache
 from router.waiting import WaitingRoom
 from router.waiting_metrics import WaitingCollector
+from router.wire.bodies import Bodies
 from router.wire.pool import Pool
 from router.wire.retry_budget import RetryBudget
 from router.wire.tls import TlsContexts
@@ -121,6 +122,8 @@ class RouterState:
         self.tokens = None if config.jwt is None else TokenVerifier(config.jwt, policy, home())
         self.prices = PriceList(config)
         self.receipts = ReceiptBook()
+        self.bodies = Bodies(config.max_held_bytes)
+        """Of large requests, over all connections."""
         self.audit: AuditLog | None = None
         """Records decisions and receipts; None where it is switched off, and nothing may be sent outside then."""
         self.capture: Capture | None = None

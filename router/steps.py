@@ -24,6 +24,7 @@ from router.residency.classify.rule import distinct_evidence, needed
 from router.residency.label import Label
 from router.serving import Serving
 from router.state import RouterState
+from router.wire.bodies import Bodies
 from router.wire.direct import ClientListener, DirectRequest
 from router.wire.errors import ApiError
 from router.wire.json_body import encode_object
@@ -92,6 +93,7 @@ class _Captive:
 
 class _NoHandler:
     max_body_bytes = 0
+    bodies = Bodies(0)
 
     def open(self, request: DirectRequest) -> None:
         """Never called: nothing arrives on a captive connection."""

@@ -91,6 +91,8 @@ def check_references(config: Config) -> None:
             known("duty", duty, duties, "capture.duties")
         if not config.audit.enabled:
             raise ValueError("capture: payloads are found through the audit log, and `audit.enabled` is false")
+    if max(config.max_body_bytes, config.max_audio_bytes or 0) > config.max_held_bytes:
+        raise ValueError("max_held_bytes: it is below what one request may hold (`max_body_bytes`, `max_audio_bytes`)")
     for i, key in enumerate(config.keys):
         if (key.max_body_bytes or 0) > config.max_body_bytes:
             raise ValueError(f"keys[{i}].max_body_bytes: it is above the top-level `max_body_bytes`, {config.max_body_bytes}")

@@ -242,6 +242,8 @@ class Config(Strict):
     max_body_bytes: int = Field(default=8 * 1024 * 1024, ge=1024)
     max_audio_bytes: int | None = Field(default=None, ge=1024)
     """The same for `/v1/audio/transcriptions`. Default: `max_body_bytes`, and no less than vLLM's 25 MiB of sound."""
+    max_held_bytes: int = Field(default=2 * 1024**3, ge=1024)
+    """How many bytes of large bodies a router holds at a time, over all connections, until their requests are answered."""
 
     @field_validator("zones", "duties")
     @classmethod

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from router.wire.bodies import Bodies
+
 if TYPE_CHECKING:
     from router.wire.http_server import RelayProtocol
 
@@ -37,11 +39,15 @@ class DirectHandler(Protocol):
     def max_body_bytes(self) -> int:
         """A longer body is not kept."""
 
+    @property
+    def bodies(self) -> Bodies:
+        """Counts the bytes of large bodies over all requests."""
+
     def open(self, request: DirectRequest) -> None:
         """The head is whole. What can be refused without the body is refused here, by `request.answer`."""
 
     def run(self, request: DirectRequest) -> None:
-        """The body is whole, or longer than it may be (`request.too_large`)."""
+        """The body is whole, or longer than it may be (`request.too_large`), or there are too many (`request.crowded`)."""
 
 
 class _Unwatched:
@@ -59,15 +65,18 @@ class DirectRequest:
         path: the decoded path, without the query.
         headers: names in lower case.
         limit: bytes of the body that are kept.
+        crowded: True when the body was thrown away because the router holds too many bytes of others.
         context: what the handler keeps between `open` and `run`.
     """
 
     __slots__ = (
         "__weakref__",
         "_body",
+        "_counted",
         "_protocol",
         "_size",
         "context",
+        "crowded",
         "disconnected",
         "handler",
         "headers",
@@ -112,6 +121,8 @@ class DirectRequest:
         self.limit = handler.max_body_bytes
         self._body: bytes | bytearray = b""
         self._size = 0
+        self._counted = 0
+        self.crowded = False
         self.more_body = True
         self.opened = False
         self.disconnected = False
@@ -137,12 +148,30 @@ class DirectRequest:
         self._size += len(piece)
         if self.response_complete or self._size > self.limit:
             self._body = b""
+            self.let_go()
         elif not self._body:
             self._body = piece
-        elif isinstance(self._body, bytearray):
+        else:
+            self._keep(piece)
+
+    def _keep(self, piece: bytes) -> None:
+        """A further piece: from now on the body counts among all that the router holds."""
+        if self._counted:
+            more = len(piece)
+        else:
+            self._body, more = bytearray(self._body), self._size
+        if self.handler.bodies.take(more):
+            self._counted += more
             self._body += piece
         else:
-            self._body = bytearray(self._body + piece)
+            self.crowded, self.limit, self._body = True, 0, b""
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Answered, or given up: the body counts no longer."""
+        if self._counted:
+            self.handler.bodies.give_back(self._counted)
+            self._counted = 0
 
     def complete(self) -> None:
         """The body is whole."""
@@ -213,6 +242,8 @@ class DirectRequest:
         protocol = self._protocol
         protocol.listener = None
         self.response_complete = True
+        if self._counted:
+            self.let_go()
         if not self.keep_alive:
             self.transport.close()
         protocol.on_response_complete()
@@ -224,6 +255,7 @@ class DirectRequest:
         """
         self._protocol.listener = None
         self.response_complete = True
+        self.let_go()
         self.keep_alive = False
         if self.speaks_chunked:
             self.transport.close()

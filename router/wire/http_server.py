@@ -86,6 +86,9 @@ class RelayProtocol(HttpToolsProtocol):
         """As uvicorn does, and tell the listener at once."""
         listener, self.listener = self.listener, None
         super().connection_lost(exc)
+        for cycle in (self.cycle, *(waiting for waiting, _ in self.pipeline)):
+            if isinstance(cycle, DirectRequest):
+                cycle.let_go()
         if self._source is not None and self._sources is not None:
             self._sources.leave(self._source)
         if listener is not None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from router.identity.priority import CLASSES
+from router.wire.bodies import Bodies, crowded
 from router.wire.client_head import HeaderBlock
 from router.wire.errors import ApiError, invalid_request
 
@@ -94,25 +95,32 @@ def check_announced(headers: Headers, limit: int) -> None:
         raise too_large(limit)
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def read_body(scope: Scope, receive: Receive, limit: int, bodies: Bodies) -> bytes:
     """The whole request body, on a path that goes through ASGI.
 
     Raises:
-        ApiError: as `check_announced`; 413 also when it turns out to be larger than `limit` bytes.
+        ApiError: as `check_announced`; 413 also when it turns out to be larger than `limit` bytes, 503 when there is no room
+            for it beside the bodies of others.
         ClientLeft: the client went away.
     """
     check_announced(scope["headers"], limit)
     parts: list[bytes] = []
     size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientLeft
-        more = message.get("more_body", False)
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise too_large(limit)
+    try:
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            more = message.get("more_body", False)
+            part = message.get("body", b"")
+            if size + len(part) > limit:
+                raise too_large(limit)
+            if not bodies.take(len(part)):
+                raise crowded()
+            parts.append(part)
+            size += len(part)
+    finally:
+        bodies.give_back(size)
     return b"".join(parts)
 
 

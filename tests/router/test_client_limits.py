@@ -150,6 +150,46 @@ async def test_a_key_may_have_a_smaller_bound_on_bodies_than_everybody():
         assert explained.status_code == 200
 
 
+ROOM = {"max_body_bytes": 800_000, "max_held_bytes": 1_000_000}
+LARGE = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello" + " " * 600_000}]}).encode()
+"""More than comes in one read."""
+
+
+async def test_large_bodies_of_all_clients_together_are_bounded():
+    async with open_front_door({"a": "eu"}, **ROOM) as door:
+        held, whole = door.state.bodies, head(length=len(LARGE)) + LARGE
+        slow, next_one = await connect(door.port), await connect(door.port)
+        slow.writer.write(whole[:-1])
+        while held.held < len(LARGE) - 1:
+            await asyncio.sleep(0)
+        refused, error = await next_one.ask(whole)
+        assert refused.startswith(b"HTTP/1.1 503") and b"retry-after: 2" in refused.lower()
+        assert json.loads(error)["error"]["code"] == "overloaded" and b"hello" not in error
+        assert held.held == len(LARGE) - 1  # what was refused does not count
+        assert (await slow.ask(LARGE[-1:]))[0].startswith(b"HTTP/1.1 200") and held.held == 0
+        found, _ = await next_one.ask(whole)  # the connection lives, and now there is room
+        assert found.startswith(b"HTTP/1.1 200") and held.held == 0
+        for client in (slow, next_one):
+            client.writer.close()
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/tidegate/v1/explain"])
+async def test_a_body_that_is_given_up_counts_no_longer(path):
+    async with open_front_door({"a": "eu"}, **ROOM) as door:
+        client = await connect(door.port)
+        client.writer.write((head(length=len(LARGE)).replace(b"/v1/chat/completions", path) + LARGE)[:-1])
+        while not door.state.bodies.held:
+            await asyncio.sleep(0)
+        client.writer.close()
+        while door.state.bodies.held:
+            await asyncio.sleep(0)
+
+
+def test_one_request_must_fit_into_what_all_may_hold():
+    with pytest.raises(ConfigError, match="max_held_bytes: it is below"):
+        make_config(max_body_bytes=4096, max_held_bytes=2048)
+
+
 def test_a_keys_bound_cannot_be_above_everybodys():
     with pytest.raises(ConfigError, match="above the top-level"):
         make_config(keys=[{"id": "k", "sha256": digest(KEY), "max_body_bytes": 2048}], max_body_bytes=1024)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from router.wire.bodies import Bodies
 from router.wire.direct import DirectRequest
 from router.wire.http_server import RelayProtocol
 from router.wire.known_head import KnownHead
@@ -20,6 +21,7 @@ class Recorder:
     """A handler that notes what it was given, and answers."""
 
     max_body_bytes = 100
+    bodies = Bodies(1000)
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
