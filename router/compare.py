@@ -15,6 +15,10 @@ from router.screen import Admitted, Group, Shortlist
 
 FEW = 5
 """Targets that are all worth a forecast; of more, the most promising ones."""
+LONG = 8192
+"""Prompt tokens to compute from which all targets are compared. So much goes where as much is computed already, and delays as
+few answers as can be: the best of a part is not that place, and among 64 targets with documents among chats, in overload, one
+answer in twenty missed its pace for it. The comparison takes a thousandth of the prefill's time."""
 
 
 def worth_a_look(group: Group, view: View, ask: Ask, now: float, same_rank: bool) -> Iterable[Admitted]:
@@ -42,14 +46,15 @@ def worth_a_look(group: Group, view: View, ask: Ask, now: float, same_rank: bool
 def groups_for(facts: Facts, found: Shortlist, cached: Mapping[int, int]) -> Iterator[Group]:
     """What to compare; the next one only while nothing of the one before serves the request in time.
 
-    Of very many targets first one part, drawn by the request's id, with those that hold most of its prompt; then all of them.
+    Of very many targets first one part, drawn by the request's id, with those that hold most of its prompt; then all of them,
+    and at once for a long prompt.
 
     Args:
         facts: of the request.
         found: what screening left.
         cached: leading prompt tokens held, by membership index.
     """
-    if found.groups:
+    if found.groups and facts.prompt_tokens - max(cached.values(), default=0) < LONG:
         part = found.groups[zlib.crc32(facts.request_id.encode("utf-8", "surrogatepass")) % len(found.groups)]
         holders = sorted(cached, key=cached.__getitem__, reverse=True)[:FEW]
         others = [index for index in holders if index not in part.places and index in found.whole.places]

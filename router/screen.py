@@ -19,9 +19,9 @@ from router.residency.label import Label, admits
 MEMO_LIMIT = 1024
 """Kinds of requests remembered per membership: a client can vary a label or a model name, but not without bound."""
 
-GROUP = 32
-"""Targets that a request compares at most while one of them serves it in time. The best of 32 is nearly as good as the best of
-all (Mitzenmacher, "The Power of Two Choices", 2001), and the cost of a decision stays what it is at 32."""
+GROUP = 16
+"""Targets that a short prompt compares at most while one of them serves it in time. The best of 16 is nearly as good as the best
+of all (Mitzenmacher, "The Power of Two Choices", 2001), and the cost of a decision stays what it is at 16."""
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from router.compare import LONG
 from router.decide import decide
 from router.placement.predict import DEFAULT_OUTPUT_TOKENS, ask_of, forecast
 from router.placement.targets import Kind, Load
@@ -51,7 +52,7 @@ def test_the_choice_is_the_best_of_its_part_and_good_among_all(data):
     chosen = decide(facts, POLICY, make_view(*zip(MANY, loads, strict=True)), NOW).chosen
     assert chosen == decide(facts, POLICY, make_view(*zip(MANY, loads, strict=True)), NOW).chosen
     by_cost = sorted(cost(target, load, facts) for target, load in zip(MANY, loads, strict=True))
-    # A part is a tenth of them: the best of it is among the better ones of all, unless nothing in it serves in time.
+    # A part is a nineteenth of them: the best of it is among the better ones of all, unless nothing in it serves in time.
     assert cost(chosen.target, loads[chosen.index], facts) <= by_cost[len(MANY) - len(MANY) // 10]
 
 
@@ -59,8 +60,22 @@ def test_requests_draw_all_parts_so_no_target_is_forgotten():
     view = make_view(*((target, Load()) for target in MANY))
     chosen = {decide(make_facts(POLICY, request_id=f"req-{i}"), POLICY, view, NOW).chosen.target.id for i in range(200)}
     groups = shortlist(make_facts(POLICY), POLICY, view.membership, NOW).groups
-    assert len(chosen) == len(groups) == 10
+    assert len(chosen) == len(groups) == 19
     assert sorted(entry.index for group in groups for entry in group.entries) == list(range(len(MANY)))
+
+
+@pytest.mark.parametrize("number", [0, 17, 123, 299])
+def test_a_long_prompt_goes_to_the_best_target_of_all(number):
+    view = make_view(*((target, Load() if i == number else BUSY) for i, target in enumerate(MANY)))
+
+    def places(view, tokens):
+        asked = (make_facts(POLICY, request_id=f"req-{i}", prompt_tokens=tokens, prompt_bytes=4 * tokens) for i in range(60))
+        return {decide(facts, POLICY, view, NOW).chosen.index for facts in asked}
+
+    assert places(view, LONG) == {number}
+    assert len(places(view, LONG - 1)) > 1
+    held = replace(view, cached={5: LONG // 2})
+    assert len(places(held, LONG + LONG // 2 - 1)) > 1  # what is cached has not to be computed
 
 
 def test_few_targets_are_all_compared():
