@@ -37,6 +37,7 @@ def demand_on(state: RouterState, incarnations: Iterable[str], models: frozenset
         models: the models they serve.
         now: UNIX time in seconds.
     """
+    state.fleet.presume_begun(now)
     backlog_s = {name: state.fleet.load_of(name).wait_s(now) for name in incarnations}
     return Demand(backlog_s, state.waiting.waiting_s(models), state.policy.slo.ttft_s)
 

@@ -39,7 +39,9 @@ class Try:
         self.record = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
         admitted.receipt.attempts.append(self.record)
         fleet, budget = state.fleet, facts.key.spill_limit
-        self._booking = fleet.book(target, facts.prompt_tokens, now, choice.cost_usd, choice.work, choice.model, budget)
+        self._booking = fleet.book(
+            target, facts.prompt_tokens, now, choice.cost_usd, choice.work, choice.model, budget, admitted.streamed is False
+        )
         state.prefixes.routed(admitted.chains, choice.model, target.incarnation)
         if target.adapters and choice.model in target.adapters:
             signals = fleet.load_of(target.incarnation).signals

@@ -9,12 +9,26 @@ from router.placement.books import Entry
 class Booking:
     """One request's entry in the books of one target; it ends exactly once."""
 
-    __slots__ = ("ended", "entry", "incarnation", "model", "notice", "probe", "set_aside", "started", "started_at", "tokens")
+    __slots__ = (
+        "ended",
+        "entry",
+        "incarnation",
+        "model",
+        "notice",
+        "probe",
+        "set_aside",
+        "started",
+        "started_at",
+        "tokens",
+        "whole",
+    )
 
-    def __init__(self, incarnation: str, tokens: int, now: float) -> None:
+    def __init__(self, incarnation: str, tokens: int, now: float, whole: bool = False) -> None:
         self.incarnation = incarnation
         self.tokens = tokens
         self.started_at = now
+        self.whole = whole
+        """The answer comes in one piece: its first byte is its last token's, and says nothing about the first."""
         self.started = False
         self.ended = False
         self.entry: Entry | None = None
@@ -29,3 +43,10 @@ class Booking:
     def seconds_until(self, now: float) -> float:
         """How long it has been under way; never nothing, so that a rate can be made of it."""
         return max(1e-4, now - self.started_at)
+
+    def slot_s(self, now: float) -> float:
+        """Seconds for which a request that ends had a slot of its target: what it waited for one is not among them."""
+        entry, seconds = self.entry, now - self.started_at
+        if entry is None or not entry.first_at:
+            return seconds
+        return min(seconds, now - entry.first_at + entry.work.prefill_s)

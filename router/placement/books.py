@@ -9,7 +9,8 @@ from math import exp
 
 from msgspec.structs import replace
 
-from router.placement.predict import pressure
+from router.placement.predict import GENERIC, pressure
+from router.placement.profile import EngineProfile
 from router.placement.targets import FRESH_S, LONG_S, Load, Work
 
 _FIRST_OBSERVATIONS = 8
@@ -17,6 +18,8 @@ _FIRST_OBSERVATIONS = 8
 _STEADY = 0.05
 _LEAST_PREFILLS = 0.5
 """First tokens teach how fast prefills go where these are at least so much of the wait that was predicted."""
+_TELLING_TOKENS = 16
+"""Shorter answers do not teach the pace."""
 _HARM_MEMORY = 0.998
 """What is left of an answer's weight after the next one, where the harm of prefills is learned: it is that of the last 500."""
 _THERE, _NOT_THERE = 0.5, 0.1
@@ -214,20 +217,21 @@ class TargetBook:
         entry.first_clock = self._clock
         self._fresh += 1.0
         self._drop(entry, now)
-        if entry.foreign_s and not entry.peers:
+        seen = not (entry.peers or entry.work.whole)
+        if entry.foreign_s and seen:
             load = replace(load, foreign_weight=self._believed(entry, load, now))
-        slowdown = load.slowdown if entry.peers else self._learned_first(entry, load, now)
+        slowdown = self._learned_first(entry, load, now) if seen else load.slowdown
         return self._onto(load, slowdown, load.pace_slowdown)
 
-    def ended(self, load: Load, entry: Entry, now: float, pace_slowdown: float) -> Load:
-        """It left the target; `pace_slowdown` is what was learned from it (`learned_pace`)."""
+    def ended(self, load: Load, entry: Entry, now: float, slowdown: float, pace_slowdown: float) -> Load:
+        """It left the target; the slowdowns are what was learned from it (`learned_pace`, `learned_whole`)."""
         self._age(now)
         self._drop(entry, now)
         if entry.first_at:
             self._fresh = max(0.0, self._fresh - exp((entry.first_clock - self._clock) / FRESH_S))
         self._context -= entry.context
         self._kv -= entry.kv_tokens
-        return self._onto(load, load.slowdown, pace_slowdown)
+        return self._onto(load, slowdown, pace_slowdown)
 
     def clock_set(self, load: Load, by: float) -> Load:
         """The clock was set ahead by so many seconds, back if negative: what was noted by it is noted anew.
@@ -271,16 +275,27 @@ class TargetBook:
     def learned_pace(self, entry: Entry, load: Load, tokens: int, now: float) -> float:
         """The decode slowdown after an answer of so many tokens; the profile's step for the present load is the measure."""
         profile = load.profile
-        if profile is None or tokens < 16 or not entry.first_at:
+        if profile is None or tokens < _TELLING_TOKENS or not entry.first_at:
             return load.pace_slowdown
         seen = (now - entry.first_at) / (tokens - 1)
-        decoding = max(1, load.inflight - load.unstarted)
-        # Prefills of others stretch steps as well: what they took is not the decode step's slowness.
-        busy = min(0.8, load.work_s / entry.work.tau_s)
-        step = profile.step_s(decoding, load.context_tokens)
-        full = profile.step_s(profile.step_tokens, load.context_tokens)
-        usual = load.throttle / (busy / max(full, step) + (1.0 - busy) / step)
-        return self._pace.observe(seen / usual, self.shared.pace)
+        return self._pace.observe(seen / _usual_pace_s(profile, load, entry), self.shared.pace)
+
+    def learned_whole(self, entry: Entry, load: Load, tokens: int, now: float) -> tuple[float, float]:
+        """Both slowdowns after an answer of so many tokens that came in one piece.
+
+        How long it took says how much slower than predicted it all was. That is the pace's where writing should have been the
+        longer part, and the prefill's where that was; with a generic profile there is one slowdown for both.
+        """
+        slowdown, pace_slowdown, profile = load.slowdown, load.pace_slowdown, load.profile
+        pace = pace_slowdown or entry.slowdown
+        written_s = (tokens - 1) * pace * _usual_pace_s(profile or GENERIC, load, entry)
+        ratio = (now - entry.started_at) / max(1e-4, entry.work.ttft_s + written_s)
+        if profile is not None and written_s > entry.work.ttft_s:
+            if tokens >= _TELLING_TOKENS:
+                pace_slowdown = self._pace.observe(pace * ratio, self.shared.pace)
+        elif profile is None or entry.prefills_s >= _LEAST_PREFILLS * entry.work.ttft_s:
+            slowdown = self._prefill.observe(entry.slowdown * ratio, self.shared.prefill)
+        return slowdown, pace_slowdown
 
     def told(self, load: Load) -> Load:
         """With the slowdowns to go by; 0 where nothing was observed on any replica of the model."""
@@ -322,6 +337,16 @@ class TargetBook:
             pace_slowdown=pace_slowdown,
             harm=self.shared.harm.value,
         )
+
+
+def _usual_pace_s(profile: EngineProfile, load: Load, entry: Entry) -> float:
+    """Seconds per answer token by the profile, for the present load. Prefills of others stretch steps as well: what they took is
+    not the decode step's slowness."""
+    decoding = max(1, load.inflight - load.unstarted)
+    busy = min(0.8, load.work_s / entry.work.tau_s)
+    step = profile.step_s(decoding, load.context_tokens)
+    full = profile.step_s(profile.step_tokens, load.context_tokens)
+    return load.throttle / (busy / max(full, step) + (1.0 - busy) / step)
 
 
 _STRICTEST, _LAXEST = 0.4, 1.4

@@ -124,14 +124,15 @@ def release(breaker: Breaker) -> Breaker:
     return replace(breaker, probing=False) if breaker.probing else breaker
 
 
-def succeeded(breaker: Breaker, now: float, since: float) -> Breaker:
-    """A request that began at `since` was answered to its end.
+def succeeded(breaker: Breaker, now: float, since: float, whole: bool = False) -> Breaker:
+    """A request that began at `since` was answered to its end; `whole`: in one piece, so that nobody saw its first token.
 
     A success of a request that began after the open time proves health, unless slowness was the cause: then the first token
-    decides (`paced`). One that began earlier says nothing: every breaker would be closed again by what was in flight.
+    decides (`paced`), where it is seen. One that began earlier says nothing: every breaker would be closed again by what was
+    in flight.
     """
     if breaker.cause is not None:
-        proves = since >= breaker.until and breaker.cause is not Cause.SLOW
+        proves = since >= breaker.until and (whole or breaker.cause is not Cause.SLOW)
         return closed_on_trial(breaker, now) if proves else breaker
     good, bad = _decayed(breaker, now)
     trips = breaker.trips

@@ -20,6 +20,7 @@ from router.placement.peers import END, FIRST, SENT, News, Notice, Open, Peers
 from router.placement.profile import EngineProfile
 from router.placement.spending import Spending
 from router.placement.targets import CLOUD, Kind, Load, Membership, Report, Target, View, Work
+from router.placement.unseen import Unseen
 from router.residency.label import Label
 
 _SMOOTHING = 0.2
@@ -53,6 +54,7 @@ class Fleet:
         self._routers = Peers()
         self._books: dict[str, TargetBook] = {}
         self._shared: dict[str, Shared] = {}
+        self._unseen = Unseen()
         self._peer_bookings: dict[tuple[str, int], Booking] = {}
         self._outputs: dict[str, float] = {}
         self._expected: dict[str, int] = {}
@@ -80,6 +82,8 @@ class Fleet:
 
     def view(self, now: float, cached: Mapping[int, int] = _NOTHING_CACHED) -> View:
         """Everything a decision may see, frozen; `cached` is what its prompt finds cached, as `View` has it."""
+        if self._unseen:
+            self.presume_begun(now)
         calibration = self.calibration
         return View(
             self._membership,
@@ -162,6 +166,7 @@ class Fleet:
         work: Work | None = None,
         model: str = "",
         budget: Limit | None = None,
+        whole: bool = False,
     ) -> Booking:
         """Enter one request that is about to be sent to `target`.
 
@@ -173,8 +178,9 @@ class Fleet:
             work: what the decision expects of it (`Choice.work`).
             model: the model id it asks for; how long its answers are is learned by it.
             budget: its key's own for what goes outside.
+            whole: whether the answer comes in one piece, not as a stream.
         """
-        booking = Booking(target.incarnation, prompt_tokens, now)
+        booking = Booking(target.incarnation, prompt_tokens, now, whole)
         booking.model = model
         index = self._index.get(target.incarnation)
         if index is not None:
@@ -188,6 +194,8 @@ class Fleet:
                 breaker=breaker,
             )
             if work is not None:
+                if whole:
+                    work = replace(work, whole=True)
                 self._enter(index, booking, Entry(work, now, peers=False), now)
             before, since = self._peaks.get(target.incarnation, _NO_PEAKS)
             if load.inflight >= since:
@@ -206,6 +214,9 @@ class Fleet:
         booking.started = True
         if booking.notice and self.news is not None:
             self.news.first(booking.notice)
+        if booking.whole:
+            self._begun_unseen(index, booking, now)
+            return
         load = self._loads[index]
         seconds = booking.seconds_until(now)
         alone = load.unstarted <= 1
@@ -226,6 +237,24 @@ class Fleet:
             self.calibration.first(now - entry.started_at, entry.work.ttft_s)
             if book.shared.has_drifted():
                 self._tell_all(book.shared)
+
+    def _begun_unseen(self, index: int, booking: Booking, now: float) -> None:
+        """The prefill of an answer that comes in one piece is taken to be done. Nothing is learned from that."""
+        load = self._loads[index]
+        self._loads[index] = load = replace(
+            load, unstarted=load.unstarted - 1, unstarted_tokens=max(0, load.unstarted_tokens - booking.tokens)
+        )
+        entry, book = booking.entry, self._books.get(booking.incarnation)
+        if entry is not None and book is not None:
+            self._loads[index] = book.started(load, entry, now)
+
+    def presume_begun(self, now: float) -> None:
+        """Take prefills that nobody sees the end of to be done when they were predicted to be (`Unseen`).
+
+        Else all requests whose answers come in one piece would seem to wait for theirs while they are written.
+        """
+        for booking, since in self._unseen.begun(now):
+            self.first_byte(booking, since)
 
     def end(
         self, booking: Booking, now: float, *, completed: bool, output_tokens: int = 0, cost_usd: float | None = None
@@ -259,10 +288,10 @@ class Fleet:
             inflight=max(0, load.inflight - 1),
             unstarted=unstarted,
             unstarted_tokens=tokens,
-            service_s=_smooth(load.service_s, now - booking.started_at) if completed else load.service_s,
+            service_s=_smooth(load.service_s, booking.slot_s(now)) if completed else load.service_s,
             failures=0 if completed else load.failures,
             down_until=0.0 if completed else load.down_until,
-            breaker=breakers.succeeded(breaker, now, booking.started_at) if completed else breaker,
+            breaker=breakers.succeeded(breaker, now, booking.started_at, booking.whole) if completed else breaker,
         )
         self._account_end(index, booking, load, now, completed, output_tokens)
 
@@ -280,7 +309,7 @@ class Fleet:
             if index is None or name in self._peer_bookings:
                 return
             work, load = notice.work, explained(self._loads[index])
-            booking = self._peer_bookings[name] = Booking(notice.incarnation, work.prompt_tokens, now)
+            booking = self._peer_bookings[name] = Booking(notice.incarnation, work.prompt_tokens, now, work.whole)
             self._loads[index] = replace(
                 load,
                 inflight=load.inflight + 1,
@@ -325,6 +354,7 @@ class Fleet:
             book = self._books.get(target.incarnation)
             self._loads[index] = load if book is None else book.clock_set(load, by)
         self._routers.clock_set(by)
+        self._unseen.clock_set(by)
 
     def forget_silent_peers(self, now: float) -> None:
         """Peers that have fallen silent will not say how their requests ended."""
@@ -333,6 +363,8 @@ class Fleet:
 
     def _enter(self, index: int, booking: Booking, entry: Entry, now: float) -> None:
         """Enter a request into the target's own books."""
+        if entry.work.whole:
+            self._unseen.add(booking, entry.work.ttft_s)
         book = self._books.get(booking.incarnation)
         if book is None:
             book = self._books[booking.incarnation] = TargetBook(self._shared_of(self._membership.targets[index]))
@@ -360,10 +392,13 @@ class Fleet:
         entry, book = booking.entry, self._books.get(booking.incarnation)
         if entry is None or book is None:
             return
-        pace_slowdown = before.pace_slowdown
+        slowdown, pace_slowdown = before.slowdown, before.pace_slowdown
         if completed and not entry.peers:
             if tokens > 0:
-                pace_slowdown = book.learned_pace(entry, before, tokens, now)
+                if booking.whole:
+                    slowdown, pace_slowdown = book.learned_whole(entry, before, tokens, now)
+                else:
+                    pace_slowdown = book.learned_pace(entry, before, tokens, now)
                 self._learn_output(booking.model, tokens)
             if entry.first_at:
                 kept = tokens < 2 or now - entry.first_at <= self._tpot_s * (tokens - 1)
@@ -371,7 +406,9 @@ class Fleet:
                     book.shared.harm.ended(entry, kept)
                 limit = entry.work.limit_s
                 self.calibration.answered(kept and (not limit or entry.first_at - entry.started_at <= limit))
-        self._loads[index] = book.ended(self._loads[index], entry, now, pace_slowdown)
+        self._loads[index] = book.ended(self._loads[index], entry, now, slowdown, pace_slowdown)
+        if booking.whole and book.shared.has_drifted():
+            self._tell_all(book.shared)
 
     def _learn_output(self, model: str, tokens: int) -> None:
         mean = self._outputs.get(model, 0.0)

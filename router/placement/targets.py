@@ -248,6 +248,8 @@ class Work(msgspec.Struct, frozen=True, gc=False, array_like=True):
     cached_tokens: int = 0
     output_tokens: int = 0
     limit_s: float = 0.0
+    whole: bool = False
+    """The answer comes in one piece, not as a stream: when its first token was there nobody sees."""
 
 
 class Membership(msgspec.Struct, frozen=True, eq=False):

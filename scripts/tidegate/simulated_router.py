@@ -55,6 +55,8 @@ class RouterSetup:
     """Requests the router may hold back (the live default); 0: what is late goes to its target all the same."""
     events_age_s: float = 0.25
     """How late KV events come; beyond what counts as proof, the router goes by what it sent where."""
+    whole_share: float = 0.0
+    """Share of the answers that come in one piece, not as a stream: the router sees no first token of theirs."""
 
 
 def make_policy(setup: RouterSetup) -> Policy:
@@ -180,7 +182,8 @@ class SimulatedRouter:
         return replace(self.fleet.view(now), cached=held)
 
     def _book(self, request: SimulatedRequest, choice: Choice, now: float) -> int:
-        booking = self.fleet.book(choice.target, request.prompt, now, choice.cost_usd, choice.work, choice.model)
+        whole = request.index % 100 < 100 * self._setup.whole_share
+        booking = self.fleet.book(choice.target, request.prompt, now, choice.cost_usd, choice.work, choice.model, whole=whole)
         if choice.target.kind is Kind.CLOUD:
             self.fleet.end(booking, now, completed=True)
             return CLOUD
@@ -192,12 +195,19 @@ class SimulatedRouter:
     def on_first(self, request: SimulatedRequest, now: float) -> None:
         """The first byte of an answer."""
         booking = self._bookings[request.index]
+        if not booking.whole:
+            self._begin(booking, request, now)
+
+    def _begin(self, booking: Booking, request: SimulatedRequest, now: float) -> None:
         self.fleet.first_byte(booking, now)
         self.prefixes.computed(booking.incarnation, request.blocks, now)
 
     def on_done(self, request: SimulatedRequest, now: float) -> None:
         """The end of an answer, with its usage."""
-        self.fleet.end(self._bookings.pop(request.index), now, completed=True, output_tokens=request.output)
+        booking = self._bookings.pop(request.index)
+        if booking.whole:
+            self._begin(booking, request, now)
+        self.fleet.end(booking, now, completed=True, output_tokens=request.output)
 
     def on_gauges(self, gauges: Sequence[Gauges], now: float) -> None:
         """Reports of the engines, as the live membership brings them."""

@@ -82,7 +82,7 @@ def test_an_engine_adds_up_what_fresh_routers_say():
 def test_a_router_tells_what_is_booked_and_what_waits():
     loads = {"a-1": Load(clear_at=103.0, queue_s=1.0), "b-1": Load(clear_at=90.0)}
     state = SimpleNamespace(
-        fleet=SimpleNamespace(load_of=loads.__getitem__),
+        fleet=SimpleNamespace(load_of=loads.__getitem__, presume_begun=lambda now: None),
         waiting=SimpleNamespace(waiting_s=lambda models: 7.0 if models == {"m"} else 0.0),
         policy=SimpleNamespace(slo=SimpleNamespace(ttft_s=2.0)),
     )

@@ -36,8 +36,8 @@ def breaker(fleet, index=0):
     return fleet.view(NOW).loads[index].breaker
 
 
-def run(fleet, target, now, *, ok=True, ttft=0.05, tokens=100, seconds=1.0):
-    booking = fleet.book(target, tokens, now)
+def run(fleet, target, now, *, ok=True, ttft=0.05, tokens=100, seconds=1.0, whole=False):
+    booking = fleet.book(target, tokens, now, whole=whole)
     if ok:
         fleet.first_byte(booking, now + ttft)
     fleet.end(booking, now + seconds, completed=ok)
@@ -106,6 +106,38 @@ def test_slowness_is_over_when_the_probe_is_as_fast_as_the_others():
     assert again.cause is Cause.SLOW and again.until > opened.until + 3
     run(fleet, A, again.until, ttft=0.3)
     assert breaker(fleet).cause is None
+
+
+def test_an_answer_in_one_piece_is_no_late_first_token_and_ends_a_slowness_that_streams_began():
+    fleet = make_fleet(A, B)
+    for i in range(40):
+        run(fleet, A, NOW + 5 * i, ttft=4.0, seconds=4.0, whole=True)
+        run(fleet, B, NOW + 5 * i, ttft=0.3)
+    assert breaker(fleet).cause is None
+    for i in range(40, 80):
+        if breaker(fleet).cause is None:
+            run(fleet, A, NOW + 5 * i, ttft=4.0, seconds=4.5)
+        run(fleet, B, NOW + 5 * i, ttft=0.3)
+    opened = breaker(fleet)
+    assert opened.cause is Cause.SLOW
+    run(fleet, A, opened.until - 1, ttft=0.3, seconds=0.3, whole=True)
+    assert breaker(fleet).cause is Cause.SLOW, "it began before"
+    run(fleet, A, opened.until, ttft=4.0, seconds=4.0, whole=True)
+    assert breaker(fleet).cause is None, "where all answers come in one piece, nobody else would end it"
+
+
+async def test_only_answers_that_come_in_one_piece_are_booked_as_such(pair):
+    for path, body, whole in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}, True),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}], "stream": True}, False),
+        ("/v1/embeddings", {"input": "hello"}, False),  # its first byte comes when its prefill ends
+    ):
+        booked = []
+        book = pair.state.fleet.book
+        pair.state.fleet.book = lambda *given, book=book, booked=booked: booked.append(book(*given)) or booked[-1]
+        await pair.client.post(path, json={"model": "m", **body})
+        pair.state.fleet.book = book
+        assert {booking.whole for booking in booked} == {whole}, path
 
 
 def test_half_open_lets_one_probe_through_and_its_end_decides():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -397,6 +398,88 @@ def test_prefills_booked_ahead_and_the_wait_for_a_slot_pass_at_the_same_time():
     assert forecast(TARGETS[0], load, ask, 0, NOW).ttft_s == pytest.approx(few.ttft_s, abs=0.05)
     slow = forecast(TARGETS[0], replace(load, service_s=10.0), ask, 0, NOW)
     assert slow.ttft_s == pytest.approx(45 * 10.0 / 256, abs=0.05), "the longer one counts"
+
+
+def test_what_a_request_waited_for_a_slot_is_not_time_for_which_it_had_one():
+    fleet = make_fleet(TARGETS[0])
+    booking = fleet.book(TARGETS[0], 8000, NOW, work=WORK)
+    fleet.first_byte(booking, NOW + 6)
+    fleet.end(booking, NOW + 8, completed=True, output_tokens=40)
+    assert fleet.load_of(TARGETS[0].incarnation).service_s == pytest.approx(2 + WORK.prefill_s)
+    quick = fleet.book(TARGETS[0], 8000, NOW + 10, work=WORK)
+    fleet.first_byte(quick, NOW + 10.1)
+    fleet.end(quick, NOW + 10.1, completed=True, output_tokens=1)
+    assert fleet.load_of(TARGETS[0].incarnation).service_s == pytest.approx(0.8 * 2.5 + 0.2 * 0.1), "never more than it was there"
+
+
+def test_an_answer_in_one_piece_says_nothing_of_the_first_token():
+    for profiles in ({"tiny": LLAMA_8B_H100}, {}):
+        fleet = Fleet(float("inf"), profiles)
+        fleet.update([Report(TARGETS[0]), Report(TARGETS[1]), Report(CLOUD)])
+        now, first = NOW, None
+        for number in range(20):
+            facts = make_facts(POLICY, SPILL_KEY, request_id=f"r{number}", prompt_tokens=200, prompt_bytes=800)
+            chosen = decide(facts, POLICY, fleet.view(now), now).chosen
+            assert chosen.target.kind is not Kind.CLOUD, "the cluster is idle"
+            first = first or chosen.predicted_ttft_s
+            assert chosen.predicted_ttft_s < 4 * first
+            booking = fleet.book(chosen.target, 200, now, work=chosen.work, model="tiny", whole=True)
+            now += 12.0
+            fleet.first_byte(booking, now)
+            fleet.end(booking, now, completed=True, output_tokens=600)
+        assert fleet.calibration.margin_s == 0.0 and fleet.load_of(chosen.target.incarnation).ttft_s == 0.0
+
+
+def test_a_prefill_that_nobody_sees_ends_when_it_was_predicted_to():
+    fleet = make_fleet(TARGETS[0])
+    bookings = [fleet.book(TARGETS[0], 8000, NOW, work=replace(WORK, ttft_s=0.5 * (i + 1)), whole=True) for i in range(3)]
+    seen = [fleet.view(NOW + seconds).loads[0] for seconds in (0.1, 0.6, 1.1, 1.6)]
+    assert [load.unstarted for load in seen] == [3, 2, 1, 0]
+    assert [load.queue_s for load in seen] == pytest.approx([1.0, 0.5, 0.0, 0.0])
+    assert [round(load.clear_at - NOW, 6) for load in seen] == [1.5, 1.5, 1.5, 1.5] and seen[-1].inflight == 3
+    early = fleet.book(TARGETS[0], 8000, NOW + 2, work=WORK, whole=True)
+    for booking in (*bookings, early):
+        fleet.first_byte(booking, NOW + 2.1)
+        fleet.end(booking, NOW + 2.1, completed=True, output_tokens=1)
+    assert fleet.view(NOW + 9).loads[0].unstarted == fleet.view(NOW + 9).loads[0].inflight == 0
+
+
+def test_prefills_nobody_sees_follow_the_clock_when_it_is_set():
+    fleet = make_fleet(TARGETS[0])
+    fleet.book(TARGETS[0], 8000, NOW, work=WORK, whole=True)
+    fleet.clock_set(3600.0)
+    assert fleet.view(NOW + 3600.1).loads[0].unstarted == 1
+    assert fleet.view(NOW + 3600.6).loads[0].unstarted == 0
+
+
+def test_what_a_peer_sent_for_an_answer_in_one_piece_begins_unseen_too():
+    fleet = make_fleet(TARGETS[0])
+    told = msgspec.msgpack.decode(msgspec.msgpack.encode(replace(WORK, whole=True)), type=Work)
+    fleet.noticed(Notice(1, SENT, TARGETS[0].incarnation, told), NOW)
+    assert [fleet.view(NOW + seconds).loads[0].unstarted for seconds in (0.1, 0.6)] == [1, 0]
+    fleet.noticed(Notice(1, END), NOW + 5)
+    assert fleet.view(NOW + 5).loads[0].inflight == 0
+
+
+@pytest.mark.parametrize("factor", [0.5, 3.0])
+def test_answers_in_one_piece_teach_how_fast_the_engine_is(factor):
+    fleet, now = make_fleet(TARGETS[0]), NOW
+    alone = LLAMA_8B_H100.step_s(1, 8050)
+    for _ in range(60):
+        work = replace(WORK, ttft_s=0.1, prefill_s=0.1)
+        booking = fleet.book(TARGETS[0], 8000, now, work=work, model="tiny", whole=True)
+        now += 0.1 + factor * alone * 99
+        fleet.first_byte(booking, now)
+        fleet.end(booking, now, completed=True, output_tokens=100)
+    load = fleet.load_of(TARGETS[0].incarnation)
+    assert load.pace_slowdown == pytest.approx(factor, rel=0.15) and load.slowdown == 0.0
+    for _ in range(60):  # mostly prefill
+        slowdown = fleet.load_of(TARGETS[0].incarnation).slowdown or 1.0
+        booking = fleet.book(TARGETS[0], 8000, now, work=replace(WORK, ttft_s=0.5 * slowdown), model="tiny", whole=True)
+        now += 0.5 * factor
+        fleet.first_byte(booking, now)
+        fleet.end(booking, now, completed=True, output_tokens=2)
+    assert fleet.load_of(TARGETS[0].incarnation).slowdown == pytest.approx(factor, rel=0.2)
 
 
 def test_short_prompts_that_wait_share_steps():

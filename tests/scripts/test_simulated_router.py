@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from msgspec.structs import replace
 from tidegate.simulated_router import RouterSetup, SimulatedRouter, make_policy
 
 from cluster.simulation.cluster import Scenario, Simulation
@@ -96,6 +97,31 @@ def test_many_short_requests_fill_all_engines_alike_when_their_slots_run_out(bel
     ours = outcome(1.0, RouterSetup(PROFILE, Slo(tpot_s=0.1), engines=4, believed=believed, max_wait_s=30.0), rows)
     turns = outcome(1.0, None, rows)
     assert ours.met > turns.met, f"{ours.met:.3f}, taking turns {turns.met:.3f}"
+
+
+def test_where_slots_are_few_nobody_is_held_for_waits_that_are_not_there():
+    dice, now, rows = random.Random(5), 0.0, []
+    for i in range(2500):
+        now += dice.expovariate(200.0)
+        rows.append((now, dice.randint(30, 400), max(1, min(300, int(dice.lognormvariate(3.5, 0.7)))), (i,)))
+    few = replace(PROFILE, slots=16)
+    ours = outcome(1.0, RouterSetup(few, engines=4, believed=few, max_wait_s=30.0), rows)
+    assert ours.met > 0.99, ours
+
+
+@pytest.mark.parametrize("believed", [PROFILE, None])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_answers_that_come_in_one_piece_are_placed_as_well_as_streams(believed, share):
+    """Each once taught that a first token takes as long as its whole answer: a third of what fits was refused or late."""
+    dice, now, rows = random.Random(11), 0.0, []
+    for i in range(2500):
+        now += dice.expovariate(40.0)
+        rows.append((now, min(30_000, int(dice.lognormvariate(6.5, 1.0))), int(dice.lognormvariate(5.0, 0.7)), (i,)))
+    streams, whole = (
+        outcome(1.0, RouterSetup(PROFILE, engines=4, believed=believed, max_wait_s=30.0, whole_share=part), rows)
+        for part in (0.0, share)
+    )
+    assert streams.met > 0.97 and whole.met > streams.met - 0.01, (streams, whole)
 
 
 def a_document_everybody_asks_about(dice):
