@@ -130,7 +130,6 @@ async def test_only_answers_that_come_in_one_piece_are_booked_as_such(pair):
     for path, body, whole in (
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}]}, True),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hello"}], "stream": True}, False),
-        ("/v1/embeddings", {"input": "hello"}, False),  # its first byte comes when its prefill ends
     ):
         booked = []
         book = pair.state.fleet.book
