@@ -201,10 +201,7 @@ class RouterReplica:
         if getattr(self, "_watch", None) is None:  # it never started; its error is what should be read, not one from here
             return
         assert self._watch is not None
-        self._watch.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._watch
-        await self._process.drain()
+        await self._process.drain([self._watch])
 
 
 def _open_link(state: RouterState, secret: bytes) -> PeerLink:

@@ -103,10 +103,8 @@ async def _serve(source: PolicySource) -> None:
 
     watching = [loop.create_task(watch) for watch in (_watch_policy(router, source, gauges), gauges.run(take_gauges))]
     await _until(stop, router, watching)
-    for task in watching:
-        task.cancel()
+    await router.drain(watching)
     ended = await asyncio.gather(*watching, return_exceptions=True)
-    await router.drain()
     if not stop.is_set():
         why = next((f" ({type(error).__name__})" for error in ended if isinstance(error, Exception)), "")
         raise PartEndedError(f"a part of this router has ended{why}; so has the router, once it had drained")

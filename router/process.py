@@ -7,6 +7,7 @@ import gc
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import uvicorn
 
@@ -163,13 +164,22 @@ class RouterProcess:
         tasks = [*self._tasks, *(task for task in (self._watch, self._telling) if task is not None)]
         return bool(self._tasks) and not any(task.done() for task in tasks)
 
-    async def drain(self) -> None:
-        """Stop accepting, let running responses finish within the grace, then close everything."""
+    async def drain(self, watches: Sequence[asyncio.Future[Any]] = ()) -> None:
+        """Stop accepting, let running responses finish within the grace, then close everything.
+
+        Args:
+            watches: what follows the cluster and the policy for this router. They go on until the last response has ended, for
+                what runs or waits here until then is under the policy of its moment too, and may need an engine that comes up
+                meanwhile. Then they are cancelled; how they end is for the caller to ask.
+        """
         self.state.draining = True
         self.state.waiting.drain(time.time() + self._grace_s / 2)
         for server in self._servers:
             server.should_exit = True
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for watch in watches:
+            watch.cancel()
+        await asyncio.gather(*watches, return_exceptions=True)
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)

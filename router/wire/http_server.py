@@ -27,6 +27,9 @@ from router.wire.patience import Patience, Verdict
 from router.wire.proxy_header import BadProxyHeader, read_proxy_header
 from router.wire.sources import Sources, TooManyConnections
 
+LAST_CALL_S = 2.0
+"""How long a kept connection stays open for one more request when the server ends. A client that is just sending one as the
+connection is closed loses it, and may not dare to send it again."""
 _WRITE_HIGH_WATER = 0
 """Whatever the kernel does not take at once stops the reading from the target: one read is all that ever waits."""
 
@@ -49,6 +52,7 @@ class RelayProtocol(HttpToolsProtocol):
         self._sources = sources
         self._source: bytes | None = None
         self._left = most_requests
+        self._ending = False
         self._preface: bytes | None = None
         """What has come of the PROXY header that must come first; None where none is expected any more."""
         self.listener: ClientListener | None = None
@@ -308,6 +312,8 @@ class RelayProtocol(HttpToolsProtocol):
         self._left -= 1
         if self._left == 1:
             self._known.handler = None  # the next request is read, and told that it is the last
+            if self._ending:
+                self._await_last_request()
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
@@ -315,6 +321,26 @@ class RelayProtocol(HttpToolsProtocol):
             self._start_asgi_task(*self.pipeline.pop())
         elif self._refusal is not None:
             self.transport.write(self._refusal)
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        """The server ends: the next answer says that it is the last here, also to a request that is still to come."""
+        cycle = self.cycle
+        self._ending = True
+        self._known.handler = None
+        self._left = 1
+        if cycle is None or cycle.response_complete:
+            self._await_last_request()
+        elif not cycle.response_started:
+            cycle.keep_alive = False
+        else:  # its head has promised that one more may follow
+            self._left = 2
+
+    def _await_last_request(self) -> None:
+        self.loop.call_later(LAST_CALL_S, self._end_if_idle)
+
+    def _end_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
 
     @property
