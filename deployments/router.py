@@ -18,6 +18,7 @@ from cluster.labels import zone_of
 from deployments.asking import ask_all
 from deployments.credentials import read_credentials
 from deployments.demand import demand_on, encode_demand
+from deployments.handing_over import LIMIT_S, await_successor, is_kept
 from deployments.membership import GuardPolicies, Membership
 from deployments.news import hear_announcement, tell_in_rounds
 from deployments.secret import cluster_secret
@@ -62,6 +63,7 @@ class RouterReplica:
         state.find_elsewhere = self._ask_peers
         self._gauges = ServerGauges(config, credentials, TlsContexts(home()))
         self._guards = GuardPolicies(loaded, time.time(), state.stored_ceilings())
+        self._node = ray.get_runtime_context().get_node_id()
         labels = ray.get_runtime_context().get_node_labels()
         state.stand_in(zone_of(labels, config.residency.zone_label, config.zones))
         self._membership = Membership(config, policy, engines, egress, self._update, self._guards)
@@ -190,6 +192,18 @@ class RouterReplica:
         context = serve.get_replica_context()
         return serve.get_deployment_handle(context.deployment, context.app_name)
 
+    async def describe(self) -> tuple[str, str]:
+        """Who this is, and on which node: asked only of replicas that Serve counts as running, and those listen."""
+        return self._process.state.router_id, self._node
+
+    async def _find_others(self) -> list[str]:
+        """The nodes of the other routers that listen."""
+        try:
+            answers = await ask_all(self._peers(), "describe", timeout_s=_ANSWER_S)
+        except (TimeoutError, DeploymentUnavailableError):
+            return []
+        return [answer[1] for answer in answers if isinstance(answer, tuple) and answer[0] != self._process.state.router_id]
+
     async def _ask_peers(self, request_id: str) -> dict[str, Any] | None:
         try:
             answers = await ask_all(self._peers(), "find_receipt", request_id, timeout_s=_ANSWER_S)
@@ -201,6 +215,8 @@ class RouterReplica:
         if getattr(self, "_watch", None) is None:  # it never started; its error is what should be read, not one from here
             return
         assert self._watch is not None
+        context = serve.get_replica_context()
+        await await_successor(self._find_others, lambda: is_kept(context.app_name), self._node)
         await self._process.drain([self._watch])
 
 
@@ -230,7 +246,7 @@ def router_application(
         "health_check_period_s": 2.0,
         "health_check_timeout_s": 10.0,
         "graceful_shutdown_wait_loop_s": 0.1,
-        "graceful_shutdown_timeout_s": GRACE_S + 10.0,
+        "graceful_shutdown_timeout_s": LIMIT_S + GRACE_S + 10.0,
         "max_constructor_retry_count": 3,
         "max_ongoing_requests": 1000,
         "logging_config": {"enable_access_log": False},  # one line per `describe` would bury what matters
