@@ -70,10 +70,16 @@ def check_references(config: Config) -> None:
             known("zone", zone, zones, f"targets[{i}].zone")
         for duty in target.duties:
             known("duty", duty, duties, f"targets[{i}].duties")
-        if target.kind == "cloud" and not config.zones[target.zone].external:
+        external = config.zones[target.zone].external
+        if target.kind == "cloud" and not external:
             raise ValueError(
                 f"targets[{i}].zone: `{target.zone}` is not external, but a cloud target is outside the cluster: "
                 f"declare the zone with `external: true`"
+            )
+        if target.kind == "server" and external:  # asked by the routers themselves: no `spill`, budget or intent stands before it
+            raise ValueError(
+                f"targets[{i}].zone: `{target.zone}` is external, and a server is inside: what is outside is `kind: cloud`, "
+                f"which the egress asks for keys with `spill: true`"
             )
     _check_prices(config)
     if config.cache is not None:

@@ -94,10 +94,14 @@ def test_a_cloud_target_in_an_inner_zone_and_an_unvouched_server_are_refused():
         make_config(targets=[{**server, "vouched": True, "url": "https://user:secret@x"}])
 
 
-def test_an_engine_in_an_external_zone_is_refused():
+def test_an_engine_or_server_in_an_external_zone_is_refused():
     model = {"id": "m", "source": "x", "replicas": [{"zone": "cloud"}]}
     with pytest.raises(ConfigError, match="external; engines run inside"):
         make_config(models=[model])
+    server = {"id": "s", "kind": "server", "vouched": True, "url": "http://127.0.0.1:1", "zone": "cloud", "models": {"m": "m"}}
+    with pytest.raises(ConfigError, match=r"targets\[0\]\.zone: `cloud` is external, and a server is inside.*`kind: cloud`"):
+        make_config(targets=[server])
+    make_config(targets=[{**server, "zone": "eu"}])
 
 
 def test_the_default_label_denies_what_is_external():
