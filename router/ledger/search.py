@@ -92,7 +92,11 @@ class Handled(msgspec.Struct):
     epoch: str = ""
     target: str = ""
     zone: str = ""
-    external: bool = False
+    zones: tuple[str, ...] = ()
+    """Every zone it was sent to (without a recorded end: may have been), in order: a try that failed may have taken it to another
+    than `zone`, the last one."""
+    outside: tuple[str, ...] = ()
+    """The targets outside the cluster that were chosen for it or that it was about to be sent to, as `target (zone)`."""
     intents: int = 0
     status: int = 0
     code: str = ""
@@ -107,6 +111,11 @@ class Handled(msgspec.Struct):
     """Whether its end is recorded; one without was cut off by a crash, or is still at work."""
     mode: str = ""
     """`shadow` or `label` for requests of the router's own, which nobody asked for; see the receipt."""
+
+    @property
+    def external(self) -> bool:
+        """Whether a target outside the cluster was chosen for it."""
+        return bool(self.outside)
 
 
 def requests(logs: list[LogReader], since: float = 0.0, until: float = float("inf")) -> Iterator[Handled]:
@@ -140,12 +149,19 @@ def requests(logs: list[LogReader], since: float = 0.0, until: float = float("in
 def _take_decision(handled: Handled, data: records.DecideData) -> None:
     handled.label, handled.epoch, handled.reason = data.label, data.epoch, data.reason
     handled.model, handled.target, handled.zone = data.model, data.target, data.zone
-    handled.external = handled.external or data.kind == "cloud"
+    if data.target:
+        handled.zones = tuple(dict.fromkeys((*handled.zones, data.zone)))
+    if data.kind == "cloud":
+        _add_outside(handled, data.target, data.zone)
+
+
+def _add_outside(handled: Handled, target: str, zone: str) -> None:
+    handled.outside = tuple(dict.fromkeys((*handled.outside, f"{target} ({zone})")))
 
 
 def _take_intent(handled: Handled, data: records.IntentData) -> None:
     handled.intents += 1
-    handled.external = True
+    _add_outside(handled, data.target, data.zone)
     handled.key, handled.tenant, handled.label = data.key, data.tenant, data.label
 
 
@@ -158,8 +174,9 @@ def _take_end(handled: Handled, data: records.EndData) -> None:
     handled.status, handled.code, handled.attempts = data.status, data.code, len(attempts)
     handled.prompt_tokens, handled.completion_tokens = data.prompt_tokens, data.completion_tokens
     handled.cached_tokens, handled.cache = data.cached_tokens, data.cache
-    if data.cache == CACHE_HIT:
-        handled.external = handled.intents > 0
+    if data.cache == CACHE_HIT and not handled.intents:
+        handled.outside = ()
+    handled.zones = tuple(dict.fromkeys(attempt.zone for attempt in attempts))
     if attempts:
         last = attempts[-1]
         handled.target, handled.zone, handled.model = last.target, last.zone, last.model

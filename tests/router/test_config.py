@@ -181,3 +181,10 @@ def test_yes_is_no_number(place):
     inside[key] = True
     with pytest.raises(ConfigError, match=f"{key}: use a number, not yes or no"):
         parse_config(found)
+
+
+def test_a_retention_below_the_floor_of_a_profile_is_refused():
+    for profile, floor in (("ai-act", 183), ("hipaa", 2192), ("pci-dss", 365), ("dora", 1827)):
+        with pytest.raises(ConfigError, match=f"`{profile}` asks for at least {floor} days, not {floor - 1}"):
+            make_config(audit={"retention": {"days": floor - 1, "profiles": [profile]}})
+        make_config(audit={"retention": {"days": floor, "profiles": [profile]}})

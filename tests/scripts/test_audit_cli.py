@@ -106,7 +106,7 @@ def test_search_finds_by_id_event_field_and_time(logs):
     assert run("audit", "search", "--dir", logs, "--where", "tenant")[0] == 2
 
 
-@pytest.mark.parametrize("profile", ["ai-act", "hipaa", "dora"])
+@pytest.mark.parametrize("profile", ["ai-act", "hipaa", "dora", "gdpr"])
 def test_export_writes_a_table_and_a_report(logs, tmp_path, profile):
     code, text = run("audit", "export", "--profile", profile, "--dir", logs, "--out", tmp_path / "out")
     assert code == 0, text
@@ -120,7 +120,7 @@ def test_export_writes_a_table_and_a_report(logs, tmp_path, profile):
 
 def test_an_unknown_profile_is_said_so(logs, tmp_path):
     code, text = run("audit", "export", "--profile", "sox", "--dir", logs, "--out", tmp_path)
-    assert code == 2 and "ai-act, hipaa, dora" in text
+    assert code == 2 and "ai-act, hipaa, dora, gdpr" in text
 
 
 def test_replay_agrees_on_every_decision(logs):
