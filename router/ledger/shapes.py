@@ -97,6 +97,7 @@ LOAD: Shape = (
     "throttle",
     "harm",
     "foreign_weight",
+    "begun_at",
 )
 SIGNALS: Shape = (
     "sampled_at",

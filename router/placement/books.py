@@ -155,6 +155,8 @@ class TargetBook:
     """The books of one target. Every change takes the target's `Load` and answers the one that follows."""
 
     __slots__ = (
+        "_begun",
+        "_begun_sum",
         "_clock",
         "_context",
         "_fresh",
@@ -177,6 +179,8 @@ class TargetBook:
         self._pace = Belief(_STEADY)
         self._queue: dict[Entry, float] = {}
         self._queued_s = 0.0
+        self._begun: dict[Entry, None] = {}
+        self._begun_sum = 0.0
         self._front_since = 0.0
         self._context = 0
         self._kv = 0
@@ -213,6 +217,8 @@ class TargetBook:
     def started(self, load: Load, entry: Entry, now: float) -> Load:
         """Its first byte came back: its prefill, and with FCFS all before it, are done. Our own teach how slow the target is."""
         entry.first_at = now
+        self._begun[entry] = None
+        self._begun_sum += now
         self._age(now)
         entry.first_clock = self._clock
         self._fresh += 1.0
@@ -228,6 +234,8 @@ class TargetBook:
         self._age(now)
         self._drop(entry, now)
         if entry.first_at:
+            del self._begun[entry]
+            self._begun_sum = self._begun_sum - entry.first_at if self._begun else 0.0
             self._fresh = max(0.0, self._fresh - exp((entry.first_clock - self._clock) / FRESH_S))
         self._context -= entry.context
         self._kv -= entry.kv_tokens
@@ -244,6 +252,10 @@ class TargetBook:
         self._fresh_at += by
         for entry in self._queue:
             entry.started_at += by
+        for entry in self._begun:
+            entry.started_at += by
+            entry.first_at += by
+        self._begun_sum += by * len(self._begun)
         return self._onto(load, load.slowdown, load.pace_slowdown)
 
     def _age(self, now: float) -> None:
@@ -336,6 +348,7 @@ class TargetBook:
             slowdown=slowdown,
             pace_slowdown=pace_slowdown,
             harm=self.shared.harm.value,
+            begun_at=self._begun_sum / len(self._begun) if self._begun else 0.0,
         )
 
 

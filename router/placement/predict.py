@@ -169,7 +169,7 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
     kv_tokens = profile.kv_tokens
     if ahead >= (target.slots or profile.slots) or load.foreign or (kv_tokens and load.kv_tokens + uncached + output > kv_tokens):
         # Those ahead wait for room as well, and their prefills are computed as it comes free.
-        room = _wait_for_room(target, profile, load, ahead, uncached + output)
+        room = _wait_for_room(target, profile, load, ahead, uncached + output, now)
         if wait < room:
             wait = room
     # Seconds per answer token while the share `busy` of the engine's time goes into steps that are full of prefill.
@@ -267,17 +267,24 @@ def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cache
     return costs
 
 
-def _wait_for_room(target: Target, profile: EngineProfile, load: Load, ahead: float, tokens: int) -> float:
-    """Seconds until a sequence slot, and room in the KV cache, are free; what is in flight ends one by one."""
+def _wait_for_room(target: Target, profile: EngineProfile, load: Load, ahead: float, tokens: int, now: float) -> float:
+    """Seconds until a sequence slot, and room in the KV cache, are free; what is in flight ends one by one.
+
+    A slot is held for as long as it was before, but for no less than those that have one have held it already: what is in
+    flight is on average half as old as it will be, and more where answers differ.
+    """
     slots = target.slots or profile.slots
+    service = load.service_s or DEFAULT_SERVICE_S
+    if load.begun_at and now - load.begun_at > service:
+        service = now - load.begun_at
     wait = 0.0
     if ahead >= slots:
-        wait = (ahead - slots + 1) * (load.service_s or DEFAULT_SERVICE_S) / slots
+        wait = (ahead - slots + 1) * service / slots
     if profile.kv_tokens and load.kv_tokens + tokens > profile.kv_tokens:
         missing = min(1.0, (load.kv_tokens + tokens - profile.kv_tokens) / profile.kv_tokens)
-        wait = max(wait, missing * (load.service_s or DEFAULT_SERVICE_S))
+        wait = max(wait, missing * service)
     signals = load.signals
     if signals is not None and load.foreign and signals.kv_usage > KV_PRESSURE_FROM:
         share = (signals.kv_usage - KV_PRESSURE_FROM) / (1 - KV_PRESSURE_FROM)
-        wait += share * (load.service_s or DEFAULT_SERVICE_S)
+        wait += share * service
     return wait

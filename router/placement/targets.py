@@ -229,6 +229,8 @@ class Load(msgspec.Struct, frozen=True, gc=False, array_like=True):
     foreign_weight: float = 1.0
     """How much of the wait there is, by our first tokens, that foreign waiting requests should make: gauges can be stuck, or
     count what waits for something else. Without any of ours there to tell, they are believed ever less."""
+    begun_at: float = 0.0
+    """UNIX time at which the requests in flight whose answers have begun did so, on average; 0 where none has."""
 
     def wait_s(self, now: float) -> float:
         """Seconds until the prefills booked here are expected to be done."""

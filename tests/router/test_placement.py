@@ -412,6 +412,24 @@ def test_what_a_request_waited_for_a_slot_is_not_time_for_which_it_had_one():
     assert fleet.load_of(TARGETS[0].incarnation).service_s == pytest.approx(0.8 * 2.5 + 0.2 * 0.1), "never more than it was there"
 
 
+def test_a_slot_is_held_no_less_long_than_it_is_held_already():
+    few = replace(TARGETS[0], slots=2)
+    fleet, ask = make_fleet(few), ask_of(8000, 100, 0.05)
+    quick = fleet.book(few, 8000, NOW, work=WORK)
+    fleet.first_byte(quick, NOW + 0.1)
+    fleet.end(quick, NOW + 0.2, completed=True, output_tokens=2)
+    bookings = [fleet.book(few, 8000, NOW + 1, work=WORK) for _ in range(4)]
+    for booking in bookings[:2]:
+        fleet.first_byte(booking, NOW + 2)
+    soon, later = (forecast(few, fleet.load_of(few.incarnation), ask, 0, NOW + at).ttft_s for at in (2.1, 12.0))
+    assert later > soon + 0.9 * (3 / 2 * 10 - 3 / 2 * 0.6), "three are ahead of it at two slots, each held for ten seconds"
+    fleet.clock_set(-3600.0)
+    assert fleet.load_of(few.incarnation).begun_at == pytest.approx(NOW + 2 - 3600)
+    for booking in bookings:
+        fleet.end(booking, NOW - 3590, completed=True, output_tokens=300)
+    assert fleet.load_of(few.incarnation).begun_at == 0.0
+
+
 def test_an_answer_in_one_piece_says_nothing_of_the_first_token():
     for profiles in ({"tiny": LLAMA_8B_H100}, {}):
         fleet = Fleet(float("inf"), profiles)
