@@ -33,6 +33,8 @@ class ReplicaFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     """What its guard decides again with (`GuardPolicy.stamp`); empty while it has none and lets nobody in."""
     adapters: tuple[str, ...] = ()
     """LoRA adapters of `model` that it was started with."""
+    said_at: float = 0.0
+    """When it said all this, by its own clock: UNIX time in seconds; 0: it did not say."""
 
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -142,6 +142,7 @@ class Engine:
                 kv_port=process.kv_port,
                 policy=process.guard_policy,
                 adapters=self._settings.model.names[1:],
+                said_at=time.time(),
             )
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -18,7 +19,7 @@ from router.fixed_targets import address_of, fixed_targets
 from router.placement.targets import Address, Report
 from router.policy import Policy
 from router.policy_source import Loaded
-from router.residency.guard import StoredCeilings
+from router.residency.guard import PASS_LIFETIME_S, StoredCeilings
 from router.residency.guard_copy import copy_for_guards
 
 PERIOD_S = 0.5
@@ -58,6 +59,8 @@ class Membership:
         # As the replicas gave them: masks are made at each round, under the policy of that moment.
         self._known: dict[int, list[ReplicaFacts]] = {}
         self._missed: dict[str, int] = {}  # by incarnation
+        self._apart: set[str] = set()
+        """Incarnations whose clock, when last heard, was so far from this one that their guards refuse what is passed here."""
         self._egress_facts: EgressFacts | None = None
 
     def adopt(self, config: Config, policy: Policy) -> None:
@@ -102,10 +105,28 @@ class Membership:
         silent = [] if complete else [facts for facts in gone if self._miss(facts.incarnation) < _FORGET_AFTER]
         for incarnation in here.union(facts.incarnation for facts in gone).difference(facts.incarnation for facts in silent):
             self._missed.pop(incarnation, None)
-        self._known[index] = known + silent
+        now = time.time()
+        self._known[index] = [facts for facts in known if self._in_time(facts, now)] + silent
         # A replica without a policy lets nobody in, so it is not offered before it reports one.
         if any(facts.policy != self._guards.stamp for facts in known):
             await self._guards.to_engines(handle)
+
+    def _in_time(self, facts: ReplicaFacts, now: float) -> bool:
+        """Whether its guard lets anybody in: it refuses every pass where the clocks are further apart than a pass lives."""
+        ahead_s = facts.said_at - now if facts.said_at else 0.0
+        if abs(ahead_s) <= PASS_LIFETIME_S:
+            self._apart.discard(facts.incarnation)
+            return True
+        if facts.incarnation not in self._apart:
+            self._apart.add(facts.incarnation)
+            _log.warning(
+                "tidegate: the clock of %s (%s) differs by %+.0f s from this router's, so its guard would refuse every request "
+                "and it is sent none. Next step: set the clocks of both machines (NTP)",
+                facts.id,
+                facts.host,
+                ahead_s,
+            )
+        return False
 
     def _miss(self, incarnation: str) -> int:
         self._missed[incarnation] = self._missed.get(incarnation, 0) + 1

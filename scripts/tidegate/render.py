@@ -86,7 +86,10 @@ def print_cluster(console: Console, cluster: dict[str, Any]) -> None:
         _print_target(console, target)
     for missing in map(_dict, cluster.get("missing") or []):
         line = f"{missing.get('model')} in {missing.get('zone')}: {missing.get('up')} of {missing.get('wanted')} engines"
-        why = "the others start, or no machine of that zone has room for them (`ray status`, `serve status`)"
+        why = (
+            "the others start, or no machine of that zone has room for them (`ray status`, `serve status`), "
+            "or their machine's clock differs by over a minute (the router's log says so)"
+        )
         console.print(f"     [red]missing[/]: {escape(f'{line}; {why}')}", highlight=False, soft_wrap=True)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from cluster.reports import ReplicaFacts, encode_report
 from deployments import membership
@@ -61,6 +62,7 @@ class World:
     def __init__(self) -> None:
         loaded = compile_loaded(make_config(), "", Path())
         guards = GuardPolicies(loaded, time.time(), NONE_STORED)
+        self.stamp = guards.stamp
         self.engines = [Replica(encode_report(self._facts(name, guards.stamp))) for name in ("a", "b")]
         self.handle = Handle(*self.engines)
         self.reports: list[Report] = []
@@ -73,6 +75,11 @@ class World:
     @staticmethod
     def _facts(name: str, stamp: str) -> ReplicaFacts:
         return ReplicaFacts(name, name, "eu", Place(("eu",), ("eu",)), "127.0.0.1", 1, "m", "chat", 1024, 4, None, policy=stamp)
+
+    def set_clock(self, ahead_s: float) -> None:
+        """Have the first engine's clock be so far ahead of the router's."""
+        facts = replace(self._facts("a", self.stamp), said_at=time.time() + ahead_s)
+        self.engines[0].answer = encode_report(facts)
 
     async def names(self) -> list[str]:
         await self.membership.refresh()
@@ -104,3 +111,14 @@ async def test_what_serve_no_longer_runs_goes_at_once(world):
     assert await world.names() == ["a", "b"]
     world.handle.replicas.pop()
     assert await world.names() == ["a"]
+
+
+@pytest.mark.parametrize("ahead_s", [600.0, -600.0])
+async def test_one_whose_guard_refuses_every_pass_because_of_its_clock_is_sent_nothing_and_named_once(world, caplog, ahead_s):
+    world.set_clock(ahead_s)
+    assert [await world.names() for _ in range(3)] == [["b"]] * 3
+    assert [record.getMessage().count(f"{ahead_s:+.0f} s") for record in caplog.records] == [1]
+    world.set_clock(ahead_s / 20)
+    assert await world.names() == ["a", "b"]
+    world.set_clock(ahead_s)
+    assert await world.names() == ["b"] and len(caplog.records) == 2
