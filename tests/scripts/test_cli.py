@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,28 @@ def test_down_and_status_where_nothing_runs(home: Home, config_file: Path) -> No
     assert (down.exit_code, "nothing was running" in down.output) == (0, True)
     status = runner.invoke(app, ["status"])
     assert (status.exit_code, "nothing runs here" in status.output) == (1, True)
+
+
+def test_the_version_is_told() -> None:
+    result = runner.invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"tidegate {version('tidegate')}\n")
+
+
+@pytest.mark.parametrize("command", [["status"], ["explain", "hi"], ["chat", "hi"]])
+def test_which_router_is_asked_follows_the_options(home: Home, config_file: Path, command: list[str]) -> None:
+    keys.ensure_quickstart_key(home)
+    ports = {"listen": 2, "admin": 3, "other": 4}  # nothing listens there
+    document = yaml.safe_load(config_file.read_text())
+    args = document["applications"][0]["args"]
+    args["listen"], args["admin"] = {"port": ports["listen"]}, {"port": ports["admin"]}
+    other = home.root / "other.yaml"
+    other.write_text(yaml.safe_dump(document))
+    asked, option = ("listen", "--port") if command[0] == "chat" else ("admin", "--admin-port")
+    assert f"127.0.0.1:{ports[asked]}" in runner.invoke(app, [*command, "--config", str(other)]).output
+    chosen = runner.invoke(app, [*command, "--config", str(other), option, str(ports["other"])])
+    assert (chosen.exit_code, f"127.0.0.1:{ports['other']}" in chosen.output) == (1, True)
+    missing = runner.invoke(app, [*command, "--config", str(home.root / "none.yaml")])
+    assert (missing.exit_code, "none.yaml: No such file" in missing.output) == (1, True)
 
 
 @pytest.mark.parametrize("command", ["chat", "explain"])
