@@ -188,3 +188,10 @@ def test_a_retention_below_the_floor_of_a_profile_is_refused():
         with pytest.raises(ConfigError, match=f"`{profile}` asks for at least {floor} days, not {floor - 1}"):
             make_config(audit={"retention": {"days": floor - 1, "profiles": [profile]}})
         make_config(audit={"retention": {"days": floor, "profiles": [profile]}})
+
+
+def test_clients_and_the_admin_listener_cannot_have_one_port():
+    for ports in ({"listen": {"port": 8001}}, {"admin": {"port": 8000}}, {"listen": {"port": 9}, "admin": {"port": 9}}):
+        with pytest.raises(ConfigError, match=r"admin\.port: \d+ is `listen\.port`, too"):
+            make_config(**ports)
+    make_config(listen={"port": 8001}, admin={"port": 8000})
