@@ -35,9 +35,9 @@ def check_references(config: Config) -> None:
         if name not in allowed:
             raise ValueError(f"{where}: unknown {kind} `{name}`{nearest(name, allowed)}")
 
-    if config.listen.port == config.admin.port:  # both sockets open with SO_REUSEPORT, so clients would reach the one without keys
+    if (port := config.admin.port) == config.listen.port:  # with SO_REUSEPORT both open, and clients reach the one without keys
         raise ValueError(
-            f"admin.port: {config.admin.port} is `listen.port`, too; the admin listener asks for no key and needs a port of its own"
+            f"admin.port: {port} is `listen.port`, too; the admin listener asks for no key and needs a port of its own"
         )
     if len(config.zones) > 62 or len(config.duties) > 62:
         raise ValueError("at most 62 zones and 62 duties")
