@@ -32,3 +32,23 @@ def test_no_placeholder_is_left_and_every_named_file_exists():
     assert "{{" not in README
     for path in re.findall(r"`((?:router|cluster|deployments|scripts|tests)/[\w./-]+\.\w+)`", README):
         assert (ROOT / path).exists(), path
+
+
+def test_every_error_code_and_status_is_named():
+    paragraph = re.search(r"^Errors have OpenAI's envelope.*?\n\n", README, re.S | re.M)
+    assert paragraph is not None
+    named = {
+        (status, code)
+        for codes, statuses in re.findall(r"((?:`\w+`(?:,| and) )*`\w+`) (\d{3}(?:/\d{3})*)", paragraph[0])
+        for code in re.findall(r"\w+_\w+|overloaded", codes)
+        for status in statuses.split("/")
+    }
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "router").rglob("*.py")]
+    used = {pair for source in sources for pair in re.findall(r'ApiError\(\s*(\d{3}),\s*"(\w+)"', source)}
+    assert used and used - named == set()
+
+
+def test_every_metric_it_names_exists():
+    made = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "router").rglob("*.py"))
+    for name in set(re.findall(r"`(tidegate_\w*[a-z])`", README)):
+        assert f'"{name.removesuffix("_total")}"' in made, name
