@@ -40,6 +40,16 @@ def parse_config(data: Any, origin: str = "config") -> Config:
         raise ConfigError("\n".join(f"{origin}: {line}" for line in explain(error))) from None
 
 
+_MAPPING = "expected a mapping: lines of `name: value`, or {name: value}"
+_SHAPES = {
+    "dict_type": _MAPPING,
+    "model_type": _MAPPING,
+    "list_type": "expected a list: lines that begin with `- `, or [a, b]",
+    "missing": "this key is required",
+}
+"""What is said, in words of YAML, in place of pydantic's own."""
+
+
 def explain(error: ValidationError) -> list[str]:
     """What a validation found, a line for each problem up to twenty: the key, the nearest valid one, and what is expected."""
     problems = error.errors(include_url=False, include_input=False)
@@ -60,7 +70,7 @@ def _explain(problem: Any) -> str:
         *parents, wrong = problem["loc"]
         valid = _valid_keys(parents)
         return f"unknown key `{place}`{nearest(str(wrong), valid)}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _SHAPES.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
 
 

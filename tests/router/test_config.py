@@ -195,3 +195,14 @@ def test_clients_and_the_admin_listener_cannot_have_one_port():
         with pytest.raises(ConfigError, match=r"admin\.port: \d+ is `listen\.port`, too"):
             make_config(**ports)
     make_config(listen={"port": 8001}, admin={"port": 8000})
+
+
+def test_a_value_of_the_wrong_shape_is_told_in_words_of_yaml():
+    for wrong, said in (
+        ({"zones": ["eu"]}, "zones: expected a mapping"),
+        ({"secret": "x"}, "secret: expected a mapping"),
+        ({"keys": {"a": 1}}, "keys: expected a list"),
+        ({"cache": {}}, "cache.zones: this key is required"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            make_config(**wrong)
