@@ -37,7 +37,7 @@ from router.ledger.records import CLOCK, RELAX
 from router.placement.adapters import AdapterBook
 from router.placement.fleet import Fleet
 from router.placement.prefix import CHUNK_COST, PrefixIndex
-from router.placement.targets import Kind, Report, Target, View
+from router.placement.targets import NO_PREFILL, Kind, Report, Target, View
 from router.placement.trust import Verdict
 from router.poison import PoisonBook
 from router.policy import Policy
@@ -319,6 +319,8 @@ class RouterState:
 
     def chains_for(self, facts: Facts, body: dict[str, Any], models: Sequence[str]) -> PromptChains:
         """A request's prompt as hashes, under the salts that its engines will get: what another tenant has warmed is cold."""
+        if facts.endpoint in NO_PREFILL:
+            return PromptChains({})
 
         def salt_of(model: str) -> str:
             return self.salt_for(facts.key.tenant, facts.label, model, body)

@@ -9,7 +9,7 @@ from router.decision import Choice, Facts
 from router.joining import Join
 from router.ledger.cost import cost_usd
 from router.ledger.receipts import Attempt, Receipt, read_usage
-from router.placement.targets import CLOUD, Endpoint, Target
+from router.placement.targets import CLOUD, NO_PREFILL, Endpoint, Target
 from router.residency.inflight import POLICY_REVOKED
 from router.state import RouterState
 from router.wire.exchange import DEADLINE, Ending, Exchange
@@ -39,9 +39,10 @@ class Try:
         self.record = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
         admitted.receipt.attempts.append(self.record)
         fleet, budget = state.fleet, facts.key.spill_limit
-        self._booking = fleet.book(
-            target, facts.prompt_tokens, now, choice.cost_usd, choice.work, choice.model, budget, admitted.streamed is False
-        )
+        work, tokens, whole = choice.work, facts.prompt_tokens, admitted.streamed is False
+        if facts.endpoint in NO_PREFILL:
+            work, tokens, whole = None, 0, True
+        self._booking = fleet.book(target, tokens, now, choice.cost_usd, work, choice.model, budget, whole)
         state.prefixes.routed(admitted.chains, choice.model, target.incarnation)
         if target.adapters and choice.model in target.adapters:
             signals = fleet.load_of(target.incarnation).signals

@@ -24,7 +24,7 @@ from router.identity.priority import CLASSES
 from router.ledger.metrics import Durations
 from router.outage import may_come_up
 from router.placement.admission import MIN_RETRY_S, AdmissionQueue, Ticket
-from router.placement.targets import Endpoint
+from router.placement.targets import NO_PREFILL
 from router.placement.waiting import Bounds, counted_wait_s, is_in_time, make_ticket, seen_by, work_anywhere, worth_waiting
 from router.screen import shortlist
 from router.wire.errors import ApiError
@@ -38,10 +38,6 @@ if TYPE_CHECKING:
 
 TICK_S = 0.05
 """How often waiting requests are tried without any event: predicted waits shrink with time alone."""
-
-
-_NO_PREFILL = frozenset({Endpoint.TOKENIZE, Endpoint.DETOKENIZE, Endpoint.COUNT_TOKENS})
-"""What stands in no engine's queue."""
 
 
 class Waiter(Protocol):
@@ -160,7 +156,7 @@ class WaitingRoom:
 
     def _work_of(self, facts: Facts, view: View, decision: Decision, now: float) -> Work | None:
         """What a request that is better kept here is expected to ask; None for one that is not."""
-        if not self.enabled or facts.endpoint in _NO_PREFILL:
+        if not self.enabled or facts.endpoint in NO_PREFILL:
             return None
         choice, policy = decision.chosen, self._state.policy
         if choice is None:

@@ -283,12 +283,13 @@ class Fleet:
         if not booking.started:
             unstarted, tokens = max(0, unstarted - 1), max(0, tokens - booking.tokens)
         breaker = breakers.release(load.breaker) if booking.probe else load.breaker
+        had_slot = completed and (booking.entry is not None or not booking.whole)
         self._loads[index] = replace(
             load,
             inflight=max(0, load.inflight - 1),
             unstarted=unstarted,
             unstarted_tokens=tokens,
-            service_s=_smooth(load.service_s, booking.slot_s(now)) if completed else load.service_s,
+            service_s=_smooth(load.service_s, booking.slot_s(now)) if had_slot else load.service_s,
             failures=0 if completed else load.failures,
             down_until=0.0 if completed else load.down_until,
             breaker=breakers.succeeded(breaker, now, booking.started_at, booking.whole) if completed else breaker,

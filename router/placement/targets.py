@@ -59,6 +59,8 @@ GENERATION = frozenset(
         Endpoint.DETOKENIZE,
     }
 )
+NO_PREFILL = frozenset({Endpoint.TOKENIZE, Endpoint.DETOKENIZE, Endpoint.COUNT_TOKENS})
+"""What the server beside the engine answers: it waits in no queue, fills no cache, and says nothing of how fast that is."""
 POOLING = frozenset({Endpoint.EMBEDDINGS, Endpoint.RERANK, Endpoint.SCORE, Endpoint.TOKENIZE, Endpoint.DETOKENIZE})
 OFFERED: dict[str, frozenset[str]] = {
     "generate": GENERATION,

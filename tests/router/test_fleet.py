@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from router.placement.fleet import Fleet
 from router.placement.targets import Report, Signals
 from tests.router.builders import NOW, make_policy, make_target
+from tests.router.conftest import open_front_door
 
 POLICY = make_policy()
 A, B = make_target(POLICY, "a", "eu"), make_target(POLICY, "b", "us")
@@ -130,3 +131,21 @@ def test_who_no_longer_tells_its_gauges_is_not_held_to_the_last_ones():
     assert (load(fleet).foreign, load(fleet).foreign_waiting) == (7, 2)
     fleet.update([Report(A)])
     assert (load(fleet).signals, load(fleet).foreign, load(fleet).foreign_waiting) == (None, 0, 0)
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/v1/messages/count_tokens"])
+async def test_what_no_engine_computes_teaches_nothing_of_how_fast_one_is(path):
+    body = {"model": "m", "prompt": "water " * 4000, "tokens": [1], "max_tokens": 5}
+    body |= {"messages": [{"role": "user", "content": "water " * 4000}]} if "count" in path else {}
+    async with open_front_door({"a": "eu"}) as door:
+        state = door.state
+        for _ in range(10):
+            assert (await door.client.post(path, json=body)).status_code == 200
+        load = state.fleet.view(NOW).loads[0]
+        assert (load.slowdown, load.ttft_s, load.service_s, load.inflight, load.unstarted) == (0.0, 0.0, 0.0, 0, 0)
+        assert load.breaker.paces == 0 and state.fleet.calibration.margin_s == 0.0
+        asked = {"model": "m", "messages": [{"role": "user", "content": "water " * 4000}]}
+        explained = (await door.client.post("/tidegate/v1/explain", json=asked)).json()
+        assert explained["chosen"]["predicted_ttft_ms"] > 50, "nothing of it is in the engine's cache"
+        await door.chat("hello")
+        assert state.fleet.view(NOW).loads[0].service_s > 0.0
