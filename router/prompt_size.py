@@ -11,6 +11,8 @@ BYTES_PER_TOKEN = 4
 _RECORDING_BYTES_PER_TOKEN = 160
 """Sound of 128 kbit/s, at the 100 tokens a second that vLLM counts of Whisper's."""
 _ANTHROPIC = frozenset({Endpoint.MESSAGES, Endpoint.COUNT_TOKENS})
+_MEDIA = ("image_url", "input_image", "image", "input_audio", "audio_url", "video_url", "input_file", "file", "document")
+"""Types of content parts, in the dialects of all endpoints."""
 _PAIRS = ("query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2")
 """Where rerank and score requests have their texts; each is a string, an object with text, or a list of these."""
 
@@ -33,6 +35,18 @@ def prompt_bytes(endpoint: str, body: dict[str, Any]) -> int:
     if endpoint in (Endpoint.RERANK, Endpoint.SCORE):
         return sum(_pair_side(body.get(name)) for name in _PAIRS)
     return _prompt(body.get("prompt", body.get("input", body.get("tokens"))))
+
+
+def brings_media(body: dict[str, Any]) -> bool:
+    """Whether turns of a request have images, sound, films or files, whose tokens `prompt_bytes` does not count."""
+    turns = body.get("messages", body.get("input"))
+    if type(turns) is not list:
+        return False
+    for turn in turns:
+        content = turn.get("content") if type(turn) is dict else None
+        if type(content) is list and any(type(part) is dict and part.get("type") in _MEDIA for part in content):
+            return True
+    return False
 
 
 def recording_tokens(size: int) -> int:

@@ -133,6 +133,24 @@ def test_who_no_longer_tells_its_gauges_is_not_held_to_the_last_ones():
     assert (load(fleet).signals, load(fleet).foreign, load(fleet).foreign_waiting) == (None, 0, 0)
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+        {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_images_whose_cost_nobody_predicted_teach_nothing_of_how_fast_an_engine_is(part, stream):
+    async with open_front_door({"a": "eu"}) as door:
+        state = door.state
+        wish = {"role": "user", "content": "stream" if stream else "hello"}
+        for content, taught in (([part, {"type": "text", "text": "see"}], False), ([{"type": "text", "text": "see"}], True)):
+            asked = {"model": "m", "messages": [{"role": "user", "content": content}, wish], "stream": stream}
+            assert (await door.client.post("/v1/chat/completions", json=asked)).status_code == 200
+            assert (state.fleet.view(NOW).loads[0].slowdown > 0.0) is taught
+
+
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/v1/messages/count_tokens"])
 async def test_what_no_engine_computes_teaches_nothing_of_how_fast_one_is(path):
     body = {"model": "m", "prompt": "water " * 4000, "tokens": [1], "max_tokens": 5}
