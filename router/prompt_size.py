@@ -49,6 +49,13 @@ def brings_media(body: dict[str, Any]) -> bool:
     return False
 
 
+def asks_one_answer(body: dict[str, Any]) -> bool:
+    """Whether one answer to one prompt is wanted, so that its tokens came one after the other."""
+    prompt = body.get("prompt")
+    many = type(prompt) is list and len(prompt) > 1 and type(prompt[0]) is not int
+    return not many and body.get("n", 1) in (1, None) and body.get("best_of", 1) in (1, None)
+
+
 def recording_tokens(size: int) -> int:
     """What a recording of so many bytes may count, where nobody says how long it is; a codec or a plain one is four times off."""
     return size // _RECORDING_BYTES_PER_TOKEN

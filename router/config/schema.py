@@ -145,7 +145,7 @@ class Timeouts(Strict):
     """Limits in seconds: connecting, the wait for the first byte (of a stream, for its first token), and a pause between two."""
 
     connect_s: float = Field(default=2.0, gt=0)
-    first_byte_s: float = Field(default=300.0, gt=0)
+    first_byte_s: float = Field(default=600.0, gt=0)
     idle_s: float = Field(default=120.0, gt=0)
     request_s: float = Field(default=0.0, ge=0)
     """The whole request, from its last byte to the answer's; 0: no limit. A key's or a request's own bound goes before it."""

@@ -151,6 +151,15 @@ async def test_images_whose_cost_nobody_predicted_teach_nothing_of_how_fast_an_e
             assert (state.fleet.view(NOW).loads[0].slowdown > 0.0) is taught
 
 
+async def test_several_answers_at_once_teach_nothing_of_the_pace_or_of_lengths():
+    async with open_front_door({"a": "eu"}) as door:
+        view = door.state.fleet.view
+        assert (await door.chat("hello", n=8)).status_code == 200
+        assert view(NOW).loads[0].slowdown == 0.0 and not view(NOW).output_tokens
+        assert (await door.chat("hello")).status_code == 200
+        assert view(NOW).loads[0].slowdown > 0.0 and view(NOW).output_tokens
+
+
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize", "/v1/messages/count_tokens"])
 async def test_what_no_engine_computes_teaches_nothing_of_how_fast_one_is(path):
     body = {"model": "m", "prompt": "water " * 4000, "tokens": [1], "max_tokens": 5}

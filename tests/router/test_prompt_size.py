@@ -6,7 +6,7 @@ import pytest
 
 from router.complexity.rule import last_user_text
 from router.placement.targets import Endpoint
-from router.prompt_size import prompt_bytes
+from router.prompt_size import asks_one_answer, prompt_bytes
 
 USER = {"role": "user", "content": "four"}
 
@@ -47,3 +47,22 @@ def test_complexity_reads_the_last_user_turn_of_a_responses_conversation():
     turns = [USER, {"role": "assistant", "content": "ok"}, {"role": "user", "content": [{"type": "input_text", "text": "last"}]}]
     assert last_user_text({"input": turns}) == "last"
     assert last_user_text({"input": ["one", "two"]}) == "one\ntwo"
+
+
+@pytest.mark.parametrize(
+    ("body", "one"),
+    [
+        ({}, True),
+        ({"n": 1, "best_of": None, "prompt": "a"}, True),
+        ({"prompt": [1, 2, 3]}, True),
+        ({"prompt": ["a"]}, True),
+        ({"n": 2}, False),
+        ({"best_of": 3}, False),
+        ({"prompt": ["a", "b"]}, False),
+        ({"prompt": [[1], [2]]}, False),
+        ({"n": "many"}, False),
+        ({"n": []}, False),
+    ],
+)
+def test_what_asks_for_several_answers_is_told_apart(body, one):
+    assert asks_one_answer(body) is one
