@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from router.content_parts import MEDIA, is_part_of
 from router.placement.targets import Endpoint
 
 BYTES_PER_TOKEN = 4
@@ -11,8 +12,6 @@ BYTES_PER_TOKEN = 4
 _RECORDING_BYTES_PER_TOKEN = 160
 """Sound of 128 kbit/s, at the 100 tokens a second that vLLM counts of Whisper's."""
 _ANTHROPIC = frozenset({Endpoint.MESSAGES, Endpoint.COUNT_TOKENS})
-_MEDIA = ("image_url", "input_image", "image", "input_audio", "audio_url", "video_url", "input_file", "file", "document")
-"""Types of content parts, in the dialects of all endpoints."""
 _PAIRS = ("query", "queries", "documents", "items", "text_1", "text_2", "data_1", "data_2")
 """Where rerank and score requests have their texts; each is a string, an object with text, or a list of these."""
 
@@ -40,13 +39,16 @@ def prompt_bytes(endpoint: str, body: dict[str, Any]) -> int:
 def brings_media(body: dict[str, Any]) -> bool:
     """Whether turns of a request have images, sound, films or files, whose tokens `prompt_bytes` does not count."""
     turns = body.get("messages", body.get("input"))
-    if type(turns) is not list:
-        return False
-    for turn in turns:
-        content = turn.get("content") if type(turn) is dict else None
-        if type(content) is list and any(type(part) is dict and part.get("type") in _MEDIA for part in content):
-            return True
+    for turn in _mappings(turns):
+        for part in _mappings(turn.get("content", turn.get("output"))):
+            # In Anthropic's dialect a tool's result is a part that has parts.
+            if is_part_of(part, MEDIA) or any(is_part_of(inner, MEDIA) for inner in _mappings(part.get("content"))):
+                return True
     return False
+
+
+def _mappings(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if type(item) is dict] if type(value) is list else []
 
 
 def asks_one_answer(body: dict[str, Any]) -> bool:

@@ -25,6 +25,10 @@ def compile_tables(tables: Sequence[NDArray[np.int8]]) -> Tables:
 
 def sum_heads(tables: Tables, places: array[int]) -> NDArray[np.float32]:
     """For every head the sum of its weights at the places of a text."""
-    rows = tables.take(np.frombuffer(places, np.uint16), 0) if places else tables[:0]
-    found: NDArray[np.float32] = _ONES[: len(rows)] @ rows  # three times as fast as to reduce rows this narrow
+    return sum_rows(tables, np.frombuffer(places, np.uint16))
+
+
+def sum_rows(table: NDArray[np.float32], at: NDArray[np.unsignedinteger | np.signedinteger]) -> NDArray[np.float32]:
+    """The sum of some rows of a table, as many as there are places of a text at most."""
+    found: NDArray[np.float32] = _ONES[: len(at)] @ table.take(at, 0)  # three times as fast as to reduce rows this narrow
     return found

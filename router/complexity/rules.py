@@ -15,6 +15,7 @@ import msgspec
 from router.complexity.features import Features
 from router.complexity.language import guess_language
 from router.complexity.peel import Asked
+from router.content_parts import IMAGES, is_part_of
 
 _CODE = (
     "```",
@@ -194,8 +195,6 @@ def _has_images(body: dict[str, Any]) -> bool:
         return False
     for turn in turns[-64:]:
         content = turn.get("content") if isinstance(turn, dict) else None
-        if isinstance(content, list) and any(
-            isinstance(part, dict) and part.get("type") in ("image_url", "input_image", "image") for part in content[:64]
-        ):
+        if isinstance(content, list) and any(isinstance(part, dict) and is_part_of(part, IMAGES) for part in content[:64]):
             return True
     return False

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from router.complexity.features import HEAD_CHARS, TAIL_CHARS
+from router.complexity.buckets import sum_rows
 from router.complexity.words import PLACES
 
 PLACE_BYTES = 4
@@ -51,9 +51,4 @@ def sum_known(vocabulary: Vocabulary, places: bytes) -> NDArray[np.float64]:
         places: `Features.places`.
     """
     found = vocabulary.index.take(np.frombuffer(places, np.int64))
-    sums: NDArray[np.float32] = _ONES[: len(found)] @ vocabulary.rows.take(found, 0)
-    return sums * (vocabulary.scales / sqrt(np.count_nonzero(found) or 1))
-
-
-_ONES = np.ones(HEAD_CHARS + TAIL_CHARS, np.float32)
-"""A capped text has no more words."""
+    return sum_rows(vocabulary.rows, found) * (vocabulary.scales / sqrt(np.count_nonzero(found) or 1))

@@ -214,39 +214,30 @@ class Fleet:
         booking.started = True
         if booking.notice and self.news is not None:
             self.news.first(booking.notice)
-        if booking.whole:
-            self._begun_unseen(index, booking, now)
-            return
         load = self._loads[index]
-        seconds = booking.seconds_until(now)
-        alone = load.unstarted <= 1
-        rate = booking.tokens / seconds if alone and booking.tokens >= 32 else 0.0
+        ttft_s, prefill_tps, breaker = load.ttft_s, load.prefill_tps, load.breaker
+        if not booking.whole:  # else the end of the prefill is only presumed, which teaches nothing
+            seconds = booking.seconds_until(now)
+            ttft_s = _smooth(ttft_s, seconds)
+            if load.unstarted <= 1 and booking.tokens >= 32:
+                prefill_tps = _smooth(prefill_tps, booking.tokens / seconds)
+            breaker = after_first_byte(self._membership.targets, self._loads, index, booking, now)
         self._loads[index] = load = replace(
             load,
             unstarted=load.unstarted - 1,
             unstarted_tokens=max(0, load.unstarted_tokens - booking.tokens),
-            ttft_s=_smooth(load.ttft_s, seconds),
-            prefill_tps=_smooth(load.prefill_tps, rate) if rate else load.prefill_tps,
-            breaker=after_first_byte(self._membership.targets, self._loads, index, booking, now),
+            ttft_s=ttft_s,
+            prefill_tps=prefill_tps,
+            breaker=breaker,
         )
         entry, book = booking.entry, self._books.get(booking.incarnation)
         if entry is None or book is None:
             return
         self._loads[index] = book.started(load, entry, now)
-        if not entry.peers:
+        if not (entry.peers or booking.whole):
             self.calibration.first(now - entry.started_at, entry.work.ttft_s)
             if book.shared.has_drifted():
                 self._tell_all(book.shared)
-
-    def _begun_unseen(self, index: int, booking: Booking, now: float) -> None:
-        """The prefill of an answer that comes in one piece is taken to be done. Nothing is learned from that."""
-        load = self._loads[index]
-        self._loads[index] = load = replace(
-            load, unstarted=load.unstarted - 1, unstarted_tokens=max(0, load.unstarted_tokens - booking.tokens)
-        )
-        entry, book = booking.entry, self._books.get(booking.incarnation)
-        if entry is not None and book is not None:
-            self._loads[index] = book.started(load, entry, now)
 
     def presume_begun(self, now: float) -> None:
         """Take prefills that nobody sees the end of to be done when they were predicted to be (`Unseen`).

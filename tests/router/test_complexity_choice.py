@@ -55,6 +55,7 @@ def test_the_first_rule_that_matches_decides():
     picture = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "```"}]
     found = judged(ask(picture))
     assert (found.rule, found.model) == ("images", "big")
+    assert judged(ask([{"image_url": {"url": "x"}}])).rule == "images", "vLLM takes parts that do not name their type, too"
     assert judged(ask("hi", tools=[{}]), tokens=2).rule == ""  # `leave` ends the rules: `short` is not reached
     assert judged(ask("hi"), tokens=2).rule == "short"
     assert "rule `short` asks for tier small" in judged(ask("hi"), tokens=2).reasons

@@ -6,7 +6,7 @@ import pytest
 
 from router.complexity.rule import last_user_text
 from router.placement.targets import Endpoint
-from router.prompt_size import asks_one_answer, prompt_bytes
+from router.prompt_size import asks_one_answer, brings_media, prompt_bytes
 
 USER = {"role": "user", "content": "four"}
 
@@ -66,3 +66,23 @@ def test_complexity_reads_the_last_user_turn_of_a_responses_conversation():
 )
 def test_what_asks_for_several_answers_is_told_apart(body, one):
     assert asks_one_answer(body) is one
+
+
+@pytest.mark.parametrize(
+    ("body", "brings"),
+    [
+        ({"messages": [USER]}, False),
+        ({"messages": ["x", 7, {"role": "user"}, {"role": "user", "content": ["x", {"type": ["image"]}]}]}, False),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "image_url"}]}]}, False),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, True),
+        ({"messages": [{"role": "user", "content": [{"image_url": {"url": "x"}}]}]}, True),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {}}]}, USER]}, True),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": [{"type": "image"}]}]}]}, True),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "an image"}]}]}, False),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, True),
+        ({"input": [{"type": "function_call_output", "output": [{"type": "input_image"}]}]}, True),
+        ({"input": "image_url"}, False),
+    ],
+)
+def test_media_are_told_apart_wherever_a_turn_has_them(body, brings):
+    assert brings_media(body) is brings

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from router.content_parts import EMBEDDED, MEDIA, is_part_of
 from router.wire.json_body import is_one_of
 
 _STRUCTURE = frozenset(
@@ -24,12 +25,6 @@ _STRUCTURE = frozenset(
     }
 )
 """Fields whose strings the API defines, not the client. A value of theirs that is no short word is read all the same."""
-_EMBEDDED = frozenset({"prompt_embeds", "image_embeds", "audio_embeds", "video_embeds"})
-"""A prompt, or a part of one, as the numbers that a model makes of it."""
-_MEDIA = _EMBEDDED | {
-    *("image_url", "input_image", "image_pil", "image", "input_audio", "audio_url", "audio", "video_url", "video"),
-    *("file", "input_file", "document"),
-}
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 _TURNS = ("messages", "input", "prompt", "documents", "queries", "texts")
 _KEY_WORTH_READING = 6
@@ -58,7 +53,7 @@ def texts_of(body: dict[str, Any]) -> Iterator[Text]:
             for turn in value:
                 yield _rendered(turn)
         else:
-            opaque = _render(name, value, rest) or (name in _EMBEDDED and bool(value)) or opaque
+            opaque = _render(name, value, rest) or (name in EMBEDDED and bool(value)) or opaque
     if rest or opaque:
         yield Text("\n".join(rest), opaque)
 
@@ -104,7 +99,7 @@ def _render_list(name: str, value: list[Any], lines: list[str]) -> bool:
 
 
 def _render_mapping(value: dict[str, Any], lines: list[str]) -> bool:
-    opaque = is_one_of(value.get("type"), _MEDIA) or bool(_MEDIA & value.keys())
+    opaque = is_part_of(value, MEDIA)
     for key, item in value.items():
         if len(key) > _KEY_WORTH_READING and any(not (c.isalpha() or c in "_-.") for c in key):
             lines.append(key)
