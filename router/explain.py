@@ -56,6 +56,7 @@ async def explain_request(state: RouterState, headers: Headers, body: bytes, req
     books, named = ReadOnlyBooks(state.complexity), named_headers(headers, state.policy)
     priority = priority_of(headers, grant.priority)
     facts = gather_facts(request_id, grant, Endpoint.CHAT, parsed, label, state.policy, 0.0, books, named, priority)
+    facts = state.media.counted_in(facts, parsed)
     now = time.time()
     chains = state.chains_for(facts, parsed, resolve_models(facts, state.policy))
     decision = decide(facts, state.policy, state.view_for(facts, chains, now), now)

@@ -198,6 +198,7 @@ class ModelHandler:
         named = named_headers(headers, policy)
         priority = priority_of(headers, grant.priority)
         facts = gather_facts(opened.request_id, grant, path, parsed, label, policy, timeout_s, state.complexity, named, priority)
+        facts = state.media.counted_in(facts, parsed)
         receipt = open_receipt(facts, policy.epoch, state.label_text(label), labelled.sources, now)
         ticket = state.inflight.enter(grant, tags, label)
         admitted = AdmittedRequest(path, headers, body, parsed, facts, receipt, ticket, conversation, form)

@@ -36,15 +36,14 @@ def prompt_bytes(endpoint: str, body: dict[str, Any]) -> int:
     return _prompt(body.get("prompt", body.get("input", body.get("tokens"))))
 
 
-def brings_media(body: dict[str, Any]) -> bool:
-    """Whether turns of a request have images, sound, films or files, whose tokens `prompt_bytes` does not count."""
-    turns = body.get("messages", body.get("input"))
-    for turn in _mappings(turns):
+def media_parts(body: dict[str, Any]) -> int:
+    """How many images, recordings, films or files the turns of a request have; `prompt_bytes` counts nothing of them."""
+    found = 0
+    for turn in _mappings(body.get("messages", body.get("input"))):
         for part in _mappings(turn.get("content", turn.get("output"))):
             # In Anthropic's dialect a tool's result is a part that has parts.
-            if is_part_of(part, MEDIA) or any(is_part_of(inner, MEDIA) for inner in _mappings(part.get("content"))):
-                return True
-    return False
+            found += is_part_of(part, MEDIA) or sum(is_part_of(inner, MEDIA) for inner in _mappings(part.get("content")))
+    return found
 
 
 def _mappings(value: Any) -> list[dict[str, Any]]:

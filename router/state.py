@@ -34,6 +34,7 @@ from router.ledger.metrics import Metrics
 from router.ledger.policies import policy_text
 from router.ledger.receipts import Receipt, ReceiptBook, used_tokens
 from router.ledger.records import CLOCK, RELAX
+from router.media_tokens import MediaTokens
 from router.placement.adapters import AdapterBook
 from router.placement.fleet import Fleet
 from router.placement.prefix import CHUNK_COST, PrefixIndex
@@ -135,6 +136,7 @@ class RouterState:
         tls.prepare(config)
         self.pool = Pool(config.timeouts.connect_s, tls)
         self.poison = PoisonBook()
+        self.media = MediaTokens()
         self.retry_budget = RetryBudget(time.monotonic())
         self.classifier = make_classifier(config.classify, policy.tags, secret)
         self.complexity = ComplexityBooks(config.complexity.pin_conversations, config.complexity.pin_margin)

@@ -10,7 +10,7 @@ from router.joining import Join
 from router.ledger.cost import cost_usd
 from router.ledger.receipts import Attempt, Receipt, read_usage
 from router.placement.targets import CLOUD, NO_PREFILL, Endpoint, Target
-from router.prompt_size import asks_one_answer, brings_media
+from router.prompt_size import asks_one_answer, media_parts
 from router.residency.inflight import POLICY_REVOKED
 from router.state import RouterState
 from router.wire.exchange import DEADLINE, Ending, Exchange
@@ -31,7 +31,7 @@ class Try:
         now: UNIX time in seconds.
     """
 
-    __slots__ = ("_admitted", "_booking", "_state", "_tells", "choice", "record")
+    __slots__ = ("_admitted", "_booking", "_media", "_state", "_tells", "choice", "record")
 
     def __init__(self, state: RouterState, admitted: AdmittedRequest, facts: Facts, choice: Choice, now: float) -> None:
         target = choice.target
@@ -40,9 +40,9 @@ class Try:
         self.record = Attempt(target.id, target.incarnation, target.zone, choice.model, choice.reason, now)
         admitted.receipt.attempts.append(self.record)
         fleet, budget = state.fleet, facts.key.spill_limit
-        media = brings_media(admitted.parsed)
-        self._tells = not media and asks_one_answer(admitted.parsed)
-        work, tokens, whole = choice.work, facts.prompt_tokens, media or admitted.streamed is False
+        self._media = media_parts(admitted.parsed)
+        self._tells = not self._media and asks_one_answer(admitted.parsed)
+        work, tokens, whole = choice.work, facts.prompt_tokens, self._media > 0 or admitted.streamed is False
         if facts.endpoint in NO_PREFILL:
             work, tokens, whole = None, 0, True
         self._booking = fleet.book(target, tokens, now, choice.cost_usd, work, choice.model, budget, whole)
@@ -93,7 +93,9 @@ class Try:
             read_usage(receipt, _counts_of(exchange, self._admitted.path))
         if ending.target_failed or state.poison.lengths:
             state.poison.ended(self._admitted, exchange, ending, time.monotonic())
-        # How long images take nobody has predicted, and of several answers the tokens are counted together.
+        if answered and join is None and self._media and receipt.prompt_tokens > 0:
+            state.media.learn(self._admitted.facts, self._media, receipt.prompt_tokens)
+        # How long images take is known of the mean one at best, and of several answers the tokens are counted together.
         tells = answered and join is None and self._tells
         output_tokens = receipt.completion_tokens if tells and receipt.completion_tokens > 0 else 0
         target = self.choice.target

@@ -16,6 +16,7 @@ class TalkingEngine(SimulatedEngine):
         super().__init__()
         self.says = says
         self.finish = "stop"
+        self.prompt_tokens = 10
         self.status = "200 OK"
         self.pause_after = -1
         self.reached_pause = asyncio.Event()
@@ -39,8 +40,12 @@ class TalkingEngine(SimulatedEngine):
             choice["message"] = {"role": "assistant", "content": text}
         else:
             choice["text"] = text
-        usage = {"prompt_tokens": 10, "completion_tokens": len(self.says), "total_tokens": 10 + len(self.says)}
+        usage = self.usage()
         return {"id": "x", "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage}
+
+    def usage(self) -> dict[str, int]:
+        said = len(self.says)
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": said, "total_tokens": self.prompt_tokens + said}
 
     @staticmethod
     def logprobs(body: dict[str, Any], says: tuple[tuple[str, float], ...]) -> Any:
@@ -70,7 +75,7 @@ class TalkingEngine(SimulatedEngine):
             choice |= {"delta": {"content": said[0]}} if "messages" in body else {"text": said[0]}
             writer.write(chunk(b"data: " + json.dumps({"id": "x", "choices": [choice]}).encode() + b"\n\n"))
             await writer.drain()
-        usage = {"prompt_tokens": 10, "completion_tokens": len(self.says), "total_tokens": 10 + len(self.says)}
+        usage = self.usage()
         if (body.get("stream_options") or {}).get("include_usage"):
             writer.write(chunk(b"data: " + json.dumps({"id": "x", "choices": [], "usage": usage}).encode() + b"\n\n"))
         writer.write(chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")

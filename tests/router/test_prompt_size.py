@@ -6,7 +6,7 @@ import pytest
 
 from router.complexity.rule import last_user_text
 from router.placement.targets import Endpoint
-from router.prompt_size import asks_one_answer, brings_media, prompt_bytes
+from router.prompt_size import asks_one_answer, media_parts, prompt_bytes
 
 USER = {"role": "user", "content": "four"}
 
@@ -69,20 +69,21 @@ def test_what_asks_for_several_answers_is_told_apart(body, one):
 
 
 @pytest.mark.parametrize(
-    ("body", "brings"),
+    ("body", "parts"),
     [
-        ({"messages": [USER]}, False),
-        ({"messages": ["x", 7, {"role": "user"}, {"role": "user", "content": ["x", {"type": ["image"]}]}]}, False),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "image_url"}]}]}, False),
-        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, True),
-        ({"messages": [{"role": "user", "content": [{"image_url": {"url": "x"}}]}]}, True),
-        ({"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {}}]}, USER]}, True),
-        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": [{"type": "image"}]}]}]}, True),
-        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "an image"}]}]}, False),
-        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, True),
-        ({"input": [{"type": "function_call_output", "output": [{"type": "input_image"}]}]}, True),
-        ({"input": "image_url"}, False),
+        ({"messages": [USER]}, 0),
+        ({"messages": ["x", 7, {"role": "user"}, {"role": "user", "content": ["x", {"type": ["image"]}]}]}, 0),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "image_url"}]}]}, 0),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, 1),
+        ({"messages": [{"role": "user", "content": [{"image_url": {"url": "x"}}]}]}, 1),
+        ({"messages": [{"role": "user", "content": [{"type": "video_url", "video_url": {}}]}, USER]}, 1),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": [{"type": "image"}]}]}]}, 1),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "an image"}]}]}, 0),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, 1),
+        ({"input": [{"type": "function_call_output", "output": [{"type": "input_image"}]}]}, 1),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}, {"type": "image_url"}]}, USER]}, 2),
+        ({"input": "image_url"}, 0),
     ],
 )
-def test_media_are_told_apart_wherever_a_turn_has_them(body, brings):
-    assert brings_media(body) is brings
+def test_media_are_counted_wherever_a_turn_has_them(body, parts):
+    assert media_parts(body) == parts
