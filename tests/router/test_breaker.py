@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from router.decide import decide
 from router.decision import Verdict
+from router.fixed_targets import fixed_targets
 from router.placement import breaker as breakers
 from router.placement.breaker import CLOSED, FAILURES_IN_A_ROW, MAX_OPEN_S, Breaker, Cause, State, hold, state_of
 from router.placement.fleet import Fleet
@@ -137,6 +138,19 @@ async def test_only_answers_that_come_in_one_piece_are_booked_as_such(pair):
         await pair.client.post(path, json={"model": "m", **body})
         pair.state.fleet.book = book
         assert {booking.whole for booking in booked} == {whole}, path
+
+
+async def test_embeddings_teach_how_fast_their_engine_is(pair):
+    """Their first byte says that the prefill is over, though they come in one piece: there is nothing else to them."""
+    pooling = [replace(t, endpoints=frozenset({"/v1/embeddings"})) for t in fixed_targets(pair.state.config, None, "")]
+    pair.state.fleet.update([Report(target) for target in pooling])
+    sites = tuple(replace(site, endpoints=pooling[0].endpoints) for site in pair.state.policy.sites)
+    pair.state.policy = replace(pair.state.policy, sites=sites)
+    for _ in range(4):
+        answer = await pair.client.post("/v1/embeddings", json={"model": "m", "input": "a text " * 40})
+        assert answer.status_code == 200
+    loads = [pair.state.fleet.load_of(target.incarnation) for target in pooling]
+    assert all(load.slowdown for load in loads) and any(load.ttft_s for load in loads)
 
 
 def test_half_open_lets_one_probe_through_and_its_end_decides():
