@@ -60,6 +60,7 @@ class AdmittedRequest:
         "suspects",
         "ticket",
         "values",
+        "voting",
     )
 
     def __init__(
@@ -96,6 +97,8 @@ class AdmittedRequest:
         """Targets that answered it with 500, and when they were asked: it may be the request that no engine can take."""
         self.losses = 0
         """What engines that broke under it amount to (`router.poison`)."""
+        self.voting = False
+        """Whether several models are to vote on its answer."""
         self.on_closed: Callable[[Receipt, Decision | None], None] | None = None
         """Set for a request of ours within a client's: its receipt is told here instead of being kept."""
         # On the clock of the event loop, which is the monotonic one.

@@ -30,6 +30,7 @@ from router.residency.media import refuse_media
 from router.residency.resolve import read_tags, resolve_label
 from router.serving import Serving
 from router.state import RouterState
+from router.voting import vote_asked
 from router.wire.bodies import Bodies, crowded
 from router.wire.direct import DirectRequest
 from router.wire.errors import ApiError
@@ -170,6 +171,7 @@ class ModelHandler:
 
     def _serve(self, request: DirectRequest, admitted: AdmittedRequest) -> None:
         state, facts = self._state, admitted.facts
+        admitted.voting = vote_asked(admitted)
         reserved = state.reserve(facts.key.limits, facts)
         if state.stages is None:
             Serving(state, admitted, request, reserved).start()

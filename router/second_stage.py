@@ -11,16 +11,15 @@ from router.labelling import watch
 from router.serving import Serving
 from router.shadowing import Shadowed, shadow_of
 from router.state import RouterState
-from router.voting import Vote, vote_asked
+from router.voting import Vote
 from router.wire.direct import DirectRequest
-from router.wire.errors import ApiError
 
 
 def serve(state: RouterState, stages: Stages, admitted: AdmittedRequest, client: DirectRequest, reserved: Reservation) -> None:
     """Serve a request where at least one stage is configured."""
     if stages.learning is not None:
         note_repeat(state, admitted)
-    if stages.vote is not None and _wants_vote(state, admitted, reserved):
+    if stages.vote is not None and admitted.voting:
         Vote(state, admitted, client, reserved, stages.vote).start()
         return
     if stages.labels is not None:
@@ -32,13 +31,3 @@ def serve(state: RouterState, stages: Stages, admitted: AdmittedRequest, client:
         Shadowed(state, admitted, client, reserved, found).start()
     else:
         Serving(state, admitted, client, reserved).start()
-
-
-def _wants_vote(state: RouterState, admitted: AdmittedRequest, reserved: Reservation) -> bool:
-    """As `vote_asked`; a request that is refused gives back what it had taken."""
-    try:
-        return vote_asked(admitted)
-    except ApiError:
-        state.limits.give_back(reserved)
-        state.inflight.leave(admitted.ticket)
-        raise

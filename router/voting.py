@@ -30,7 +30,7 @@ _FIELD = HEADER.decode()
 
 
 def vote_asked(admitted: AdmittedRequest) -> bool:
-    """Whether a request asks for a vote, and may.
+    """Whether a request asks for a vote, and may. Asked of every request: a mode that nothing would come of is never ignored.
 
     Raises:
         ApiError: 400 for a mode nobody knows, and for what cannot be voted on; 403 for a key that may not ask.
@@ -42,7 +42,7 @@ def vote_asked(admitted: AdmittedRequest) -> bool:
     if not wants_vote(value):
         raise invalid_request(f"`{_FIELD}` knows one mode: `vote`.", param=_FIELD)
     if not grant.vote:
-        raise ApiError(403, "invalid_request", "This key may not ask for a vote.", param=_FIELD)
+        raise ApiError(403, "invalid_request", "This key may not ask for a vote (`vote: true` on a key).", param=_FIELD)
     if admitted.path not in (Endpoint.CHAT, Endpoint.COMPLETIONS) or admitted.facts.model != AUTO:
         raise invalid_request("A vote needs a chat or completions request with `model: auto`.", param="model")
     if parsed.get("stream"):

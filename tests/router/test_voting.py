@@ -88,6 +88,14 @@ async def test_what_cannot_be_voted_on_is_refused(more, status):
         assert not any(engine.requests for engine in door.engines.values()) and not len(door.state.inflight)
 
 
+@pytest.mark.parametrize(("mode", "status"), [("vote", 403), ("shout", 400)])
+async def test_a_mode_is_refused_also_where_no_key_may_have_a_vote(mode, status):
+    async with voting("4", "4", "5", keys=[MAY_NOT]) as door:
+        response = await ask(door, mode, OTHER_KEY)
+        assert (response.status_code, response.json()["error"]["param"]) == (status, "x-tidegate-mode")
+        assert not any(engine.requests for engine in door.engines.values()) and not len(door.state.inflight)
+
+
 async def test_a_key_with_one_model_cannot_have_a_vote_and_limits_hold():
     async with voting("4", "4", "5", keys=[{**MAY, "models": ["m-small"]}]) as door:
         assert (await ask(door)).status_code == 404
