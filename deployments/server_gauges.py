@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from cluster.vllm_metrics import has_signals, parse_signals
 from router.config import Config, ConfigError
-from router.placement.targets import Kind, Report, Signals, Target
+from router.placement.targets import Address, Kind, Report, Signals, Target
 from router.placement.trust import FRESH_SIGNALS_S
 from router.wire.tls import TlsContexts
 
@@ -83,26 +83,10 @@ class ServerGauges:
         if known is not None and (known.target.address, known.target.secret, known.path) == (target.address, target.secret, path):
             return known
         try:
-            return _Server(target, path, self._client(target))
+            token = self._credentials.get(target.secret) if target.secret else None
+            return _Server(target, path, open_client(target.address, token, self._tls, ANSWER_S))
         except ConfigError:  # a later policy's: requests to it fail for the same reason, and tell
             return None
-
-    def _client(self, target: Target) -> httpx.AsyncClient:
-        address = target.address
-        host = f"[{address.host}]" if ":" in address.host else address.host or "localhost"
-        base = f"{'https' if address.tls else 'http'}://{host}" + (f":{address.port}" if address.port else "")
-        token = self._credentials.get(target.secret) if target.secret else None
-        return httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(
-                verify=self._tls.of(address.tls_files) if address.tls else False,
-                uds=address.uds or None,
-                limits=httpx.Limits(max_connections=1),
-            ),
-            base_url=base + address.base_path,
-            headers={b"authorization": b"Bearer " + token.encode("latin-1")} if token else {},
-            timeout=ANSWER_S,
-            trust_env=False,
-        )
 
     async def run(self, publish: Callable[[], None] = lambda: None) -> None:
         """Read until cancelled.
@@ -131,12 +115,10 @@ class ServerGauges:
         await asyncio.gather(*(self._ask(server) for server in self._servers.values() if server.due <= now))
 
     async def _ask(self, server: _Server) -> None:
-        files = server.target.address.tls_files
-        extensions = {"sni_hostname": files.server_name} if files is not None and files.server_name else {}
         try:
             async with (
                 asyncio.timeout(ANSWER_S),
-                server.client.stream("GET", server.path, extensions=extensions) as answer,
+                server.client.stream("GET", server.path, extensions=sni_of(server.target.address)) as answer,
             ):
                 parts, size = [], 0
                 async for part in answer.aiter_bytes():
@@ -158,6 +140,39 @@ class ServerGauges:
     async def _close(self) -> None:
         closing, self._closing = self._closing, []
         await asyncio.gather(*(client.aclose() for client in closing), return_exceptions=True)
+
+
+def open_client(address: Address, token: str | None, tls: TlsContexts, answer_s: float) -> httpx.AsyncClient:
+    """A client for questions beside the requests: one connection, no proxy of the environment's.
+
+    Args:
+        address: the server's.
+        token: what it is asked with, as requests carry it.
+        tls: the contexts that requests to it use; see `sni_of`, too.
+        answer_s: seconds for each step of an answer.
+
+    Raises:
+        ConfigError: the files of its TLS cannot be used.
+    """
+    host = f"[{address.host}]" if ":" in address.host else address.host or "localhost"
+    base = f"{'https' if address.tls else 'http'}://{host}" + (f":{address.port}" if address.port else "")
+    return httpx.AsyncClient(
+        transport=httpx.AsyncHTTPTransport(
+            verify=tls.of(address.tls_files) if address.tls else False,
+            uds=address.uds or None,
+            limits=httpx.Limits(max_connections=1),
+        ),
+        base_url=base + address.base_path,
+        headers={b"authorization": b"Bearer " + token.encode("latin-1")} if token else {},
+        timeout=answer_s,
+        trust_env=False,
+    )
+
+
+def sni_of(address: Address) -> dict[str, str]:
+    """The `extensions` of a request of such a client: the name that the server's certificate must carry, where one is given."""
+    files = address.tls_files
+    return {"sni_hostname": files.server_name} if files is not None and files.server_name else {}
 
 
 def _as_clients_name(target: Target, adapters: Sequence[str]) -> tuple[str, ...]:

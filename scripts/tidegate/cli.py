@@ -31,6 +31,7 @@ from tidegate import (
     train_commands,
 )
 from tidegate.effective import Overrides
+from tidegate.finding import Level
 from tidegate.home import DEFAULT_CONFIG, Home, find_home
 from tidegate.plan_cli import plan
 from tidegate.recorded import NotRecorded, operator, record
@@ -214,7 +215,7 @@ def doctor_command(
     findings = doctor.examine(home, _config_file(home, config), overrides, zone=zone)
     for finding in findings:
         render.print_finding(console, finding)
-    if any(finding.level is doctor.Level.ERROR for finding in findings):
+    if any(finding.level is Level.ERROR for finding in findings):
         raise typer.Exit(1)
 
 

@@ -12,7 +12,6 @@ import sys
 import sysconfig
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import psutil
@@ -21,30 +20,14 @@ from router.compiled import compile_policy
 from router.config import Config, ConfigError
 from tidegate import keys, models, processes, ray_node
 from tidegate.effective import Overrides, only_zone, read_effective, zones_of_engines
+from tidegate.finding import Finding, Level
 from tidegate.home import Home
+from tidegate.target_checks import check_spill, check_targets
 
 GIB = 1024**3
 _CPU_ENGINE_GIB, _GPU_ENGINE_GIB = 4.0, 8.0
 _FEW_FILES = 4096
 LEFTOVERS = "earlier run"
-
-
-class Level(StrEnum):
-    """How bad a finding is; `up` refuses to start on an error."""
-
-    OK = "ok"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check; `next_step` is empty when there is nothing to do."""
-
-    check: str
-    level: Level
-    text: str
-    next_step: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,9 +103,10 @@ def examine(
     findings.append(check_zone(config, zone))
     here = only_zone(config, zone) if zone else config
     findings += [
-        check_keys(home, config, config_file),
+        *check_policy(home, config, config_file),
         check_ports(home, config),
         *check_models(home, config),
+        *check_targets(home, config),
         check_memory(here, machine),
         check_cpus(here, machine),
         check_gpus(here, machine),
@@ -192,18 +176,21 @@ def check_zone(config: Config, zone: str | None) -> Finding:
     )
 
 
-def check_keys(home: Home, config: Config, config_file: Path) -> Finding:
-    """Every key file exists and the policy compiles."""
+def check_policy(home: Home, config: Config, config_file: Path) -> Iterable[Finding]:
+    """Every key file exists, the policy compiles, and what it says of spilling over can happen."""
     own = {f".tidegate/keys/{keys.QUICKSTART}.sha256"}  # `up` makes this one
     made_later = [key for key in config.keys if key.sha256_file in own and not (home.root / key.sha256_file).exists()]
     checked = config.model_copy(update={"keys": [key for key in config.keys if key not in made_later]})
     try:
-        compile_policy(checked, home.root)
+        policy = compile_policy(checked, home.root)
     except ConfigError as error:
-        return Finding("configuration", Level.ERROR, str(error), f"correct {config_file}, or make the key")
-    if not config.keys:
-        return Finding("configuration", Level.WARNING, "no `keys`: every request is refused", "tidegate keys create NAME")
-    return Finding("configuration", Level.OK, f"{config_file}: {len(config.models)} models, {len(config.keys)} keys")
+        yield Finding("configuration", Level.ERROR, str(error), f"correct {config_file}, or make the key")
+        return
+    if config.keys:
+        yield Finding("configuration", Level.OK, f"{config_file}: {len(config.models)} models, {len(config.keys)} keys")
+    else:
+        yield Finding("configuration", Level.WARNING, "no `keys`: every request is refused", "tidegate keys create NAME")
+    yield from check_spill(checked, policy)
 
 
 def check_ports(home: Home, config: Config) -> Finding:

@@ -19,6 +19,7 @@ from rich.markup import escape
 from router.config import Config, ConfigError
 from tidegate import client, doctor, keys, models, processes, ray_node, render
 from tidegate.effective import Overrides, read_effective, write_effective, zones_of_engines
+from tidegate.finding import Level
 from tidegate.home import Home, child_environment, make_private
 from tidegate.processes import Run
 from tidegate.waiting import Waiting, last_lines, latest_line, newest_log, waiting
@@ -126,9 +127,9 @@ def _the_one_zone(options: UpOptions) -> str | None:
 def _refuse_if_unfit(home: Home, options: UpOptions, console: Console) -> None:
     findings = doctor.examine(home, options.config_file, options.overrides, zone=options.zone)
     for finding in findings:
-        if finding.level is not doctor.Level.OK and finding.check != doctor.LEFTOVERS:
+        if finding.level is not Level.OK and finding.check != doctor.LEFTOVERS:
             render.print_finding(console, finding)
-    if any(finding.level is doctor.Level.ERROR for finding in findings):
+    if any(finding.level is Level.ERROR for finding in findings):
         raise UpFailed("nothing was started. `tidegate doctor` repeats these checks")
 
 

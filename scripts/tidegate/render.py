@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tidegate.client import Answer, Question
-from tidegate.doctor import Finding, Level
+from tidegate.finding import Finding, Level
 from tidegate.home import Home
 from tidegate.keys import QUICKSTART, NewKey
 from tidegate.processes import Process, Run, describe

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 from tidegate import doctor, keys
-from tidegate.doctor import Finding, Gpu, Level, Machine
+from tidegate.doctor import Gpu, Machine
 from tidegate.effective import Overrides
+from tidegate.finding import Finding, Level
 from tidegate.home import Home
 
 MACHINE = Machine(cpus=8, memory_gib=64.0, shm_gib=8.0, open_files=65536, gpus=())
