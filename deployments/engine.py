@@ -232,10 +232,11 @@ def _numbers(config: Config, replicas: Replicas) -> dict[str, Any]:
     """A fixed number of engines, or bounds and the policy that Serve scales them by."""
     if replicas.max_count is None or replicas.max_count == replicas.count:
         return {"num_replicas": replicas.count}
+    # No `initial_replicas`: Serve goes back to them at every change under `args`, and whenever its controller restarts,
+    # however loaded the engines are.
     scaling = AutoscalingConfig(
         min_replicas=replicas.count,
         max_replicas=replicas.max_count,
-        initial_replicas=replicas.count,
         upscale_delay_s=config.autoscaling.upscale_delay_s,
         downscale_delay_s=config.autoscaling.downscale_delay_s,
         metrics_interval_s=1.0,

@@ -56,11 +56,13 @@ def scale_by_wait(context: Any) -> tuple[int, dict[str, Any]]:
         return list(said.get(name, {}).values())
 
     backlogs, limits = values("backlog_s"), values("limit_s")
-    running = context.current_num_replicas
-    # While a new engine loads (minutes) the backlog has an answer on its way already; one that is new has said nothing yet.
-    if not backlogs or not limits or context.target_num_replicas > running:
-        return context.target_num_replicas, {}
+    running, ordered = context.current_num_replicas, context.target_num_replicas
+    if not running or not backlogs or not limits:
+        return ordered, {}
     # What waits in the routers waits for all engines of the deployment: each of them was told the whole.
     backlog_s = sum(backlogs) * running / len(backlogs) + max(values("queued_s"), default=0.0)
     sequences = sum(values("sequences")) * running / len(backlogs)
-    return wanted_replicas(running, backlog_s, max(limits), sequences, max(values("slots"), default=0.0)), {}
+    wanted = wanted_replicas(running, backlog_s, max(limits), sequences, max(values("slots"), default=0.0))
+    # While a new engine loads (minutes) the backlog has an answer on its way already. An engine for which no machine has
+    # room stays on its way for ever, so the order is taken back once those that run are enough.
+    return (ordered if running < min(wanted, ordered) else wanted), {}

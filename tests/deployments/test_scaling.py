@@ -61,6 +61,11 @@ def test_serve_runs_the_policy_that_it_pickled():
     }
     assert policy(context(said)) == (4, {}), "2 s on the engines and 3 s in the routers, at 1 s each"
     assert policy(context(said, running=2, target=4)) == (4, {}), "what was ordered is still loading"
+    calm = said | {name: {"a": 0.0, "b": 0.0} for name in ("backlog_s", "queued_s")}
+    assert policy(context(calm, running=2, target=4)) == (1, {}), "nobody needs what was ordered, and it may never find room"
+    steady = said | {"queued_s": {"a": 0.0, "b": 0.0}}
+    assert policy(context(steady, running=2, target=4)) == (2, {}), "those that run are enough, though none too many"
+    assert policy(context(calm, running=0, target=4)) == (4, {}), "all of them died: what they said no longer counts"
     assert policy(context({})) == policy(context(None)) == (2, {}), "nobody has said anything: nothing changes"
     half = {name: {"a": value["a"]} for name, value in said.items()}
     assert scale_by_wait(context(half)) == (4, {}), "an engine that is silent is taken to be like the other"
@@ -99,6 +104,7 @@ def test_engines_scale_only_where_the_configuration_says_so():
     options = bound(engine_application(config, config.models[0], config.models[0].replicas[0]))
     scaling = options._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.downscale_delay_s) == (2, 5, 60)
+    assert scaling.initial_replicas is None, "Serve would go back to it at every change under `args`"
     data["models"][0]["replicas"][0]["max_count"] = 1
     with pytest.raises(ConfigError, match="max_count"):
         parse_config(data)
