@@ -38,16 +38,19 @@ def prompt_bytes(endpoint: str, body: dict[str, Any]) -> int:
 
 def media_parts(body: dict[str, Any]) -> int:
     """How many images, recordings, films or files the turns of a request have; `prompt_bytes` counts nothing of them."""
+    turns = body.get("messages", body.get("input"))
     found = 0
-    for turn in _mappings(body.get("messages", body.get("input"))):
-        for part in _mappings(turn.get("content", turn.get("output"))):
-            # In Anthropic's dialect a tool's result is a part that has parts.
-            found += is_part_of(part, MEDIA) or sum(is_part_of(inner, MEDIA) for inner in _mappings(part.get("content")))
+    for turn in turns if type(turns) is list else ():
+        if type(turn) is dict:
+            content = turn.get("content", turn.get("output"))
+            if type(content) is list:
+                # In Anthropic's dialect a tool's result is a part that has parts.
+                found += sum(is_part_of(part, MEDIA) or _media_in(part.get("content")) for part in content if type(part) is dict)
     return found
 
 
-def _mappings(value: Any) -> list[dict[str, Any]]:
-    return [item for item in value if type(item) is dict] if type(value) is list else []
+def _media_in(parts: Any) -> int:
+    return sum(type(part) is dict and is_part_of(part, MEDIA) for part in parts) if type(parts) is list else 0
 
 
 def asks_one_answer(body: dict[str, Any]) -> bool:
