@@ -107,7 +107,8 @@ def _add_health(app: FastAPI, state: RouterState) -> None:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(state.metrics.render(), media_type=PROMETHEUS)
+        # Scrapers keep connections, and routers may share the port: the next scrape is another's turn.
+        return Response(state.metrics.render(), media_type=PROMETHEUS, headers={"connection": "close"})
 
 
 def _add_explain(app: FastAPI, state: RouterState) -> None:

@@ -21,6 +21,7 @@ from router.kv_feeds import KvFeeds
 from router.ledger.capturing import Capture
 from router.ledger.log import AuditLog
 from router.ledger.records import RELAX, WEIGHTS
+from router.operation_metrics import OperationCollector
 from router.peer_link import PeerLink
 from router.peer_metrics import PeerCollector
 from router.placement.kv_messages import KV_PATH
@@ -72,6 +73,7 @@ class RouterProcess:
         self.state.audit = audit
         self.state.record_relaxations()
         self._shared = shared
+        self.state.metrics.add(OperationCollector(self.state, shared))
         if capture is not None:
             self.state.capture = capture
             self.state.metrics.watch_captures(capture.counts)

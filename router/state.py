@@ -131,7 +131,7 @@ class RouterState:
         """Keeps payloads of those who opted in; None where it is switched off."""
         self.prefixes = Prefixes(secret, PrefixIndex(config.router.prefix_index_mib * 1024 * 1024 // CHUNK_COST))
         self.adapters = AdapterBook()
-        self.metrics = Metrics(self.fleet, self.trust_of)
+        self.metrics = Metrics(self.fleet, self.trust_of, router_id)
         tls = TlsContexts(home())
         tls.prepare(config)
         self.pool = Pool(config.timeouts.connect_s, tls)

@@ -145,6 +145,11 @@ class LeasedBooks:
             file.close()
 
     @property
+    def failing(self) -> bool:
+        """True while the store is away: this router keeps to its share."""
+        return self._failing
+
+    @property
     def counted(self) -> str:
         """Over whom, in words for `tidegate status`."""
         return "over all routers" + ("; the store is away, and what is left here is all there is" if self._failing else "")

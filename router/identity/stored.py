@@ -63,6 +63,11 @@ class StoredKeys:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="tidegate-keys", daemon=True)
 
+    @property
+    def failing(self) -> bool:
+        """True while the store does not say what has changed."""
+        return self._failing
+
     def start(self) -> None:
         """Read the keys, then keep them fresh."""
         self.refresh()
@@ -199,6 +204,11 @@ class Shared:
         self.feedback = FeedbackTable(database)
         self.keys.limit_by(policy)
         self.keys.before_use = self.books.ask_for
+
+    @property
+    def failing(self) -> bool:
+        """True while the store does not answer."""
+        return self.keys.failing or self.books.failing
 
     def start(self) -> None:
         """Begin to keep both fresh."""

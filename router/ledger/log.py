@@ -79,6 +79,11 @@ class AuditLog:
         """True while records reach the medium."""
         return self.failure is None
 
+    @property
+    def losses(self) -> int:
+        """How often records were lost since this router started; how many, the log says."""
+        return 0 if self._writer is None else self._writer.losses
+
     def decided(
         self, facts: Facts, epoch: str, view: View, decision: Decision, now: float, sources: Mapping[str, str] = NO_SOURCES
     ) -> None:

@@ -1,4 +1,7 @@
-"""`tidegate_*` metrics. Labels hold names of the configuration only: no key, no request id, no client address."""
+"""`tidegate_*` metrics. Labels hold names of the configuration and the router's own: no key, no request id, no client address.
+
+Routers that share a port are scraped in turn, by chance; by the label `router` what one of them counts stays one series.
+"""
 
 from __future__ import annotations
 
@@ -118,11 +121,31 @@ class _CaptureCollector(Collector):
         yield captures
 
 
-class Metrics:
-    """The router's counters; one instance and one registry per router, so that tests can have several."""
+class _Labelled(Collector):
+    """All that a registry has, with the router's name on every sample."""
 
-    def __init__(self, fleet: Fleet, trust_of: TrustOf) -> None:
+    def __init__(self, registry: CollectorRegistry, router_id: str) -> None:
+        self._registry, self._router_id = registry, router_id
+
+    def collect(self) -> Iterator[Metric]:
+        """The registry's metrics, which are made anew for every scrape."""
+        for metric in self._registry.collect():
+            metric.samples = [sample._replace(labels={"router": self._router_id, **sample.labels}) for sample in metric.samples]
+            yield metric
+
+
+class Metrics:
+    """The router's counters; one instance and one registry per router, so that tests can have several.
+
+    Args:
+        fleet: the targets.
+        trust_of: how far a target's signals are to be trusted.
+        router_id: the router, which every sample is labelled with.
+    """
+
+    def __init__(self, fleet: Fleet, trust_of: TrustOf, router_id: str) -> None:
         self._registry = CollectorRegistry()
+        self._page = _Labelled(self._registry, router_id)
         self._answered = _AnswerCollector()
         self._registry.register(self._answered)
         self._refusals = prometheus_client.Counter("tidegate_refusals", "refused requests", ["code"], registry=self._registry)
@@ -210,4 +233,4 @@ class Metrics:
 
     def render(self) -> bytes:
         """Prometheus text."""
-        return generate_latest(self._registry)
+        return generate_latest(self._page)

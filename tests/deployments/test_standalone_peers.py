@@ -38,7 +38,7 @@ class Process:
     async def heard(self, client):
         with contextlib.suppress(httpx.ConnectError):
             text = (await client.get(f"http://127.0.0.1:{self.admin}/metrics")).text
-            return float(re.search(r"^tidegate_peers_heard (\S+)", text, re.M)[1])
+            return float(re.search(r"^tidegate_peers_heard\S* (\S+)", text, re.M)[1])
         return -1
 
     async def chat(self, client, wish):

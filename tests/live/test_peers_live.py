@@ -84,7 +84,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, 
 def figures(admin: str) -> tuple[float, float]:
     """How many routers one of them hears directly, and whether it tells in rounds. Each connection may meet another one."""
     text = httpx.get(f"{admin}/metrics", timeout=5).text
-    heard, rounds = (re.search(rf"^tidegate_peers_{name} (\S+)", text, re.M) for name in ("heard", "told_in_rounds"))
+    heard, rounds = (re.search(rf"^tidegate_peers_{name}\{{\S* (\S+)", text, re.M) for name in ("heard", "told_in_rounds"))
     return float(heard[1]), float(rounds[1])
 
 

@@ -176,7 +176,8 @@ def cached_tokens(answer: dict) -> int:
 def test_a_healthy_engine_becomes_exact_by_its_self_test(bench):
     assert bench.run(bench.until(lambda: bench.trust().trust is Trust.EXACT, 10)), bench.trust()
     assert bench.state.prefixes.describe(INCARNATION)["self_test"] == "passed"
-    assert b'tidegate_trust_state{target="smol@local/1",zone="local"} 2.0' in bench.state.metrics.render()
+    told = f'tidegate_trust_state{{router="{bench.state.router_id}",target="smol@local/1",zone="local"}} 2.0'
+    assert told.encode() in bench.state.metrics.render()
 
 
 def compare(bench, answer: dict, predicted: float) -> None:

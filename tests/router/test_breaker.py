@@ -287,8 +287,8 @@ async def test_a_target_that_keeps_failing_is_left_alone_and_found_again(pair):
         assert response.status_code == 200
     assert len(bad.requests) < 15
     metrics = (await pair.client.get("/metrics")).text
-    assert 'tidegate_breaker_state{target="a",zone="eu"} 2.0' in metrics
-    assert 'tidegate_breaker_state{target="b",zone="us"} 0.0' in metrics
+    assert 'tidegate_breaker_state{router="router-test",target="a",zone="eu"} 2.0' in metrics
+    assert 'tidegate_breaker_state{router="router-test",target="b",zone="us"} 0.0' in metrics
     alone = await pair.chat("hello", headers={"x-tidegate-residency": "eu"})
     assert alone.status_code == 502, "its label allows nothing else: it is asked, and its failure is told"
     del bad._hello
@@ -296,7 +296,7 @@ async def test_a_target_that_keeps_failing_is_left_alone_and_found_again(pair):
     assert alone.status_code == 200 and alone.headers["x-tidegate-target"] == "a"
     assert "in spite of health" in alone.headers["x-tidegate-reason"]
     for _ in range(100):  # its pause ends by the clock; how long this test was kept from running is nobody's promise
-        if 'tidegate_breaker_state{target="a",zone="eu"} 1.0' in (await pair.client.get("/metrics")).text:
+        if 'tidegate_breaker_state{router="router-test",target="a",zone="eu"} 1.0' in (await pair.client.get("/metrics")).text:
             break
         await asyncio.sleep(0.1)
     else:
@@ -304,7 +304,7 @@ async def test_a_target_that_keeps_failing_is_left_alone_and_found_again(pair):
     # At once: one after the other they might all suit the one that never paused.
     answers = await asyncio.gather(*(pair.chat("hello") for _ in range(12)))
     assert "a" in {answer.headers["x-tidegate-target"] for answer in answers}
-    assert 'tidegate_breaker_state{target="a",zone="eu"} 0.0' in (await pair.client.get("/metrics")).text
+    assert 'tidegate_breaker_state{router="router-test",target="a",zone="eu"} 0.0' in (await pair.client.get("/metrics")).text
 
 
 async def test_a_request_that_no_engine_can_take_takes_no_target_away(pair):

@@ -367,10 +367,10 @@ async def test_metrics_and_the_admin_view_count_it():
         for _ in range(3):
             await ask(door)
         text = (await door.client.get("/metrics")).text
-        assert 'tidegate_cache_lookups_total{result="hit"} 2.0' in text
-        assert 'tidegate_cache_lookups_total{result="miss"} 1.0' in text
-        assert 'tidegate_requests_total{model="m",status="200",target="cache",zone="eu"} 2.0' in text
-        assert "tidegate_cache_entries 1.0" in text and "tidegate_cache_bytes" in text
+        assert 'tidegate_cache_lookups_total{result="hit",router="router-test"} 2.0' in text
+        assert 'tidegate_cache_lookups_total{result="miss",router="router-test"} 1.0' in text
+        assert 'tidegate_requests_total{model="m",router="router-test",status="200",target="cache",zone="eu"} 2.0' in text
+        assert 'tidegate_cache_entries{router="router-test"} 1.0' in text and "tidegate_cache_bytes" in text
         admin = f"http://127.0.0.1:{door.state.config.admin.port}/tidegate/v1/cluster"
         view = (await door.client.get(admin)).json()["response_cache"]
         assert view["entries"] == 1 and view["zones"] == ["eu"]

@@ -129,7 +129,7 @@ async def test_those_who_opted_in_are_kept_whole_and_nobody_else(tmp_path):
         assert {key: door.outcome(answer) for key, answer in answers.items()} == {CAPTURED: "kept", TENANTS: "kept", OTHER: ""}
         sent = {key: answer.request.content for key, answer in answers.items()}
         metrics = (await door.client.get("/metrics")).text
-        assert 'tidegate_captures_total{outcome="kept"} 2.0' in metrics
+        assert 'tidegate_captures_total{outcome="kept",router="router-capture"} 2.0' in metrics
     assert len(sealed(tmp_path)) == 2
     for key in (CAPTURED, TENANTS):
         request_id = answers[key].headers["x-request-id"]

@@ -326,7 +326,7 @@ async def test_models_explain_receipts_and_health(door):
     assert (await door.client.get("/healthz")).status_code == 200
     assert (await door.client.get("/readyz")).status_code == 200
     metrics = (await door.client.get("/metrics")).text
-    assert 'tidegate_requests_total{model="m",status="200",target="a",zone="eu"} 1.0' in metrics
+    assert 'tidegate_requests_total{model="m",router="router-test",status="200",target="a",zone="eu"} 1.0' in metrics
 
 
 async def test_a_web_page_whose_name_means_this_machine_reads_nothing_of_the_admin_listener(door):

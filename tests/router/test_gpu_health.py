@@ -101,6 +101,6 @@ def test_a_breaker_that_is_open_for_something_else_is_not_lost_to_a_sound_gpu():
 
 def test_what_an_engine_says_of_its_queue_and_its_gpus_can_be_scraped():
     fleet = reported(Fleet(float("inf")), NOW, gpu_faults=2, gpu_throttle=1.5, deferred=3, preemptions=9)
-    page = Metrics(fleet, lambda target, age: Verdict(Trust.BLIND, "")).render().decode()
-    told = {name: f'tidegate_{name}{{target="a",zone="eu"}} {value}' for name, value in SCRAPED.items()}
+    page = Metrics(fleet, lambda target, age: Verdict(Trust.BLIND, ""), "r").render().decode()
+    told = {name: f'tidegate_{name}{{router="r",target="a",zone="eu"}} {value}' for name, value in SCRAPED.items()}
     assert {name: line in page.splitlines() for name, line in told.items()} == dict.fromkeys(SCRAPED, True)

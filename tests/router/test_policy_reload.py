@@ -107,11 +107,11 @@ async def test_a_faulty_policy_keeps_the_old_one_and_everybody_is_told(caplog):
         assert door.state.policy.epoch == epoch and (await door.chat("hello")).status_code == 200
         ready = (await door.client.get("/readyz")).json()
         assert ready["epoch"] == epoch and "refused" in ready["policy"]
-        assert "tidegate_policy_stale 1.0" in (await door.client.get("/metrics")).text
+        assert 'tidegate_policy_stale{router="router-test"} 1.0' in (await door.client.get("/metrics")).text
         assert len([record for record in caplog.records if "policy refused" in record.message]) == 4
         assert door.router.take_policy(source_with(door, None)) is None
         assert "policy" not in (await door.client.get("/readyz")).json()
-        assert "tidegate_policy_stale 0.0" in (await door.client.get("/metrics")).text
+        assert 'tidegate_policy_stale{router="router-test"} 0.0' in (await door.client.get("/metrics")).text
 
 
 async def test_a_policy_that_changes_while_a_body_comes_is_the_one_that_counts():

@@ -65,7 +65,7 @@ async def test_the_prompt_goes_to_one_half_and_the_answer_comes_from_the_other(s
         assert "computed by the other half" in response.headers["x-tidegate-reason"]
         (attempt,) = door.receipt(response)["attempts"]
         assert attempt["reason"] == response.headers["x-tidegate-reason"] and attempt["ending"] == "complete"
-        assert b'tidegate_prefills_total{outcome="taken_over",target="a"} 1.0' in door.state.metrics.render()
+        assert b'tidegate_prefills_total{outcome="taken_over",router="router-test",target="a"} 1.0' in door.state.metrics.render()
 
 
 async def test_what_is_short_or_cannot_be_handed_over_is_computed_where_it_is_answered():

@@ -66,7 +66,7 @@ async def test_who_waits_goes_when_the_slot_is_free_and_the_receipt_says_what_it
         first = await occupied(door)
         second = await start(door)
         assert (door.state.waiting.depth, len(engine.requests)) == (1, 1)
-        assert 'tidegate_waiting{class="normal"} 1.0' in shown(door, "tidegate_waiting{")
+        assert 'tidegate_waiting{class="normal",router="router-test"} 1.0' in shown(door, "tidegate_waiting{")
         engine.gate.release()
         assert (await first).status_code == 200
         await until(lambda: len(engine.requests) == 2)
@@ -76,10 +76,11 @@ async def test_who_waits_goes_when_the_slot_is_free_and_the_receipt_says_what_it
         assert answer.status_code == 200 and receipt["waited_ms"] > 0 and "predicted" in receipt["held"]
         assert answer.headers["x-tidegate-reason"].endswith(f"waited {receipt['waited_ms']} ms")
         assert door.receipt(first.result())["waited_ms"] == 0
-        assert door.state.waiting.depth == 0 and 'tidegate_waits_total{class="normal",outcome="sent"} 1.0' in shown(
-            door, "tidegate_waits"
+        assert (
+            door.state.waiting.depth == 0
+            and 'tidegate_waits_total{class="normal",outcome="sent",router="router-test"} 1.0' in shown(door, "tidegate_waits")
         )
-        assert shown(door, 'tidegate_waited_seconds_count{class="normal"}')
+        assert shown(door, 'tidegate_waited_seconds_count{class="normal",router="router-test"}')
 
 
 async def test_an_unloaded_cluster_never_comes_to_the_queue(monkeypatch):
