@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 import yaml
+from joserfc import jwt
+from joserfc.jwk import KeySet, RSAKey
 
-from router.config import parse_config
+from router.compiled import compile_policy
+from router.config import Jwt, parse_config
+from router.config.schema import Allowance
+from router.identity.tokens import TokenVerifier
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -52,3 +59,30 @@ def test_every_metric_it_names_exists():
     made = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "router").rglob("*.py"))
     for name in set(re.findall(r"`(tidegate_\w*[a-z])`", README)):
         assert f'"{name.removesuffix("_total")}"' in made, name
+
+
+def test_every_limit_is_named():
+    assert [name for name in Allowance.model_fields if f"`{name}`" not in README] == []
+
+
+def test_a_token_of_the_issuer_it_shows_bears_the_key_it_shows(tmp_path):
+    shown = re.search(r"```yaml\n(keys:\n- \{id: staff.*?)```", README, re.S)
+    assert shown is not None
+    tags = {"patient": {"process": ["eu"], "store": ["eu"]}}
+    models = [{"id": "m", "source": "x", "tier": "small", "replicas": [{"zone": "eu"}]}]
+    args = {"zones": {"eu": {}}, "residency": {"tags": tags}, "models": models, **yaml.safe_load(shown[1])}
+    signer = RSAKey.generate_key(2048, {"kid": "k"})
+    (tmp_path / ".tidegate" / "keys").mkdir(parents=True)
+    (tmp_path / ".tidegate" / "keys" / "staff.sha256").write_text("0" * 64)
+    (tmp_path / ".tidegate" / "jwks.json").write_text(json.dumps(KeySet([signer]).as_dict(private=False)))
+    config = parse_config(args)
+    policy = compile_policy(config, tmp_path)
+    assert isinstance(config.jwt, Jwt)
+    now = time.time()
+    claims = {"iss": config.jwt.issuer, "aud": "tidegate", "sub": "alice", "exp": int(now) + 60, "tidegate": {"priority": "low"}}
+    token = jwt.encode({"alg": "RS256", "kid": "k"}, claims, signer).encode()
+    grant = TokenVerifier(config.jwt, policy, tmp_path).find(token, now)
+    (key,) = policy.keys.values()
+    assert grant is not None and "alice" not in grant.id
+    assert (grant.tenant, grant.ceiling, grant.limits) == (key.tenant, key.ceiling, key.limits)
+    assert len(key.limits) == 4 and grant.priority > key.priority
