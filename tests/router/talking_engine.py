@@ -69,6 +69,7 @@ class TalkingEngine(SimulatedEngine):
                     go_on.cancel()
                     return False
                 gone.cancel()
+                await asyncio.wait({gone})
             last = place == len(self.says) - 1
             choice: dict[str, Any] = {"index": 0, "logprobs": self.logprobs(body, (said,))}
             choice |= {"finish_reason": self.finish if last else None}
