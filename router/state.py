@@ -267,6 +267,7 @@ class RouterState:
             self.lineage.clock_set(jump)
             if self.audit is not None:
                 self.audit.event(CLOCK, "", {"seconds": round(jump, 3)})
+        self.fleet.fade(now)
         cut = self.inflight.recheck(self._evidence(), now)
         if cut:
             self.metrics.revoked(cut)

@@ -9,12 +9,11 @@ from math import exp
 
 from msgspec.structs import replace
 
+from router.placement.belief import Belief
 from router.placement.predict import GENERIC, pressure
 from router.placement.profile import EngineProfile
 from router.placement.targets import FRESH_S, LONG_S, Load, Work
 
-_FIRST_OBSERVATIONS = 8
-"""The first observations of a slowdown count more: an engine nobody has calibrated can be off by tens."""
 _STEADY = 0.05
 _LEAST_PREFILLS = 0.5
 """First tokens teach how fast prefills go where these are at least so much of the wait that was predicted."""
@@ -25,10 +24,6 @@ _HARM_MEMORY = 0.998
 _THERE, _NOT_THERE = 0.5, 0.1
 """Weights of a first token that teaches whether the foreign requests which wait by an engine's gauges are there: a wait shows
 that they are, a short one may have been luck."""
-_ALIKE = 1.4
-"""Replicas whose learned slowdowns differ by less than this factor count as alike."""
-_MOST_CHANGE, _LEAST_CHANGE = 3.0, 1 / 3.0
-"""Observations further from the present belief than this factor count as this far: a prefix that was not there, a stall."""
 
 
 class Entry:
@@ -67,46 +62,6 @@ class Entry:
         """The slowdown it was predicted with: many answers later, when its first byte teaches, another one may hold."""
         self.pressure = 0.0
         """What its prefill puts on the answers that were there before it (`router.placement.predict.pressure`)."""
-
-
-class Belief:
-    """A factor learned from noisy observations of it, on a logarithmic scale."""
-
-    __slots__ = ("_weight", "seen", "value")
-
-    def __init__(self, weight: float) -> None:
-        self.value = 1.0
-        self._weight = weight
-        self.seen = 0
-
-    def observe(self, implied: float, shared: Belief) -> float:
-        """Take an observation in, here and in what all replicas of the model share.
-
-        Returns:
-            The shared factor while this replica's own differs from it by no more than chance would make it; else its own.
-            Replicas that are alike must look alike: noise between them would place requests by luck.
-        """
-        self._take(implied)
-        shared._take(implied)
-        return self.beside(shared)
-
-    def beside(self, shared: Belief) -> float:
-        """The factor to go by: this replica's own where it clearly differs from what its model's replicas share."""
-        ratio = self.value / shared.value
-        alike = self.seen < _FIRST_OBSERVATIONS or 1 / _ALIKE < ratio < _ALIKE
-        return shared.value if alike else self.value
-
-    def _take(self, implied: float) -> None:
-        ratio = implied / self.value
-        weight = self._weight
-        if self.seen < _FIRST_OBSERVATIONS:
-            weight = max(weight, 1.0 / (self.seen + 1))
-            ratio = max(1e-6, ratio)
-        elif not _LEAST_CHANGE <= ratio <= _MOST_CHANGE:
-            ratio = _MOST_CHANGE if ratio > _MOST_CHANGE else _LEAST_CHANGE
-        self.seen += 1
-        value = self.value * ratio**weight
-        self.value = value if 1e-3 <= value <= 1e3 else min(1e3, max(1e-3, value))
 
 
 class Harm:
@@ -149,6 +104,11 @@ class Shared:
         if drifted:
             self._told = prefill, pace
         return drifted
+
+    def clock_set(self, by: float) -> None:
+        """The clock was set ahead by so many seconds, back if negative."""
+        for belief in (self.prefill, self.pace):
+            belief.at += by
 
 
 class TargetBook:
@@ -247,6 +207,8 @@ class TargetBook:
         What begins before and ends after is learned from as if it had taken so much longer or shorter, within the bounds of any
         odd observation.
         """
+        for belief in (self._prefill, self._pace):
+            belief.at += by
         self._front_since += by
         self._work_at += by
         self._fresh_at += by
@@ -282,7 +244,7 @@ class TargetBook:
         if entry.prefills_s < _LEAST_PREFILLS * entry.work.ttft_s:
             return load.slowdown
         implied = entry.slowdown * (now - entry.started_at) / max(1e-4, entry.work.ttft_s)
-        return self._prefill.observe(implied, self.shared.prefill)
+        return self._prefill.observe(implied, self.shared.prefill, now)
 
     def learned_pace(self, entry: Entry, load: Load, tokens: int, now: float) -> float:
         """The decode slowdown after an answer of so many tokens; the profile's step for the present load is the measure."""
@@ -290,7 +252,7 @@ class TargetBook:
         if profile is None or tokens < _TELLING_TOKENS or not entry.first_at:
             return load.pace_slowdown
         seen = (now - entry.first_at) / (tokens - 1)
-        return self._pace.observe(seen / _usual_pace_s(profile, load, entry), self.shared.pace)
+        return self._pace.observe(seen / _usual_pace_s(profile, load, entry), self.shared.pace, now)
 
     def learned_whole(self, entry: Entry, load: Load, tokens: int, now: float) -> tuple[float, float]:
         """Both slowdowns after an answer of so many tokens that came in one piece.
@@ -304,20 +266,30 @@ class TargetBook:
         ratio = (now - entry.started_at) / max(1e-4, entry.work.ttft_s + written_s)
         if profile is not None and written_s > entry.work.ttft_s:
             if tokens >= _TELLING_TOKENS:
-                pace_slowdown = self._pace.observe(pace * ratio, self.shared.pace)
+                pace_slowdown = self._pace.observe(pace * ratio, self.shared.pace, now)
         elif profile is None or entry.prefills_s >= _LEAST_PREFILLS * entry.work.ttft_s:
-            slowdown = self._prefill.observe(entry.slowdown * ratio, self.shared.prefill)
+            slowdown = self._prefill.observe(entry.slowdown * ratio, self.shared.prefill, now)
         return slowdown, pace_slowdown
 
-    def told(self, load: Load) -> Load:
-        """With the slowdowns to go by; 0 where nothing was observed on any replica of the model."""
+    def told(self, load: Load, now: float = 0.0) -> Load:
+        """With the slowdowns to go by; 0 where nothing was observed on any replica of the model.
+
+        Args:
+            load: the target's.
+            now: UNIX time, where beliefs that nobody has tested lately are to count less.
+        """
         shared = self.shared
         return replace(
             load,
-            slowdown=self._prefill.beside(shared.prefill) if shared.prefill.seen else 0.0,
-            pace_slowdown=self._pace.beside(shared.pace) if shared.pace.seen else 0.0,
+            slowdown=self._prefill.beside(shared.prefill, now) if shared.prefill.seen else 0.0,
+            pace_slowdown=self._pace.beside(shared.pace, now) if shared.pace.seen else 0.0,
             harm=shared.harm.value,
         )
+
+    def is_fading(self, now: float) -> bool:
+        """Whether something that was learned here was not tested for a while."""
+        shared = self.shared
+        return any(belief.is_stale(now) for belief in (self._prefill, self._pace, shared.prefill, shared.pace))
 
     def _drop(self, entry: Entry, now: float) -> None:
         seconds = self._queue.pop(entry, None)
@@ -370,6 +342,7 @@ _CARE_STEP = 0.04
 """What a missed limit adds to the care; one that was kept takes away as much less as keeps the balance."""
 _MOST_LATE = 1.0
 """Requests that became late as they waited are remembered up to so many: an old burst of them says nothing of now."""
+_UNTESTED_S = 60.0
 _SENT_MISSES = 0.2
 """Of the misses that the goal allows, the part left to what was sent; the rest is for those that waited too long for its sake."""
 
@@ -393,13 +366,21 @@ class Calibration:
         self._goal = goal
         self._keep = keep
         self._scale = 0.05
+        self._first_at = 0.0
 
-    def first(self, actual_s: float, predicted_s: float) -> None:
+    def first(self, actual_s: float, predicted_s: float, now: float) -> None:
         """A first token came."""
+        self._first_at = now
         error = actual_s - predicted_s
         self._scale += 0.02 * (min(abs(error), 10 * self._scale) - self._scale)
         step = 0.1 * self._scale
         self.margin_s += step * (self._keep if error > self.margin_s else self._keep - 1.0)
+
+    def fade(self, now: float) -> None:
+        """Where no first token tests the margin it is halved every minute: else one too wide for anything to fit would stay."""
+        if not 0.0 <= now - self._first_at <= _UNTESTED_S:
+            self._first_at = now
+            self.margin_s, self._scale = 0.5 * self.margin_s, 0.5 * self._scale
 
     def answered(self, met: bool) -> None:
         """An answer ended within its limits, or not."""

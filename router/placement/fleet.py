@@ -235,7 +235,7 @@ class Fleet:
             return
         self._loads[index] = book.started(load, entry, now)
         if not (entry.peers or booking.whole):
-            self.calibration.first(now - entry.started_at, entry.work.ttft_s)
+            self.calibration.first(now - entry.started_at, entry.work.ttft_s, now)
             if book.shared.has_drifted():
                 self._tell_all(book.shared)
 
@@ -335,6 +335,20 @@ class Fleet:
                 self.noticed(notice, now, router)
         return self._routers.unknown(router, rolls) if rolls else []
 
+    def fade(self, now: float) -> None:
+        """Let what was learned count less where no request tests it (`Belief`); to be called every few seconds.
+
+        Not where something waits for its first token: that it does not come is news of its own.
+        """
+        self.calibration.fade(now)
+        for index, target in enumerate(self._membership.targets):
+            load = self._loads[index]
+            if target.kind is CLOUD or load.unstarted or load.foreign_waiting or not (load.slowdown or load.pace_slowdown):
+                continue
+            book = self._books.get(target.incarnation) or TargetBook(self._shared_of(target))
+            if book.is_fading(now):
+                self._loads[index] = book.told(load, now)
+
     def clock_set(self, by: float) -> None:
         """The clock was set ahead by so many seconds, back if negative: pauses and prefills end when they would have.
 
@@ -345,6 +359,8 @@ class Fleet:
             load = replace(load, down_until=load.down_until + by, breaker=breakers.clock_set(load.breaker, by))
             book = self._books.get(target.incarnation)
             self._loads[index] = load if book is None else book.clock_set(load, by)
+        for shared in self._shared.values():
+            shared.clock_set(by)
         self._routers.clock_set(by)
         self._unseen.clock_set(by)
 
