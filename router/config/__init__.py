@@ -9,7 +9,7 @@ from router.config.access import Credential, Listen, PublicListen, moment_of
 from router.config.capture import Capture
 from router.config.check import ANY, AUTO, LOCAL, zones_in
 from router.config.models import ExternalTarget, Model, Replicas, Tls
-from router.config.read import digest_of, epoch_of, explain, home, load_file, parse_config, read_args, read_layers
+from router.config.read import digest_of, epoch_of, explain, home, load_file, parse_config, parse_recorded, read_args, read_layers
 from router.config.schema import Allowance, Config, Jwt, Key, Secret
 from router.config.strict import ConfigError
 from router.config.yaml_text import parse_yaml, read_bounded, read_watched
@@ -39,6 +39,7 @@ __all__ = [
     "load_file",
     "moment_of",
     "parse_config",
+    "parse_recorded",
     "parse_yaml",
     "read_args",
     "read_bounded",

@@ -35,10 +35,6 @@ def check_references(config: Config) -> None:
         if name not in allowed:
             raise ValueError(f"{where}: unknown {kind} `{name}`{nearest(name, allowed)}")
 
-    if (port := config.admin.port) == config.listen.port:  # with SO_REUSEPORT both open, and clients reach the one without keys
-        raise ValueError(
-            f"admin.port: {port} is `listen.port`, too; the admin listener asks for no key and needs a port of its own"
-        )
     if len(config.zones) > 62 or len(config.duties) > 62:
         raise ValueError("at most 62 zones and 62 duties")
     for reserved in {LOCAL, ANY} & set(config.residency.tags):
@@ -80,11 +76,6 @@ def check_references(config: Config) -> None:
                 f"targets[{i}].zone: `{target.zone}` is not external, but a cloud target is outside the cluster: "
                 f"declare the zone with `external: true`"
             )
-        if target.kind == "server" and external:  # asked by the routers themselves: no `spill`, budget or intent stands before it
-            raise ValueError(
-                f"targets[{i}].zone: `{target.zone}` is external, and a server is inside: what is outside is `kind: cloud`, "
-                f"which the egress asks for keys with `spill: true`"
-            )
     _check_prices(config)
     if config.cache is not None:
         for zone in config.cache.zones:
@@ -108,6 +99,25 @@ def check_references(config: Config) -> None:
             raise ValueError(f"keys[{i}].max_body_bytes: it is above the top-level `max_body_bytes`, {config.max_body_bytes}")
         if key.capture and config.capture is None:
             raise ValueError(f"keys[{i}].capture: there is no `capture` block that says where payloads are kept")
+
+
+def check_startable(config: Config) -> None:
+    """Check what must not run, although earlier versions ran with it and their audit logs have it.
+
+    Raises:
+        ValueError: the first such thing, with the place it stands in.
+    """
+    if (port := config.admin.port) == config.listen.port:  # with SO_REUSEPORT both open, and clients reach the one without keys
+        raise ValueError(
+            f"admin.port: {port} is `listen.port`, too; the admin listener asks for no key and needs a port of its own"
+        )
+    for i, target in enumerate(config.targets):
+        # Asked by the routers themselves: no `spill`, budget or intent stands before it.
+        if target.kind == "server" and config.zones[target.zone].external:
+            raise ValueError(
+                f"targets[{i}].zone: `{target.zone}` is external, and a server is inside: what is outside is `kind: cloud`, "
+                f"which the egress asks for keys with `spill: true`"
+            )
 
 
 def _check_prices(config: Config) -> None:

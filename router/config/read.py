@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from router.config.check import nearest
-from router.config.schema import Config
+from router.config.schema import RECORDED, Config
 from router.config.strict import ConfigError, unusable
 from router.config.yaml_text import parse_yaml, read_bounded
 
@@ -30,12 +30,26 @@ def parse_config(data: Any, origin: str = "config") -> Config:
     Raises:
         ConfigError: names every offending key, the nearest valid one for a typo, and what is expected.
     """
+    return _parse(data, origin, {})
+
+
+def parse_recorded(data: Any, origin: str) -> Config:
+    """The same for a configuration that a router ran under, according to its audit log: what earlier versions took, and this one
+    does not start with, is read.
+
+    Raises:
+        ConfigError: this version does not understand it.
+    """
+    return _parse(data, origin, RECORDED)
+
+
+def _parse(data: Any, origin: str, context: dict[str, bool]) -> Config:
     if not isinstance(data, dict):
         raise ConfigError(f"{origin}: expected a mapping, got {type(data).__name__}")
     if wrong := [f"{origin}: {_place(place)}: {message}" for place, message in islice(unusable(data), _MOST_PROBLEMS)]:
         raise ConfigError("\n".join(wrong))
     try:
-        return Config.model_validate(data)
+        return Config.model_validate(data, context=context)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{origin}: {line}" for line in explain(error))) from None
 

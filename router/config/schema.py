@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from router.config.access import Access, Listen, PublicListen, place_of
 from router.config.cache import Cache, KeyCache, read_switch
 from router.config.capture import Capture
-from router.config.check import check_references
+from router.config.check import check_references, check_startable
 from router.config.complexity import Complexity
 from router.config.ledger import Audit, Store
 from router.config.models import ExternalTarget, Model, Tls, check_url
 from router.config.residency import BreakGlass, Classify, Lineage, Redact, Residency, Zone
 from router.config.strict import SHA256, Name, Strict, check_name
+
+RECORDED = {"recorded": True}
+"""The context to validate a configuration in that is only read, not started with."""
 
 
 class RouterOptions(Strict):
@@ -253,6 +256,8 @@ class Config(Strict):
         return value
 
     @model_validator(mode="after")
-    def _cross_check(self) -> Config:
+    def _cross_check(self, info: ValidationInfo) -> Config:
         check_references(self)
+        if info.context != RECORDED:
+            check_startable(self)
         return self

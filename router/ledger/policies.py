@@ -14,7 +14,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from router.compiled import compile_policy
-from router.config import Config, parse_config
+from router.config import Config, parse_recorded
 from router.policy import KeyGrant, Policy
 
 
@@ -46,8 +46,13 @@ def read_policy(text: bytes, epoch: str) -> tuple[Config, Policy]:
     Raises:
         ConfigError: this version of tidegate does not understand it.
     """
-    config = parse_config(json.loads(text), f"the policy of epoch {epoch}")
+    config = parse_recorded(json.loads(text), f"the policy of epoch {epoch}")
     return config, replace(compile_policy(config, Path("/")), epoch=epoch)
+
+
+def external_zones(text: bytes) -> frozenset[str]:
+    """The zones outside of a stored policy, whether or not this version of tidegate understands the rest of it."""
+    return frozenset(name for name, zone in json.loads(text)["zones"].items() if zone["external"])
 
 
 def compile_without_keys(config: Config) -> Policy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -10,9 +11,11 @@ from typing import Any
 import msgspec
 
 from router.ledger import records
+from router.ledger.policies import external_zones
 from router.ledger.reader import LogReader, merged
 from router.ledger.receipts import CACHE_HIT
 from router.ledger.records import Record
+from router.ledger.tiles import TileError
 
 _SPAN = re.compile(r"(\d+)([smhdw])\Z")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -125,20 +128,26 @@ def requests(logs: list[LogReader], since: float = 0.0, until: float = float("in
         TileError, RecordError: a log is damaged.
     """
     begun: dict[tuple[str, str], Handled] = {}
+    external: dict[str, frozenset[str]] = {}
     for log, record in merged(logs):
+        if record.e == records.POLICY:
+            policy = records.read_data(record)
+            with contextlib.suppress(TileError):  # without the blob, what went through the egress is known all the same
+                external[policy["epoch"]] = external_zones(log.blob(policy["blob"]))
         if record.e not in (records.DECIDE, records.INTENT, records.END, records.REFUSE) or not since <= record.t < until:
             continue
         key = (log.root.name, record.id)
         handled = begun.get(key) or begun.setdefault(key, Handled(log.root.name, record.id, record.t))
         if record.e == records.DECIDE:
-            _take_decision(handled, records.read_data(record, records.DecideData))
+            decided = records.read_data(record, records.DecideData)
+            _take_decision(handled, decided, external.get(decided.epoch, frozenset()))
         elif record.e == records.INTENT:
             _take_intent(handled, records.read_data(record, records.IntentData))
         elif record.e == records.REFUSE:
-            data = records.read_data(record, records.RefuseData)
+            refused = records.read_data(record, records.RefuseData)
             handled.ended, handled.complete = record.t, True
-            handled.key, handled.tenant, handled.endpoint = data.key, data.tenant, data.endpoint
-            handled.status, handled.code = data.status, data.code
+            handled.key, handled.tenant, handled.endpoint = refused.key, refused.tenant, refused.endpoint
+            handled.status, handled.code = refused.status, refused.code
             yield begun.pop(key)
         else:
             _take_end(handled, records.read_data(record, records.EndData))
@@ -146,12 +155,12 @@ def requests(logs: list[LogReader], since: float = 0.0, until: float = float("in
     yield from begun.values()
 
 
-def _take_decision(handled: Handled, data: records.DecideData) -> None:
+def _take_decision(handled: Handled, data: records.DecideData, external: frozenset[str]) -> None:
     handled.label, handled.epoch, handled.reason = data.label, data.epoch, data.reason
     handled.model, handled.target, handled.zone = data.model, data.target, data.zone
     if data.target:
         handled.zones = tuple(dict.fromkeys((*handled.zones, data.zone)))
-    if data.kind == "cloud":
+    if data.kind == "cloud" or data.zone in external:  # earlier versions had servers in external zones, too
         _add_outside(handled, data.target, data.zone)
 
 

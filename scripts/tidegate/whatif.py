@@ -41,7 +41,8 @@ def whatif(
     start, end = span(since, until)
     counts: Counter[str] = Counter()
     changes: list[Change] = []
-    total = gaps = 0
+    gaps: Counter[str] = Counter()
+    total = 0
     cost = [0.0, 0.0]
     try:
         for log in open_logs(directory):
@@ -50,7 +51,7 @@ def whatif(
                     continue
                 total += 1
                 if isinstance(found, Gap):
-                    gaps += 1
+                    gaps[found.reason] += 1
                     continue
                 change = other.judge(found)
                 cost[0] += found.data.cost_usd
@@ -74,7 +75,7 @@ def _print_change(change: Change, as_json: bool, shown: bool) -> None:
         console.print(f"{change.id}  key {change.key}  {change.before} -> {change.after}  [{', '.join(change.kinds)}]")
 
 
-def _print_summary(total: int, gaps: int, changed: int, counts: Counter[str], cost: list[float]) -> None:
+def _print_summary(total: int, gaps: Counter[str], changed: int, counts: Counter[str], cost: list[float]) -> None:
     if not total:
         console.print("no decision is recorded in this time")
         return
@@ -92,5 +93,5 @@ def _print_summary(total: int, gaps: int, changed: int, counts: Counter[str], co
         if counts[kind]:
             console.print(f"  {counts[kind]:6} {words[kind]}")
     console.print(f"  expected cost outside: {cost[0]:.4f} -> {cost[1]:.4f} USD")
-    if gaps:
-        console.print(f"  {gaps} could not be decided again (records lost or pruned)")
+    for reason, count in gaps.most_common():
+        console.print(f"  {count:6} could not be decided again: {reason}", markup=False)
