@@ -65,7 +65,7 @@ async def test_every_alert_goes_by_metrics_and_codes_that_exist(door):
     families = re.findall(r"^# TYPE (\w+) (\w+)$", page, re.M)
     made = {f"{name}{ending}" for name, kind in families for ending in endings.get(kind, ("",))}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shipped = yaml.safe_load((ROOT / "deployments" / "examples" / "prometheus_alerts.yaml").read_text(encoding="utf-8"))
+    shipped = yaml.safe_load((ROOT / "deployments" / "prometheus_alerts.yaml").read_text(encoding="utf-8"))
     for rule in shipped["groups"][0]["rules"]:
         named = set(re.findall(r"tidegate_\w+", rule["expr"]))
         assert named and named <= made, rule["alert"]
