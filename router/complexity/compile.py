@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from pathlib import Path
 
 from router.complexity.calibrate import Wish
@@ -12,8 +13,10 @@ from router.complexity.experiment import Branch, Trial
 from router.complexity.language import LANGUAGES
 from router.complexity.model import Model, compile_model
 from router.complexity.rules import Rule
-from router.complexity.weights import DEFAULT, WeightsError, read_weights
+from router.complexity.weights import DEFAULT, OutdatedWeights, WeightsError, read_weights
 from router.config.complexity import Complexity, ComplexityRule
+
+_log = logging.getLogger("tidegate.complexity")
 
 PROMOTED = "promoted.tgcw"
 """In the directory of the labels: the weights that a refit has promoted last."""
@@ -70,9 +73,19 @@ def compile_experiments(section: Complexity, base: Path, models: frozenset[str])
 
 
 def weights_of(section: Complexity, base: Path) -> Path:
-    """The weights that a configuration goes by: what a refit has promoted, else the named file, else those of the project."""
+    """The weights that a configuration goes by: what a refit has promoted, else the named file, else those of the project.
+
+    What another version of tidegate has promoted is passed over: nobody named that file, and no router shall fail to start for it.
+    """
     if section.labels is not None and (promoted := base / section.labels.dir / PROMOTED).is_file():
-        return promoted
+        try:
+            load_model(promoted)
+        except OutdatedWeights as error:
+            _log.warning("complexity: weights that another version of tidegate promoted are not used: %s", error)
+        except WeightsError:
+            return promoted  # whoever reads it says what is wrong
+        else:
+            return promoted
     return base / section.weights if section.weights else DEFAULT
 
 

@@ -38,6 +38,10 @@ class WeightsError(ValueError):
     """The weights cannot be used. The text names the file and says what is wrong with it."""
 
 
+class OutdatedWeights(WeightsError):
+    """They were fitted by another version of tidegate, whose features or format are not this one's."""
+
+
 class Trees(msgspec.Struct, frozen=True):
     """Regression trees as flat arrays; node `i` goes to `left[i]` when `value <= threshold[i]`, else to `right[i]`.
 
@@ -125,7 +129,7 @@ def read_weights(path: Path) -> Stored:
     if len(data) > MAX_FILE_BYTES or data[:4] != MAGIC:
         raise WeightsError(f"{path}: this is no weights file of the complexity model")
     if (found := int.from_bytes(data[4:6], "little")) not in READABLE:
-        raise WeightsError(
+        raise OutdatedWeights(
             f"{path}: weights of format {found}; this version reads formats {READABLE[0]} to {FORMAT}: "
             "run scripts/train/complexity again"
         )
@@ -143,7 +147,7 @@ def read_weights(path: Path) -> Stored:
 
 def _check(stored: Stored, path: Path) -> None:
     if stored.features != features_digest():
-        raise WeightsError(f"{path}: these weights were fitted for another feature pass: run scripts/train/complexity again")
+        raise OutdatedWeights(f"{path}: these weights were fitted for another feature pass: run scripts/train/complexity again")
     width = len(NAMES)
     domains = stored.domains
     sizes_fit = (

@@ -28,9 +28,9 @@ from tidegate.refit import (
 from typer.testing import CliRunner
 
 from router.compiled import compile_policy
-from router.complexity.compile import PROMOTED, digest_of_weights
+from router.complexity.compile import PROMOTED, digest_of_weights, weights_of
 from router.complexity.label import append_labels, file_of, read_labels
-from router.complexity.weights import DEFAULT
+from router.complexity.weights import DEFAULT, pack_weights, read_weights
 from router.config import Config, parse_config
 from router.policy_source import PolicySource
 from tests.scripts.planted import HARD, NOW, planted
@@ -291,6 +291,20 @@ def test_faults_around_a_refit_are_told(home):
     del plain["complexity"]["labels"]
     (home / "serve_config.yaml").write_text(yaml.safe_dump(plain))
     assert "complexity.labels" in RUN.invoke(app, ["train", "refit"]).stderr
+
+
+def test_weights_that_another_version_promoted_keep_no_router_from_starting(home, caplog):
+    data = DEFAULT.read_bytes()
+    promoted = labels_at(home) / PROMOTED
+    promoted.parent.mkdir(parents=True, exist_ok=True)
+    for outdated in (pack_weights(replace(read_weights(DEFAULT), features="0" * 16)), data[:4] + b"\x63\x00" + data[6:]):
+        promoted.write_bytes(outdated)
+        assert weights_of(config().complexity, home) == DEFAULT and promoted.name in caplog.text
+        caplog.clear()
+    promoted.write_bytes(data[:-9])
+    assert weights_of(config().complexity, home) == promoted, "a damaged one is refused, not passed over"
+    promoted.write_bytes(data)
+    assert weights_of(config().complexity, home) == promoted and not caplog.text
 
 
 def test_two_refits_at_a_time_are_one(home):
