@@ -12,16 +12,20 @@ from router.prompt_size import BYTES_PER_TOKEN, media_parts
 
 _LEAST_WEIGHT = 0.05
 """Of a new observation; the first ones count as much as those before them."""
-_MOST = 100_000
+_MOST, _MOST_SCOPES = 100_000, 4096
 
 
 class MediaTokens:
-    """The mean of late, per part, by the model that was asked for. Before the first answer a part counts nothing."""
+    """The mean of late, per part, by tenant and the model asked for; before the first answer a part counts nothing.
+
+    By tenant, because texts of odd characters have four times the tokens they seem to have: beside a picture they would seem its
+    own, and one tenant could have the pictures of all others expected to take minutes.
+    """
 
     __slots__ = ("_means",)
 
     def __init__(self) -> None:
-        self._means: dict[str, tuple[float, int]] = {}
+        self._means: dict[tuple[str, str], tuple[float, int]] = {}
 
     def counted_in(self, facts: Facts, body: dict[str, Any]) -> Facts:
         """The facts with the tokens that the media of a request should have; theirs are of its text.
@@ -31,12 +35,15 @@ class MediaTokens:
             body: the parsed request.
         """
         parts = media_parts(body)
-        mean, _ = self._means.get(facts.model, (0.0, 0))
+        mean, _ = self._means.get((facts.key.tenant, facts.model), (0.0, 0))
         return replace(facts, prompt_tokens=facts.prompt_tokens + round(parts * mean)) if parts and mean else facts
 
     def learn(self, facts: Facts, parts: int, prompt_tokens: int) -> None:
         """An answer came whose prompt with so many media parts had so many tokens by its engine's count."""
-        mean, seen = self._means.get(facts.model, (0.0, 0))
+        scope = facts.key.tenant, facts.model
+        mean, seen = self._means.get(scope, (0.0, 0))
         per_part = min(_MOST, max(0.0, (prompt_tokens - facts.prompt_bytes / BYTES_PER_TOKEN) / parts))
         seen += 1
-        self._means[facts.model] = mean + max(_LEAST_WEIGHT, 1 / seen) * (per_part - mean), seen
+        if len(self._means) >= _MOST_SCOPES:
+            self._means.clear()
+        self._means[scope] = mean + max(_LEAST_WEIGHT, 1 / seen) * (per_part - mean), seen

@@ -55,11 +55,12 @@ async def test_a_prefill_of_pictures_is_in_the_books_for_what_it_should_take():
 def test_the_mean_follows_what_is_sent_and_stays_within_bounds():
     policy, media = make_policy(), MediaTokens()
     facts = make_facts(policy, prompt_tokens=11, prompt_bytes=40)
-    other = replace(facts, model="auto")
+    other, theirs = replace(facts, model="auto"), replace(facts, key=replace(facts.key, tenant="another"))
     for _ in range(20):
         media.learn(facts, 2, 10 + 2 * 1000)
     assert media.counted_in(facts, ask(3)).prompt_tokens == 11 + 3000
     assert media.counted_in(other, ask(3)) is other, "models differ in what they make of a picture"
+    assert media.counted_in(theirs, ask(3)) is theirs, "nobody's pictures are expected to be like another tenant's"
     for _ in range(60):
         media.learn(facts, 1, 10 + 200)
     assert 200 < media.counted_in(facts, ask(1)).prompt_tokens < 300
@@ -70,3 +71,10 @@ def test_the_mean_follows_what_is_sent_and_stays_within_bounds():
         "a text that counts less than it seems to is no picture below nothing"
     )
     assert media.counted_in(other, ask(1)).prompt_tokens <= 11 + 100_000
+
+
+def test_what_is_kept_is_bounded_in_the_number_of_tenants():
+    facts, media = make_facts(make_policy()), MediaTokens()
+    for number in range(10_000):
+        media.learn(replace(facts, key=replace(facts.key, tenant=f"t{number}")), 1, 1000)
+    assert len(media._means) <= 4096
