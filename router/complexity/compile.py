@@ -75,7 +75,7 @@ def compile_experiments(section: Complexity, base: Path, models: frozenset[str])
 def weights_of(section: Complexity, base: Path) -> Path:
     """The weights that a configuration goes by: what a refit has promoted, else the named file, else those of the project.
 
-    What another version of tidegate has promoted is passed over: nobody named that file, and no router shall fail to start for it.
+    What another version of tidegate has promoted is passed over: nobody named that file, and no router shall fail for it.
     """
     if section.labels is not None and (promoted := base / section.labels.dir / PROMOTED).is_file():
         try:
