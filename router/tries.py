@@ -100,6 +100,7 @@ class Try:
         output_tokens = receipt.completion_tokens if tells and receipt.completion_tokens > 0 else 0
         target = self.choice.target
         cost = _cost_outside(target, exchange, ending, receipt) if target.kind is CLOUD else None
+        self._booking.delayed = exchange.delayed
         state.fleet.end(self._booking, now, completed=answered, output_tokens=output_tokens, cost_usd=cost)
         if not ending.target_failed or not _is_targets_fault(exchange, ending):
             return

@@ -10,6 +10,7 @@ class Booking:
     """One request's entry in the books of one target; it ends exactly once."""
 
     __slots__ = (
+        "delayed",
         "ended",
         "entry",
         "incarnation",
@@ -30,6 +31,8 @@ class Booking:
         self.whole = whole
         """The answer comes in one piece: its first byte is its last token's, and says nothing about the first."""
         self.started = False
+        self.delayed = False
+        """Its client took the answer more slowly than it came: when that ended says nothing of the target."""
         self.ended = False
         self.entry: Entry | None = None
         self.model = ""

@@ -274,13 +274,13 @@ class Fleet:
         if not booking.started:
             unstarted, tokens = max(0, unstarted - 1), max(0, tokens - booking.tokens)
         breaker = breakers.release(load.breaker) if booking.probe else load.breaker
-        had_slot = completed and (booking.entry is not None or not booking.whole)
+        timed = completed and not booking.delayed and (booking.entry is not None or not booking.whole)
         self._loads[index] = replace(
             load,
             inflight=max(0, load.inflight - 1),
             unstarted=unstarted,
             unstarted_tokens=tokens,
-            service_s=_smooth(load.service_s, booking.slot_s(now)) if had_slot else load.service_s,
+            service_s=_smooth(load.service_s, booking.slot_s(now)) if timed else load.service_s,
             failures=0 if completed else load.failures,
             down_until=0.0 if completed else load.down_until,
             breaker=breakers.succeeded(breaker, now, booking.started_at, booking.whole) if completed else breaker,
@@ -403,12 +403,13 @@ class Fleet:
         slowdown, pace_slowdown = before.slowdown, before.pace_slowdown
         if completed and not entry.peers:
             if tokens > 0:
+                self._learn_output(booking.model, tokens)
+            if tokens > 0 and not booking.delayed:
                 if booking.whole:
                     slowdown, pace_slowdown = book.learned_whole(entry, before, tokens, now)
                 else:
                     pace_slowdown = book.learned_pace(entry, before, tokens, now)
-                self._learn_output(booking.model, tokens)
-            if entry.first_at:
+            if entry.first_at and not booking.delayed:
                 kept = tokens < 2 or now - entry.first_at <= self._tpot_s * (tokens - 1)
                 if tokens > 0:
                     book.shared.harm.ended(entry, kept)

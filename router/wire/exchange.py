@@ -103,6 +103,7 @@ class Exchange:
         "content_length",
         "copy",
         "deadline",
+        "delayed",
         "ended",
         "events",
         "failure",
@@ -157,6 +158,8 @@ class Exchange:
         self.chunked = False
         self.content_length = -1
         self.forwarding = False
+        self.delayed = False
+        """The client once took it more slowly than it came: when it ended says nothing of the target."""
         self.events: EventStream | None = None
         self.outbox: list[bytes] = []
         self.copy: AnswerCopy | None = None
@@ -224,6 +227,7 @@ class Exchange:
     def client_paused(self) -> None:
         """Stop reading from the target until the client has caught up."""
         if self.connection is not None:
+            self.delayed = True
             self.connection.pause_reading()
 
     def client_resumed(self) -> None:
