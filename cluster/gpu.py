@@ -23,7 +23,6 @@ class GpuReading(msgspec.Struct, frozen=True):
     name: str
     utilisation: float = -1.0
     memory: float = -1.0
-    memory_total_bytes: int = 0
     temperature_c: float = -1.0
     uuid: str = ""
     throttle: float = 1.0
@@ -128,7 +127,6 @@ def _read_one(nvml: Any, handle: Any) -> GpuReading:
         name=name or "GPU",
         utilisation=-1.0 if rates is None else rates.gpu / 100,
         memory=-1.0 if memory is None or not memory.total else memory.used / memory.total,
-        memory_total_bytes=0 if memory is None else int(memory.total),
         temperature_c=-1.0 if temperature is None else float(temperature),
         uuid=uuid or "",
         throttle=_quietly(lambda: _throttle(nvml, handle)) or 1.0,

@@ -67,14 +67,6 @@ class _Question(msgspec.Struct, frozen=True, gc=False):
     resume: float
 
 
-class _Held(msgspec.Struct, frozen=True, gc=False):
-    """A target that would be scored, were it not for its breaker."""
-
-    entry: Admitted
-    load: Load
-    hold: Hold
-
-
 def decide(facts: Facts, policy: Policy, view: View, now: float) -> Decision:
     """Decide one request.
 

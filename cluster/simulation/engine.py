@@ -110,8 +110,6 @@ class SimulatedEngine:
         self.step_end = math.inf
         self.step_number = 0
         """Grows with every planned step: an owner's older wake-up is void."""
-        self.busy_s = 0.0
-        self.computed_tokens = 0
         self._listener = listener
         self._waiting: deque[SimulatedRequest] = deque()
         self._prefilling: list[SimulatedRequest] = []
@@ -149,7 +147,6 @@ class SimulatedEngine:
     def finish_step(self) -> None:
         """The planned step, or run of decode steps, is over: tokens come out and the next one begins."""
         now = self.step_end
-        self.busy_s += now - self._step_start
         steps = self._run_steps
         self._tick += steps
         decoding = len(self._decoding)
@@ -237,7 +234,6 @@ class SimulatedEngine:
     def _finish_chunk(self, request: SimulatedRequest, chunk: int, now: float) -> None:
         before = request.computed // BLOCK_TOKENS
         request.computed += chunk
-        self.computed_tokens += chunk
         self.kv.mark_computed(request.blocks[before : request.computed // BLOCK_TOKENS])
         if request.computed < request.prompt + request.generated:
             return

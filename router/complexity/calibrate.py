@@ -8,7 +8,7 @@ next requests. `step` is pure: the caller keeps the state, one per tenant and ro
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 import msgspec
@@ -130,12 +130,6 @@ def share_for_loss(ordered: Sequence[float], max_loss: float) -> float:
         if given_up > allowed:
             return 1.0 - kept / len(ordered)
     return 0.0
-
-
-def rank_in(track: Track, gain: float) -> float:
-    """Share of the remembered requests with a smaller gain: for an explanation in words."""
-    ordered = track.ordered
-    return (bisect_left(ordered, gain) + bisect_right(ordered, gain)) / 2 / (len(ordered) or 1)
 
 
 def _share(shares: tuple[float, ...], place: int) -> float:

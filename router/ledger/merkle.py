@@ -1,4 +1,4 @@
-"""The Merkle tree of RFC 9162 (section 2.1): hashes, roots, and proofs of inclusion and consistency.
+"""The Merkle tree of RFC 9162 (section 2.1): hashes, roots, and proofs of inclusion.
 
 Pure functions over hashes of 32 bytes. Where hashes come from (memory, tiles) is the caller's business: proofs are built
 over a `Subtree`, a function that gives the hash of the entries from `start` to `end`.
@@ -118,27 +118,6 @@ def inclusion_proof(index: int, size: int, subtree: Subtree) -> list[bytes]:
     return path[::-1]
 
 
-def consistency_proof(old: int, size: int, subtree: Subtree) -> list[bytes]:
-    """PROOF(old, D[size]) of RFC 9162, 2.1.4.1.
-
-    Raises:
-        ValueError: `old` is not between 1 and `size`.
-    """
-    if not 0 < old <= size:
-        raise ValueError(f"no proof from size {old} to size {size}")
-    path: list[bytes] = []
-    start, end, whole = 0, size, True
-    while old != end:
-        middle = start + split_of(end - start)
-        if old <= middle:
-            path.append(subtree(middle, end))
-            end = middle
-        else:
-            path.append(subtree(start, middle))
-            start, whole = middle, False
-    return (path if whole else [*path, subtree(start, end)])[::-1]
-
-
 def root_from_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes | None:
     """The root that an inclusion proof leads to (RFC 9162, 2.1.3.2), or None when the proof has the wrong form."""
     if not 0 <= index < size:
@@ -160,29 +139,3 @@ def root_from_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes
 def is_included(leaf: bytes, index: int, size: int, path: Sequence[bytes], root: bytes) -> bool:
     """True when the proof shows that `leaf` is entry `index` of the log of `size` with this root."""
     return root_from_inclusion(leaf, index, size, path) == root
-
-
-def is_consistent(old: int, size: int, old_root: bytes, root: bytes, path: Sequence[bytes]) -> bool:
-    """True when the proof shows that the log of `size` begins with the log of `old` (RFC 9162, 2.1.4.2)."""
-    if not 0 < old <= size:
-        return False
-    if old == size:
-        return not path and old_root == root
-    proof = list(path) if old & (old - 1) else [old_root, *path]
-    if not proof:
-        return False
-    node, last = old - 1, size - 1
-    while node & 1:
-        node, last = node >> 1, last >> 1
-    first = second = proof[0]
-    for item in proof[1:]:
-        if last == 0:
-            return False
-        if node & 1 or node == last:
-            first, second = node_hash(item, first), node_hash(item, second)
-            while not node & 1 and node:
-                node, last = node >> 1, last >> 1
-        else:
-            second = node_hash(second, item)
-        node, last = node >> 1, last >> 1
-    return last == 0 and first == old_root and second == root

@@ -270,12 +270,6 @@ class AdmissionQueue:
                 over.append(ticket)
         return over
 
-    def next_expiry(self) -> float | None:
-        """When `expire` should be called again."""
-        while self._endings and self._waiting.get(self._endings[0][2].id) is not self._endings[0][2]:
-            heappop(self._endings)
-        return self._endings[0][0] if self._endings else None
-
     def clock_set(self, by: float) -> None:
         """The clock was set ahead by so many seconds, back if negative: all have waited as long as before."""
         for ticket in self._waiting.values():

@@ -45,9 +45,6 @@ class CachedPrefix(msgspec.Struct, frozen=True, gc=False):
         return min(prompt_tokens * self.found.get(incarnation, 0) // self.prompt_bytes, max(prompt_tokens - 1, 0))
 
 
-NOTHING_CACHED = CachedPrefix()
-
-
 class Confirmation(msgspec.Struct, frozen=True, gc=False):
     """What became of one routed prompt: whether its replica's events confirmed it."""
 

@@ -132,7 +132,8 @@ def read_log(logs: Iterable[LogReader], since: float = 0.0, until: float = float
 
     Args:
         logs: one a router.
-        since: UNIX time of the first to take, and `until` of the first not to.
+        since: UNIX time of the first to take.
+        until: UNIX time of the first not to take.
 
     Raises:
         TileError, RecordError: a log is damaged.

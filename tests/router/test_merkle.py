@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from router.ledger.merkle import (
     EMPTY_ROOT,
     Frontier,
-    consistency_proof,
     inclusion_proof,
-    is_consistent,
     is_included,
     leaf_hash,
     root_of,
@@ -72,11 +70,6 @@ def test_every_proof_of_a_small_tree_holds_and_no_other_entry_root_or_place_fits
             assert not is_included(LEAVES[index + 1], index, size, path, root)
             assert not is_included(LEAVES[index], index, size, [*path, root], root)
             assert not is_included(LEAVES[index], size, size, path, root)
-        for old in range(1, size + 1):
-            path = consistency_proof(old, size, subtree)
-            assert is_consistent(old, size, root_of(LEAVES[:old]), root, path)
-            assert not is_consistent(old, size, LEAVES[40], root, path)
-            assert old == size or not is_consistent(old, size, root_of(LEAVES[:old]), LEAVES[40], path)
 
 
 @given(st.integers(1, 300), st.data())
@@ -119,7 +112,6 @@ def test_the_tiles_of_a_log_give_its_root_and_proofs_without_its_entries():
     assert edge.root() == root
     for index in (0, 255, 256, 65_535, 65_536, size - 1):
         assert is_included(leaves[index], index, size, inclusion_proof(index, size, reader.subtree), root)
-    assert is_consistent(300, size, root_of(leaves[:300]), root, consistency_proof(300, size, reader.subtree))
     with pytest.raises(TileError, match="tile/0/000 is missing"):
         TileReader({}.get, size).hashes(0, 0)
 

@@ -349,11 +349,6 @@ def mx_clabe(digits: str) -> bool:
     return products % 10 == 0
 
 
-def in_aadhaar_shape(digits: str) -> bool:
-    """Never begins with 0 or 1, and is no palindrome."""
-    return digits[0] not in "01" and digits != digits[::-1]
-
-
 def cn_ric(code: str) -> bool:
     """Chinese resident identity (GB 11643): division, birth date, ISO 7064 MOD 11-2. Divisions come and go: only their form counts."""
     if code[0] not in "12345689" or not yyyymmdd(code[6:14]):

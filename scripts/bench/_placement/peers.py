@@ -215,7 +215,6 @@ class SMetric(Peer):
         self._work = [0.0] * engines
         self._costs: dict[int, float] = {}
         self._turns: dict[int, int] = {}
-        self._rate = 1.0
 
     def choose(self, request: SimulatedRequest, now: float) -> int:
         """Gated affinity, or least work."""

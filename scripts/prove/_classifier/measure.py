@@ -33,11 +33,6 @@ class Score:
         """Share of the hard negatives in which something was found."""
         return sum(self.alarms.values()) / max(1, sum(self.clean.values()))
 
-    @property
-    def ms_per_1k(self) -> float:
-        """CPU milliseconds per 1,000 characters."""
-        return self.seconds * 1e6 / max(1, self.characters)
-
 
 def measure(scanner: Scanner, messages: Iterable[Message]) -> Score:
     """Scan every message; a value counts as found when a finding covers at least half of it."""
