@@ -2,7 +2,9 @@
 
 Two sources. *Events*: what the agent beside an engine says of its cache; exact, and taken back when a block goes. *Own history*:
 what this router has just sent somewhere. It counts at once, so that a burst with one new prefix goes to one place; it is dropped
-when the events had time to confirm it. Replicas without events keep their history, as a bounded LRU: the fallback.
+when the events had time to confirm it. Replicas without events that can be trusted keep their history, as a bounded LRU: the
+fallback. What their events say, or did say while they came, is part of it: it is pushed out by what has been sent there since, as
+it is in the engine, whose word that it is gone may come late or never.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, repeat
-from operator import or_
+from operator import and_, or_
 
 import msgspec
 
@@ -77,6 +79,8 @@ class PrefixIndex:
         """By slot, the oldest first. Plain dictionaries: taking an entry out and putting it in again costs half of what it costs
         an `OrderedDict`, and every request does that for each of its chunks."""
         self._pending: deque[_Pending] = deque()
+        self._counts: dict[int, int] = {}
+        """By slot, how much of the table is a replica's: as many entries as its cache has room for, once that is full."""
         self._slot_of: dict[str, int] = {}
         self._names: list[str] = []
         self.version = 0
@@ -87,6 +91,12 @@ class PrefixIndex:
         self._retired = 0
         self._to_sweep: list[int] = []
         self._sweeping = 0
+        self._hidden = 0
+        """Replicas whose entries in the table are not read: their history goes by them."""
+        self._doubted = 0
+        """Replicas whose events are trusted no more: the next sweep takes their entries over into their history."""
+        self._moved: dict[int, list[int]] = {}
+        """The entries that the present sweep has found of such replicas, by slot, the youngest first."""
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -116,6 +126,7 @@ class PrefixIndex:
         self._slot_of[incarnation] = slot
         self.version += 1
         self._recent[slot] = {}
+        self._counts[slot] = 0
         self._known |= 1 << slot
 
     def leave(self, incarnation: str) -> None:
@@ -130,15 +141,22 @@ class PrefixIndex:
         self.version += 1
         self._known &= ~bit
         self._exact &= ~bit
+        self._forget_doubt(slot)
         self._retired |= bit
 
     def trust_events(self, incarnation: str, exact: bool) -> None:
-        """Say whether a replica's events are complete: then its history is only for what they had no time to confirm."""
+        """Say whether a replica's events are complete and fresh: then its history is only for what they had no time to confirm.
+
+        Else what they said becomes history, a moment later (`tend`).
+        """
         slot = self._slot_of.get(incarnation)
         if slot is None or bool(self._exact >> slot & 1) is exact:
             return
         self._exact ^= 1 << slot
-        if exact:
+        if not exact:
+            self._doubted |= 1 << slot
+        else:
+            self._forget_doubt(slot)
             # What was history until now is in the events, or it is gone.
             recent, self._recent[slot] = self._recent[slot], {}
             for chunk in recent:
@@ -152,11 +170,23 @@ class PrefixIndex:
         if slot is None:
             return
         bit, table = 1 << slot, self._stored
-        for chunk in chunks:
-            table[chunk] = table.get(chunk, 0) | bit
+        chunks = tuple(chunks)
+        for chunk in reversed(chunks):  # as in `_remember`
+            mask = table.get(chunk, 0)
+            if not mask & bit:
+                table[chunk] = mask | bit
+                self._counts[slot] += 1
             table.move_to_end(chunk)
         while len(table) > self._max_chunks:
-            table.popitem(last=False)
+            mask = table.popitem(last=False)[1] & self._known
+            while mask:
+                lowest = mask & -mask
+                self._counts[lowest.bit_length() - 1] -= 1
+                mask ^= lowest
+        if not self._exact & bit:
+            self._remember(slot, chunks)
+            if not self._doubted & bit and slot not in self._moved:
+                self._hidden |= bit
 
     def remove(self, incarnation: str, chunks: Iterable[int]) -> None:
         """These chunks are not in the replica's cache any more. Chunks it never had are fine."""
@@ -166,11 +196,13 @@ class PrefixIndex:
         keep, bit, table = ~(1 << slot), 1 << slot, self._stored
         routed, recent = self._routed, self._recent[slot]
         for chunk in chunks:
-            mask = table.get(chunk, 0) & keep
-            if mask:
-                table[chunk] = mask
-            else:
-                table.pop(chunk, None)
+            mask = table.get(chunk, 0)
+            if mask & bit:
+                self._counts[slot] -= 1
+                if mask & keep:
+                    table[chunk] = mask & keep
+                else:
+                    del table[chunk]
             if chunk in routed and recent.pop(chunk, None) is not None:
                 self._unroute(chunk, bit)
 
@@ -205,7 +237,8 @@ class PrefixIndex:
         """
         masks = map(self._routed.get, hashes, _NOBODY)
         if self._stored:
-            masks = map(or_, masks, map(self._stored.get, hashes, _NOBODY))
+            stored = map(self._stored.get, hashes, _NOBODY)
+            masks = map(or_, masks, map(and_, stored, repeat(~self._hidden)) if self._hidden else stored)
         found = []
         alive = self._known
         depth = 0
@@ -236,22 +269,12 @@ class PrefixIndex:
         slot = self._slot_of.get(incarnation)
         if slot is None or not hashes:
             return
-        bit, recent, routed, stored = 1 << slot, self._recent[slot], self._routed, self._stored
-        # From its end: a beginning without its end is worth something, so it is the last to be forgotten, as in the engine.
-        for chunk in reversed(hashes):
-            count = recent.pop(chunk, 0)
-            recent[chunk] = count + 1
-            if not count:  # else its bit is there
-                routed[chunk] = routed.get(chunk, 0) | bit
+        self._remember(slot, hashes)
+        stored = self._stored
         if stored:
             for chunk in reversed(hashes):
                 if chunk in stored:
                     stored.move_to_end(chunk)
-        if len(recent) > self._history_chunks:
-            # All at once: looking for the first entry of a dictionary passes over every one that was taken out before it.
-            for chunk in list(islice(recent, len(recent) - self._history_chunks)):
-                del recent[chunk]
-                self._unroute(chunk, bit)
 
     def computed(self, incarnation: str, hashes: tuple[int, ...], now: float, judged: bool = True) -> None:
         """The replica has answered with a first byte, so the prompt is in its cache: events should say so soon.
@@ -290,6 +313,25 @@ class PrefixIndex:
         self._sweep()
         return results
 
+    def _remember(self, slot: int, hashes: Sequence[int]) -> None:
+        bit, recent, routed = 1 << slot, self._recent[slot], self._routed
+        # From its end: a beginning without its end is worth something, so it is the last to be forgotten, as in the engine.
+        for chunk in reversed(hashes):
+            count = recent.pop(chunk, 0)
+            recent[chunk] = count + 1
+            if not count:  # else its bit is there
+                routed[chunk] = routed.get(chunk, 0) | bit
+        if len(recent) > self._history_chunks:
+            self._trim(slot)
+
+    def _trim(self, slot: int) -> None:
+        recent = self._recent[slot]
+        room = max(self._history_chunks, self._counts[slot])
+        # All at once: looking for the first entry of a dictionary passes over every one that was taken out before it.
+        for chunk in list(islice(recent, max(0, len(recent) - room))):
+            del recent[chunk]
+            self._unroute(chunk, 1 << slot)
+
     def _drop(self, slot: int, hashes: Iterable[int]) -> None:
         recent = self._recent[slot]
         for chunk in hashes:
@@ -307,19 +349,25 @@ class PrefixIndex:
         else:
             self._routed.pop(chunk, None)
 
+    def _forget_doubt(self, slot: int) -> None:
+        self._doubted &= ~(1 << slot)
+        self._hidden &= ~(1 << slot)
+        self._moved.pop(slot, None)
+
     def _sweep(self) -> None:
-        """Take retired bits out of the table a slice at a time: a whole table at once would hold up every request."""
+        """Pass over the table a slice at a time, at once it would hold up every request: retired bits go, and the entries of
+        replicas whose events are doubted become their history."""
         if not self._to_sweep:
-            if self._sweeping:
-                self._free += [i for i in range(len(self._names)) if self._sweeping >> i & 1]
-                self._sweeping = 0
-            if not self._retired:
+            self._end_sweep()
+            if not (self._retired or self._doubted):
                 return
             self._sweeping, self._retired = self._retired, 0
+            self._moved = {slot: [] for slot in self._slot_of.values() if self._doubted >> slot & 1}
+            self._doubted = 0
             self._to_sweep = list(self._stored)
         table, keep = self._stored, ~self._sweeping
         batch, self._to_sweep = self._to_sweep[-_SWEEP_STEP:], self._to_sweep[:-_SWEEP_STEP]
-        for chunk in batch:
+        for chunk in reversed(batch):
             mask = table.get(chunk)
             if mask is None:
                 continue
@@ -327,3 +375,20 @@ class PrefixIndex:
                 table[chunk] = mask & keep
             else:
                 del table[chunk]
+            for slot, moved in self._moved.items():
+                if mask >> slot & 1:
+                    moved.append(chunk)
+
+    def _end_sweep(self) -> None:
+        if self._sweeping:
+            self._free += [i for i in range(len(self._names)) if self._sweeping >> i & 1]
+            self._sweeping = 0
+        for slot, moved in self._moved.items():
+            recent = self._recent[slot]
+            older = [chunk for chunk in reversed(moved) if chunk not in recent and self._stored.get(chunk, 0) >> slot & 1]
+            self._recent[slot] = dict.fromkeys(older, 1) | recent
+            for chunk in older:
+                self._routed[chunk] = self._routed.get(chunk, 0) | 1 << slot
+            self._trim(slot)
+            self._hidden |= 1 << slot
+        self._moved = {}

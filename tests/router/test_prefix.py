@@ -216,7 +216,9 @@ def test_the_table_is_bounded_and_routing_refreshes():
     assert index.find(system, 4096).share("a") == 1.0
 
 
-STEPS = st.tuples(st.sampled_from("abc"), st.sampled_from(["store", "remove", "clear"]), st.integers(0, 5), st.integers(0, 9))
+STEPS = st.tuples(
+    st.sampled_from("abc"), st.sampled_from(["store", "remove", "clear", "doubt"]), st.integers(0, 5), st.integers(0, 9)
+)
 
 
 @given(st.lists(STEPS))
@@ -230,6 +232,8 @@ def test_it_agrees_with_a_plain_model(steps):
         if action == "clear":
             index.clear(replica)
             plain[replica].clear()
+        elif action == "doubt":
+            index.trust_events(replica, length % 2 == 0)
         else:
             getattr(index, action)(replica, part)
             plain[replica] = plain[replica] | set(part) if action == "store" else plain[replica] - set(part)
@@ -297,3 +301,88 @@ def test_the_end_of_a_prompt_is_forgotten_before_its_beginning():
     index.route("a", (9, 8))
     assert index.depths((1, 2, 3)) == {"a": 2}
     assert index.depths((9, 8)) == {"a": 2}
+
+
+def doubted(index: PrefixIndex, replica: str) -> None:
+    """Its events are trusted no more, and the table was passed over since."""
+    index.trust_events(replica, False)
+    index.tend(0.0)
+    index.tend(1.0)
+
+
+def test_what_events_said_until_they_were_cut_is_pushed_out_by_what_is_sent_there():
+    """The engine makes room as well, but its word that something is gone never comes."""
+    index = PrefixIndex(history_chunks=4)
+    for name in "ab":
+        index.join(name)
+        index.trust_events(name, True)
+        index.store(name, (1, 2, 3))
+        index.store(name, (4, 5, 6))
+    doubted(index, "a")
+    index.route("a", (7, 8))
+    assert index.depths((1, 2, 3)) == {"a": 1, "b": 3}
+    assert index.depths((4, 5, 6)) == {"a": 3, "b": 3}
+    assert index.depths((7, 8)) == {"a": 2}
+    index.trust_events("a", True)
+    assert index.depths((1, 2, 3)) == {"a": 3, "b": 3}
+    assert index.depths((7, 8)) == {}
+
+
+def test_a_cache_that_held_more_than_the_bound_on_histories_has_room_for_that_much():
+    index = PrefixIndex(history_chunks=2)
+    index.join("a")
+    index.trust_events("a", True)
+    index.store("a", tuple(range(10)))
+    index.remove("a", (8, 9))
+    doubted(index, "a")
+    assert index.history_of("a") == 8
+    index.route("a", (20, 21, 22))
+    assert index.history_of("a") == 8
+    assert index.depths(tuple(range(10))) == {"a": 5}
+
+
+def test_late_events_are_history_like_what_was_sent():
+    index = PrefixIndex(history_chunks=3)
+    index.join("a")
+    for chunk in (1, 2, 3):
+        index.store("a", (chunk,))
+    index.route("a", (1,))
+    index.failed("a", (1,))
+    assert index.depths((1,)) == {"a": 1}  # it was there before
+    index.remove("a", (2, 3))
+    assert index.depths((2,)) == index.depths((3,)) == {}
+
+
+def test_trust_that_returns_during_the_pass_over_the_table_changes_nothing():
+    index = index_with("a", "b")
+    index.store("a", (1, 2))
+    index.trust_events("a", False)
+    index.tend(0.0)
+    index.trust_events("a", True)
+    index.tend(1.0)
+    assert index.depths((1, 2)) == {"a": 2}
+    assert index.history_entries == 0
+
+
+def test_a_replica_that_leaves_during_the_pass_over_the_table_comes_back_with_nothing():
+    index = index_with("a", "b")
+    index.store("a", (1, 2))
+    index.store("b", (1, 2))
+    index.trust_events("b", False)
+    index.tend(0.0)
+    index.leave("b")
+    index.tend(1.0)
+    index.join("b")
+    assert index.depths((1, 2)) == {"a": 2}
+
+
+def test_a_history_has_room_for_what_is_left_of_its_replica_in_a_full_table():
+    index = PrefixIndex(max_chunks=4, history_chunks=1)
+    for name in "ab":
+        index.join(name)
+        index.trust_events(name, True)
+        index.store(name, (1, 2, 3, 4))
+    index.store("a", (5, 6))
+    doubted(index, "a")
+    doubted(index, "b")
+    assert (index.history_of("a"), index.history_of("b")) == (4, 2)
