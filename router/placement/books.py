@@ -254,6 +254,10 @@ class TargetBook:
         seen = (now - entry.first_at) / (tokens - 1)
         return self._pace.observe(seen / _usual_pace_s(profile, load, entry), self.shared.pace, now)
 
+    def written_s(self, entry: Entry, load: Load, tokens: int) -> float:
+        """Seconds that an answer of so many tokens should have taken from its first one on."""
+        return (tokens - 1) * (load.pace_slowdown or entry.slowdown) * _usual_pace_s(load.profile or GENERIC, load, entry)
+
     def learned_whole(self, entry: Entry, load: Load, tokens: int, now: float) -> tuple[float, float]:
         """Both slowdowns after an answer of so many tokens that came in one piece.
 
@@ -261,12 +265,11 @@ class TargetBook:
         longer part, and the prefill's where that was; with a generic profile there is one slowdown for both.
         """
         slowdown, pace_slowdown, profile = load.slowdown, load.pace_slowdown, load.profile
-        pace = pace_slowdown or entry.slowdown
-        written_s = (tokens - 1) * pace * _usual_pace_s(profile or GENERIC, load, entry)
+        written_s = self.written_s(entry, load, tokens)
         ratio = (now - entry.started_at) / max(1e-4, entry.work.ttft_s + written_s)
         if profile is not None and written_s > entry.work.ttft_s:
             if tokens >= _TELLING_TOKENS:
-                pace_slowdown = self._pace.observe(pace * ratio, self.shared.pace, now)
+                pace_slowdown = self._pace.observe((pace_slowdown or entry.slowdown) * ratio, self.shared.pace, now)
         elif profile is None or entry.prefills_s >= _LEAST_PREFILLS * entry.work.ttft_s:
             slowdown = self._prefill.observe(entry.slowdown * ratio, self.shared.prefill, now)
         return slowdown, pace_slowdown

@@ -117,9 +117,7 @@ class Fleet:
         if targets != self._membership.targets:
             self._membership = Membership(self._membership.version + 1, targets)
             self._index = {target.incarnation: i for i, target in enumerate(targets)}
-            gone = self._books.keys() - self._index.keys()
-            for incarnation in gone:
-                del self._books[incarnation]
+            self._forget_gone()
         self._loads = loads
         for index, load in enumerate(loads):
             if load.signals is not None:
@@ -144,11 +142,15 @@ class Fleet:
         self._index = {target.incarnation: i for i, (target, _) in enumerate(kept)}
         self._profiles = dict(profiles or {})
         self._loads = [replace(load, profile=self._profile_of(seen)) for seen, load in kept]
+        self._forget_gone()
+        self._spilling = frozenset()
+        self.spending.adopt(daily_budget_usd)
+
+    def _forget_gone(self) -> None:
         gone = self._books.keys() - self._index.keys()
         for incarnation in gone:
             del self._books[incarnation]
-        self._spilling = frozenset()
-        self.spending.adopt(daily_budget_usd)
+        self._unseen.forget(gone)
 
     def _fresh_load(self, target: Target) -> Load:
         load = Load(profile=self._profile_of(target))
@@ -214,6 +216,8 @@ class Fleet:
         booking.started = True
         if booking.notice and self.news is not None:
             self.news.first(booking.notice)
+        if self._unseen and not booking.whole:
+            self._begin_before(booking, now)
         load = self._loads[index]
         ttft_s, prefill_tps, breaker = load.ttft_s, load.prefill_tps, load.breaker
         if not booking.whole:  # else the end of the prefill is only presumed, which teaches nothing
@@ -247,6 +251,11 @@ class Fleet:
         for booking, since in self._unseen.begun(now):
             self.first_byte(booking, since)
 
+    def _begin_before(self, booking: Booking, since: float) -> None:
+        """The prefill of a request is done since then, and so are those before it that nobody saw the end of."""
+        for other in self._unseen.before(booking):
+            self.first_byte(other, since)
+
     def end(
         self, booking: Booking, now: float, *, completed: bool, output_tokens: int = 0, cost_usd: float | None = None
     ) -> None:
@@ -269,6 +278,10 @@ class Fleet:
         index = self._index.get(booking.incarnation)
         if index is None:
             return
+        entry, book = booking.entry, self._books.get(booking.incarnation)
+        if self._unseen and booking.whole and completed and output_tokens > 0 and entry is not None and book is not None:
+            written_s = book.written_s(entry, self._loads[index], output_tokens)
+            self._begin_before(booking, max(booking.started_at, now - written_s))
         load = self._loads[index]
         unstarted, tokens = load.unstarted, load.unstarted_tokens
         if not booking.started:

@@ -462,6 +462,37 @@ def test_a_prefill_that_nobody_sees_ends_when_it_was_predicted_to():
     assert fleet.view(NOW + 9).loads[0].unstarted == fleet.view(NOW + 9).loads[0].inflight == 0
 
 
+def test_prefills_nobody_sees_are_over_when_a_later_one_is():
+    """An engine that was predicted to be slower than it is would else seem full of prefills while it stands idle."""
+    late = replace(WORK, ttft_s=30.0)
+    fleet = make_fleet(TARGETS[0], TARGETS[1])
+    bookings = [fleet.book(TARGETS[0], 8000, NOW + 0.1 * i, work=late, whole=True) for i in range(5)]
+    fleet.book(TARGETS[1], 8000, NOW, work=late, whole=True)
+    fleet.first_byte(bookings[2], NOW + 2)
+    fleet.end(bookings[2], NOW + 2, completed=True, output_tokens=11)
+    load = fleet.view(NOW + 2).loads[0]
+    assert (load.inflight, load.unstarted) == (4, 2), "the two after it may not have begun"
+    written_s = 10 * LLAMA_8B_H100.step_s(2, 3 * (8000 + 50))
+    assert load.begun_at == pytest.approx(NOW + 2 - written_s, abs=0.1), "they began no later than it did"
+    streamed = fleet.book(TARGETS[0], 8000, NOW + 3, work=late)
+    fleet.first_byte(streamed, NOW + 4)
+    assert [load.unstarted for load in fleet.view(NOW + 4).loads] == [0, 1], "another target's says nothing"
+
+
+def test_an_answer_that_broke_off_says_nothing_of_prefills_before_it():
+    fleet = make_fleet(TARGETS[0])
+    first, second = (fleet.book(TARGETS[0], 8000, NOW, work=replace(WORK, ttft_s=30.0), whole=True) for _ in range(2))
+    fleet.end(second, NOW + 1, completed=False)
+    assert fleet.view(NOW + 1).loads[0].unstarted == 1
+    fleet.update([Report(TARGETS[1])])
+    fleet.update([Report(TARGETS[0])])
+    again = fleet.book(TARGETS[0], 8000, NOW + 2, work=WORK, whole=True)
+    fleet.first_byte(again, NOW + 3)
+    fleet.end(again, NOW + 3, completed=True, output_tokens=2)
+    fleet.end(first, NOW + 4, completed=True, output_tokens=2)
+    assert fleet.view(NOW + 4).loads[0].unstarted == fleet.view(NOW + 4).loads[0].inflight == 0
+
+
 def test_prefills_nobody_sees_follow_the_clock_when_it_is_set():
     fleet = make_fleet(TARGETS[0])
     fleet.book(TARGETS[0], 8000, NOW, work=WORK, whole=True)
