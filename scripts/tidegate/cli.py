@@ -209,10 +209,12 @@ def doctor_command(
     admin_port: AdminPortOption = None,
     zone: ZoneOption = None,
 ) -> None:
-    """Check that `up` can work: configuration, keys, ports, memory, GPUs, packages."""
+    """Check that `up` can work: configuration, keys, ports, memory, GPUs, packages; with --zone, also a Ray started by hand."""
     home = find_home()
     overrides = Overrides(model, port, admin_port, default_gpus(config))
     findings = doctor.examine(home, _config_file(home, config), overrides, zone=zone)
+    if zone is not None:
+        findings.append(doctor.check_ray_token(os.environ))
     for finding in findings:
         render.print_finding(console, finding)
     if any(finding.level is Level.ERROR for finding in findings):

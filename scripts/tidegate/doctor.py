@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,6 +147,29 @@ def check_ray() -> Finding:
     if version := _version("ray"):
         return Finding("ray", Level.OK, version)
     return Finding("ray", Level.ERROR, "Ray is not installed", "run scripts/quickstart --install-only")
+
+
+def check_ray_token(environment: Mapping[str, str]) -> Finding:
+    """A Ray that is started by hand asks for a token: who can join it can run anything, and label a machine with any zone.
+
+    Args:
+        environment: this shell's.
+    """
+    if environment.get("RAY_AUTH_MODE", "").lower() != "token":
+        text = "RAY_AUTH_MODE is not `token`: who reaches Ray's ports can run programs here and give a machine any zone"
+        step = "export RAY_AUTH_MODE=token wherever `ray` or `serve` is called (`tidegate up` does so by itself)"
+        return Finding("ray token", Level.WARNING, text, step)
+    if environment.get("RAY_AUTH_TOKEN"):
+        return Finding("ray token", Level.OK, "in RAY_AUTH_TOKEN")
+    file = Path(environment.get("RAY_AUTH_TOKEN_PATH") or Path(environment.get("HOME", "~")).expanduser() / ".ray" / "auth_token")
+    try:
+        open_to_others = bool(file.stat().st_mode & 0o077)
+    except OSError:
+        step = "on the first machine: `ray get-auth-token --generate`; on the others: a copy of its file"
+        return Finding("ray token", Level.WARNING, f"{file} is not there", step)
+    if open_to_others:
+        return Finding("ray token", Level.WARNING, f"other users of this machine can read {file}", f"chmod 600 {file}")
+    return Finding("ray token", Level.OK, str(file))
 
 
 def check_leftovers(home: Home) -> Finding:

@@ -89,6 +89,12 @@ def test_down_and_status_where_nothing_runs(home: Home, config_file: Path) -> No
     assert (status.exit_code, "nothing runs here" in status.output) == (1, True)
 
 
+def test_doctor_looks_at_rays_token_where_ray_is_started_by_hand(home: Home, config_file: Path, monkeypatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert "RAY_AUTH_MODE" in runner.invoke(app, ["doctor", "--zone", "local"]).output
+    assert "RAY_AUTH_MODE" not in runner.invoke(app, ["doctor"]).output
+
+
 def test_the_version_is_told() -> None:
     result = runner.invoke(app, ["--version"])
     assert (result.exit_code, result.output) == (0, f"tidegate {version('tidegate')}\n")

@@ -126,3 +126,22 @@ def test_a_zone_that_the_configuration_does_not_have_is_an_error_without_engines
     config_file.write_text(yaml.safe_dump(document))
     found = {f.check: f for f in doctor.examine(home, config_file, Overrides(), MACHINE, zone="mars")}
     assert found["zone"].level is Level.ERROR and "no zone `mars`" in found["zone"].text
+
+
+def test_a_ray_started_by_hand_has_a_token_that_nobody_else_reads(tmp_path: Path) -> None:
+    shell = {"HOME": str(tmp_path)}
+    assert "RAY_AUTH_MODE" in doctor.check_ray_token(shell).text
+    assert "RAY_AUTH_MODE" in doctor.check_ray_token(shell | {"RAY_AUTH_MODE": "disabled"}).text
+    shell["RAY_AUTH_MODE"] = "token"
+    assert "--generate" in doctor.check_ray_token(shell).next_step
+    assert doctor.check_ray_token(shell | {"RAY_AUTH_TOKEN": "1234"}).level is Level.OK
+    file = tmp_path / ".ray" / "auth_token"
+    file.parent.mkdir()
+    file.write_text("1234")
+    file.chmod(0o644)
+    finding = doctor.check_ray_token(shell)
+    assert finding.level is Level.WARNING and finding.next_step == f"chmod 600 {file}"
+    file.chmod(0o600)
+    assert doctor.check_ray_token(shell).level is Level.OK
+    other = file.rename(tmp_path / "elsewhere")
+    assert doctor.check_ray_token(shell | {"RAY_AUTH_TOKEN_PATH": str(other)}).level is Level.OK
