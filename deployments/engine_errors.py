@@ -42,6 +42,15 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         "machine, or use a smaller model.",
     ),
     (
+        r"Insufficient space in /dev/shm|Error while creating shared memory segment",
+        "/dev/shm is too small or full, and vLLM's processes share memory there: in a container, start it with --shm-size=2g "
+        "or --ipc=host.",
+    ),
+    (
+        r"No space left on device",
+        "A disk of this machine, or /dev/shm, is full: `df -h` says which.",
+    ),
+    (
         r"[Aa]ddress already in use",
         "Another process took the port in the same moment. Serve tries again with another one; if it keeps happening, "
         "give a range of free ports in TIDEGATE_ENGINE_PORTS.",

@@ -19,6 +19,11 @@ from deployments.engine_errors import explain_start_failure, find_cause, meaning
         ("ValueError: No available memory for the cache blocks.", "KV cache"),
         ("RuntimeError: [enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory", "fewer engines"),
         ("OSError: [Errno 12] Cannot allocate memory", "fewer engines"),
+        (
+            "RuntimeError: Insufficient space in /dev/shm for shared-memory allocation: 160 MiB required.",
+            "--shm-size",
+        ),
+        ("OSError: [Errno 28] No space left on device: '/srv/x'", "df -h"),
         ("OSError: [Errno 98] Address already in use", "TIDEGATE_ENGINE_PORTS"),
         ("ModuleNotFoundError: No module named 'router'", "guard"),
         ("/usr/bin/python: Error while finding module (ModuleNotFoundError: No module named 'vllm')", "not installed"),
