@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
+from ray.exceptions import RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -61,6 +62,7 @@ class Membership:
         self._missed: dict[str, int] = {}  # by incarnation
         self._apart: set[str] = set()
         """Incarnations whose clock, when last heard, was so far from this one that their guards refuse what is passed here."""
+        self._refusals: dict[int, list[str]] = {}
         self._egress_facts: EgressFacts | None = None
 
     def adopt(self, config: Config, policy: Policy) -> None:
@@ -108,8 +110,19 @@ class Membership:
         now = time.time()
         self._known[index] = [facts for facts in known if self._in_time(facts, now)] + silent
         # A replica without a policy lets nobody in, so it is not offered before it reports one.
-        if any(facts.policy != self._guards.stamp for facts in known):
-            await self._guards.to_engines(handle)
+        behind = [facts.id for facts in known if facts.policy != self._guards.stamp]
+        self._tell_of_refusals(index, behind, await self._guards.to_engines(handle) if behind else [])
+
+    def _tell_of_refusals(self, index: int, behind: Sequence[str], problems: Sequence[str]) -> None:
+        """Say once why engines of a deployment do not take the policy, and again when the reason is another."""
+        said, self._refusals[index] = self._refusals.get(index), list(problems)
+        if problems and problems != said:
+            _log.warning(
+                "tidegate: of %s, guards do not take the policy (%s): one that has none lets nobody in and is sent nothing, "
+                "others go on with the one before",
+                ", ".join(behind),
+                "; ".join(problems),
+            )
 
     def _in_time(self, facts: ReplicaFacts, now: float) -> bool:
         """Whether its guard lets anybody in: it refuses every pass where the clocks are further apart than a pass lives."""
@@ -182,9 +195,14 @@ class GuardPolicies:
         self.adopt(self._loaded, issued, stored)
         return True
 
-    async def to_engines(self, handle: DeploymentHandle) -> None:
-        """Give it to every replica of an engine deployment."""
-        await _broadcast(handle, "take_policy", self._copy)
+    async def to_engines(self, handle: DeploymentHandle) -> list[str]:
+        """Give it to every replica of an engine deployment; why those that could not take it could not, each reason once."""
+        try:
+            answers = await ask_all(handle, "take_policy", self._copy, timeout_s=_ANSWER_S)
+        except (DeploymentUnavailableError, TimeoutError):
+            return []
+        causes = [answer.cause for answer in answers if isinstance(answer, RayTaskError)]
+        return sorted({f"{type(cause).__name__}: {cause}" for cause in causes})
 
     async def to_egress(self, handle: DeploymentHandle) -> None:
         """Give it to the egress."""

@@ -88,7 +88,7 @@ def print_cluster(console: Console, cluster: dict[str, Any]) -> None:
         line = f"{missing.get('model')} in {missing.get('zone')}: {missing.get('up')} of {missing.get('wanted')} engines"
         why = (
             "the others start, or no machine of that zone has room for them (`ray status`, `serve status`), "
-            "or their machine's clock differs by over a minute (the router's log says so)"
+            "or they cannot be sent anything (the router's log says why: a clock over a minute apart, a full disk)"
         )
         console.print(f"     [red]missing[/]: {escape(f'{line}; {why}')}", highlight=False, soft_wrap=True)
 

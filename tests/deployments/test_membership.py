@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from ray.exceptions import RayActorError, RayTaskError
 
 from cluster.reports import ReplicaFacts, encode_report
 from deployments import membership
@@ -39,13 +40,14 @@ class Handle:
 
     def __init__(self, *replicas: Replica) -> None:
         self.replicas, self.told = list(replicas), list[str]()
+        self.policy_takers = self.replicas
 
     def broadcast(self, method: str, *_: object) -> Handle:
         self.told.append(method)
         return self
 
     async def _fetch_replica_results_async(self) -> list[Replica]:
-        return self.replicas
+        return self.policy_takers if self.told[-1] == "take_policy" else self.replicas
 
 
 async def test_one_that_hangs_keeps_no_answer_of_another_back():
@@ -122,3 +124,21 @@ async def test_one_whose_guard_refuses_every_pass_because_of_its_clock_is_sent_n
     assert await world.names() == ["a", "b"]
     world.set_clock(ahead_s)
     assert await world.names() == ["b"] and len(caplog.records) == 2
+
+
+async def test_an_engine_that_cannot_write_its_policy_is_sent_nothing_and_the_log_says_why(world, caplog):
+    def fail(number: int, text: str) -> None:
+        failure = RayTaskError("take_policy", "a traceback", OSError(number, text)).as_instanceof_cause()
+        world.handle.policy_takers = [Replica(failure), Replica(b"taken")]
+
+    world.engines[0].answer = encode_report(replace(World._facts("a", world.stamp), policy=""))
+    fail(28, "No space left on device")
+    assert [await world.names() for _ in range(3)] == [["b"]] * 3
+    fail(30, "Read-only file system")
+    await world.names()
+    told = [record.getMessage() for record in caplog.records]
+    assert ["No space left" in text for text in told] == [True, False] and "Read-only" in told[1]
+    assert all(text.startswith("tidegate: of a, ") and "traceback" not in text for text in told)
+    world.handle.policy_takers = [Replica(RayActorError()), Replica(b"taken")]
+    await world.names()
+    assert len(caplog.records) == 2, "one that has just died is no news"
