@@ -1,4 +1,5 @@
-"""On real Ray: a changed `user_config` reaches routers and guards while engines and streams run on, and cuts what it forbids."""
+"""On real Ray: a changed `user_config` reaches routers and guards while engines and streams run on, and cuts what it forbids;
+another release replaces all of them."""
 
 from __future__ import annotations
 
@@ -79,9 +80,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory):
         "keys": KEYS,
     }
 
-    def deploy(part: dict[str, Any] | None) -> None:
+    def deploy(part: dict[str, Any] | None, release: str = "") -> None:
         application: dict[str, Any] = {"name": "tidegate", "import_path": "tests.live.policy_app:build", "args": args}
         application["route_prefix"] = None
+        if release:
+            application["runtime_env"] = {"env_vars": {"TIDEGATE_RELEASE": release}}
         if part is not None:
             application["deployments"] = [{"name": "router", "user_config": part}]
         _get_global_client().deploy_apps(ServeDeploySchema.parse_obj({"applications": [application]}))
@@ -138,3 +141,32 @@ def test_a_policy_changes_under_running_engines_and_streams(cluster):
     wait_until(lambda: len(_short(base, FIRST)) > 500)
     assert json.loads(httpx.get(f"{admin}/readyz", timeout=5).text).get("policy") is None
     assert [target["incarnation"] for target in targets()] == [incarnation]
+
+
+def test_another_release_in_the_environment_replaces_engines_and_routers_and_no_request_is_lost(cluster):
+    base, admin, deploy = cluster
+
+    def who() -> set[str]:
+        told = httpx.get(f"{admin}/tidegate/v1/cluster", timeout=5).json()
+        return {told["router"], *(target["incarnation"] for target in told["targets"])}
+
+    deploy({"keys": KEYS})
+    wait_until(lambda: len(who()) == 2)
+    before, ended, statuses = who(), threading.Event(), list[int]()
+
+    def ask() -> None:
+        body, headers = {"model": "m", "prompt": "hello"}, {"authorization": f"Bearer {FIRST}"}
+        while not ended.is_set():
+            answer = httpx.post(f"{base}/v1/completions", json=body, headers=headers, timeout=90)
+            statuses.append(answer.status_code)
+
+    client = threading.Thread(target=ask, daemon=True)
+    client.start()
+    wait_until(lambda: statuses)
+    deploy({"keys": KEYS}, release="2")
+    wait_until(lambda: len(who() - before) == 2 and who().isdisjoint(before))
+    asked = len(statuses)
+    wait_until(lambda: len(statuses) > asked)
+    ended.set()
+    client.join(90)
+    assert set(statuses) == {200} and not client.is_alive()
