@@ -232,8 +232,7 @@ def _numbers(config: Config, replicas: Replicas) -> dict[str, Any]:
     """A fixed number of engines, or bounds and the policy that Serve scales them by."""
     if replicas.max_count is None or replicas.max_count == replicas.count:
         return {"num_replicas": replicas.count}
-    # No `initial_replicas`: Serve goes back to them at every change under `args`, and whenever its controller restarts,
-    # however loaded the engines are.
+    # No `initial_replicas`: Serve goes back to them at every change under `args`, however loaded the engines are.
     scaling = AutoscalingConfig(
         min_replicas=replicas.count,
         max_replicas=replicas.max_count,
