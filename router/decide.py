@@ -30,7 +30,7 @@ from router.placement.profile import EngineProfile
 from router.placement.targets import CLOUD, Load, Membership, Target, View, Work
 from router.placement.waiting import is_held_for_others
 from router.policy import Policy
-from router.screen import Admitted, Group, Shortlist, shortlist
+from router.screen import Admitted, Group, Shortlist, shortlist, site_allows
 
 MIN_BYTES_PER_TOKEN = 8
 """No tokenizer in use packs more bytes of ordinary text into a token: a prompt longer than this times the context cannot fit."""
@@ -247,7 +247,7 @@ def _is_late(seen: Forecast, limit: float, question: _Question) -> bool:
 def screen_now(facts: Facts, policy: Policy, entry: Admitted, load: Load, view: View, now: float) -> str | None:
     """Why an admitted target may not serve this request at this moment, or None when it may."""
     target = entry.target
-    if target.context_tokens and facts.prompt_bytes > target.context_tokens * MIN_BYTES_PER_TOKEN:
+    if not _fits(facts, target):
         return f"context: the prompt cannot fit {target.context_tokens} tokens"
     if facts.excluded and target.incarnation in facts.excluded:
         return "excluded: already tried for this request"
@@ -280,6 +280,9 @@ def _pick(basis: _Basis, found: Shortlist, question: _Question, best: _Scored | 
     policy, models = basis.policy, found.models
     if best is None:
         if cheapest is None:
+            if (too_long := _refuse_length(basis, found)) is not None:
+                as_before = (basis.facts.label, models) in basis.view.spilling  # it says nothing of the load
+                return Decision(None, too_long, models, as_before, basis=basis)
             return Decision(None, _refuse_capacity(basis, None), models, True, basis=basis)
         known = any(not site.external and site.model in models for site in policy.sites)
         reason = "spill: no allowed local target is up" if known else "cloud: this model is served outside only"
@@ -347,6 +350,26 @@ def _chose(best: _Scored, basis: _Basis, question: _Question, reason: str, model
         )
     choice = Choice(entry.index, entry.target, entry.model, reason, seen.ttft_s, cost, work)
     return Decision(choice, None, models, saturated, best.late, basis)
+
+
+def _refuse_length(basis: _Basis, found: Shortlist) -> Refusal | None:
+    """400 where the prompt is longer than every place takes that the request may ever use; None while one could take it.
+
+    A place that is only configured, or has failed this request, could.
+    """
+    facts, policy = basis.facts, basis.policy
+    allowed = {site.model for site in policy.sites if site.model in found.models and site_allows(site, facts, policy)}
+    entries = [entry for entry in found.admitted if entry.target.kind is not CLOUD or (facts.key.spill and policy.spill_enabled)]
+    if not entries or allowed - {entry.model for entry in entries} or any(_fits(facts, entry.target) for entry in entries):
+        return None
+    most = max(entry.target.context_tokens for entry in entries)
+    # Clients know a prompt that is too long by OpenAI's words.
+    message = f"This model's maximum context length is {most} tokens; the prompt cannot fit."
+    return Refusal("invalid_request", 400, message)
+
+
+def _fits(facts: Facts, target: Target) -> bool:
+    return not target.context_tokens or facts.prompt_bytes <= target.context_tokens * MIN_BYTES_PER_TOKEN
 
 
 def _refuse_capacity(basis: _Basis, best: _Scored | None) -> Refusal:

@@ -54,7 +54,8 @@ def timeout_of(headers: Headers, default_s: float) -> float:
     if value is None:
         return default_s
     if not value.isdigit() or len(value) > 8 or not 1 <= int(value) <= 86_400_000:
-        raise invalid_request("`x-request-timeout-ms` is a whole number of milliseconds.", param="x-request-timeout-ms")
+        message = "`x-request-timeout-ms` is a whole number of milliseconds, from 1 to 86400000 (a day)."
+        raise invalid_request(message, param="x-request-timeout-ms")
     return int(value) / 1e3
 
 

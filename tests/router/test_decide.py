@@ -51,6 +51,32 @@ def test_a_tag_whose_zone_is_down_is_refused_as_residency_capacity_with_the_time
     assert refusal.retry_after_s == pytest.approx(7)
 
 
+SHORT, LONG = (replace(target, context_tokens=tokens) for target, tokens in ((EU, 100), (US, 200)))
+
+
+@pytest.mark.parametrize("spilling", [frozenset(), {(POLICY.default_label, ("tiny",))}])
+def test_a_prompt_longer_than_any_context_is_the_clients_fault_and_no_load(spilling):
+    facts = make_facts(POLICY, prompt_bytes=2000, prompt_tokens=500)
+    decision = decide(facts, POLICY, make_view((SHORT, FREE), (LONG, FULL), (CLOUD, FREE), spilling=spilling), NOW)
+    assert (decision.refusal.code, decision.refusal.status, decision.refusal.retry_after_s) == ("invalid_request", 400, None)
+    assert "maximum context length is 200 tokens" in decision.refusal.message
+    assert decision.saturated is bool(spilling), "as it was before"
+
+
+def test_a_prompt_that_some_place_could_take_waits_for_it():
+    facts = make_facts(POLICY, prompt_bytes=1000, prompt_tokens=250)
+    failed = replace(facts, excluded=frozenset({LONG.incarnation}))
+    for asked, view in (
+        (facts, make_view((SHORT, FREE), (LONG, Load(down_until=NOW + 7)))),
+        (failed, make_view((SHORT, FREE), (LONG, FREE))),
+        (make_facts(POLICY, prompt_bytes=9000, model="auto"), make_view((SHORT, FREE))),
+    ):
+        assert decide(asked, POLICY, view, NOW).refusal.status == 503
+    spiller = make_facts(POLICY, SPILL_KEY, prompt_bytes=9000)
+    assert decide(spiller, POLICY, make_view((SHORT, FREE), (CLOUD, FREE)), NOW).chosen.target.id == CLOUD.id
+    assert decide(spiller, POLICY, make_view((SHORT, FREE), (replace(CLOUD, context_tokens=9), FREE)), NOW).refusal.status == 400
+
+
 def test_a_duty_that_no_configured_place_carries_is_denied_before_any_target_is_looked_at():
     label = resolve_label(grant_of(POLICY), ["phi"], POLICY)
     decision = decide(make_facts(POLICY, label=label), POLICY, make_view((EU, FREE)), NOW)

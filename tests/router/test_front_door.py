@@ -10,7 +10,9 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
+from router.placement.targets import Report
 from tests.router.builders import digest
 from tests.router.conftest import KEY, OTHER_KEY, open_front_door
 from tests.router.simulated_engine import JSON_ANSWER, USAGE_EVENT, SimulatedEngine, answer, event, write_chunked
@@ -486,3 +488,13 @@ async def test_a_key_of_another_tenant_with_the_same_id_reads_and_rates_nothing(
         assert (await door.client.get("/tidegate/v1/receipts/of-another-router")).status_code == status
         rating = {"request_id": "of-another-router", "score": 1}
         assert (await door.client.post("/tidegate/v1/feedback", json=rating)).status_code == status
+
+
+async def test_a_prompt_that_fits_no_context_is_told_so_and_not_to_come_again():
+    async with open_front_door({"a": "eu"}) as door:
+        (target,) = door.state.fleet.membership.targets
+        door.state.take_reports([Report(replace(target, context_tokens=10))])
+        answer = await door.chat("word " * 100)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
+        assert "maximum context length is 10 tokens" in answer.json()["error"]["message"] and "retry-after" not in answer.headers
+        assert not door.engines["a"].requests
