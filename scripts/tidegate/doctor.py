@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 import os
 import resource
 import shutil
@@ -16,8 +17,10 @@ from pathlib import Path
 
 import psutil
 
+from deployments.vllm_options import check_model, option
 from router.compiled import compile_policy
-from router.config import Config, ConfigError
+from router.config import Config, ConfigError, Model
+from router.wire.host_name import is_loopback
 from tidegate import keys, models, processes, ray_node
 from tidegate.effective import Overrides, only_zone, read_effective, zones_of_engines
 from tidegate.finding import Finding, Level
@@ -27,6 +30,7 @@ from tidegate.target_checks import check_spill, check_targets
 GIB = 1024**3
 _CPU_ENGINE_GIB, _GPU_ENGINE_GIB = 4.0, 8.0
 _FEW_FILES = 4096
+_PARALLEL = (("tensor", "-tp"), ("pipeline", "-pp"), ("data", "-dp"), ("prefill-context", "-pcp"))
 LEFTOVERS = "earlier run"
 
 
@@ -219,7 +223,7 @@ def check_policy(home: Home, config: Config, config_file: Path) -> Iterable[Find
 def check_ports(home: Home, config: Config) -> Finding:
     """Both listening ports are free, or held by our own run."""
     ours = {process.pid for process in processes.find_ours(home.tag)}
-    for what, option, listen in (("public", "--port", config.listen), ("admin", "--admin-port", config.admin)):
+    for what, flag, listen in (("public", "--port", config.listen), ("admin", "--admin-port", config.admin)):
         if is_free(listen.host, listen.port):
             continue
         holder = holder_of(listen.port)
@@ -227,7 +231,10 @@ def check_ports(home: Home, config: Config) -> Finding:
             continue
         who = f"by process {holder} ({processes.describe(holder)})" if holder else "by a process of another user"
         text = f"the {what} port {listen.port} is in use {who}"
-        return Finding("ports", Level.ERROR, text, f"end that process, or choose another port: {option} N")
+        return Finding("ports", Level.ERROR, text, f"end that process, or choose another port: {flag} N")
+    if not is_loopback(config.admin.host):
+        text = f"`admin.host` is {config.admin.host}: whoever reaches port {config.admin.port} reads every receipt without a key"
+        return Finding("ports", Level.WARNING, text, "127.0.0.1, or a firewall before it")
     return Finding("ports", Level.OK, f"{config.listen.port} and {config.admin.port}")
 
 
@@ -254,9 +261,10 @@ def holder_of(port: int) -> int | None:
 
 
 def check_models(home: Home, config: Config) -> Iterable[Finding]:
-    """Sources that look like paths exist; the default model can be prepared."""
+    """Sources that look like paths exist; the default model can be prepared; arguments are vLLM's, and fit the GPUs."""
     for model in config.models:
         name = f"model {model.id}"
+        yield from _check_arguments(model, name)
         source = Path(model.source).expanduser()
         if models.is_default(model.source, home.root):
             yield _check_default_model(home, name)
@@ -267,6 +275,21 @@ def check_models(home: Home, config: Config) -> Iterable[Finding]:
             yield Finding(name, Level.ERROR, f"the directory {home.root / source} does not exist", step)
         else:
             yield Finding(name, Level.OK, f"{model.source}: vLLM fetches it when the engine starts")
+
+
+def _check_arguments(model: Model, name: str) -> Iterable[Finding]:
+    try:
+        check_model(model)
+    except ConfigError as error:
+        yield Finding(name, Level.ERROR, str(error), "correct `args` or `env`; nothing would be started")
+    sizes = [option(model.args, f"{kind}-parallel-size", short) or "1" for kind, short in _PARALLEL]
+    if not all(size.isdigit() for size in sizes):
+        return  # vLLM's own error says more
+    needed = math.prod(map(int, sizes))
+    for given in sorted({part.gpus for part in model.replicas if part.gpus and math.ceil(part.gpus) != needed}):
+        text = f"an engine has {given:g} GPUs, and the parallel sizes in `args` make {needed}"
+        step = f"`gpus: {needed}` under `replicas`, or other sizes"
+        yield Finding(name, Level.ERROR if given < needed else Level.WARNING, text, step)
 
 
 def _check_default_model(home: Home, name: str) -> Finding:

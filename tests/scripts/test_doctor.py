@@ -145,3 +145,32 @@ def test_a_ray_started_by_hand_has_a_token_that_nobody_else_reads(tmp_path: Path
     assert doctor.check_ray_token(shell).level is Level.OK
     other = file.rename(tmp_path / "elsewhere")
     assert doctor.check_ray_token(shell | {"RAY_AUTH_TOKEN_PATH": str(other)}).level is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("args", "gpus", "level", "said"),
+    [
+        (["--host", "0.0.0.0"], 0, Level.ERROR, "cannot be given (`--host` is set by tidegate)"),
+        (["--tensor-parallel-size", 4], 2, Level.ERROR, "an engine has 2 GPUs, and the parallel sizes in `args` make 4"),
+        (["-tp=2", "--pipeline_parallel_size=2"], 2, Level.ERROR, "make 4"),
+        ([], 4, Level.WARNING, "an engine has 4 GPUs, and the parallel sizes in `args` make 1"),
+        (["--tensor-parallel-size", 2], 2, Level.OK, None),
+        (["--tensor-parallel-size", "two"], 1, Level.OK, None),
+        ([], 0.5, Level.OK, None),
+    ],
+)
+def test_arguments_of_an_engine_that_cannot_work_are_told_before_it_starts(home, config_file, args, gpus, level, said) -> None:
+    document = yaml.safe_load(config_file.read_text())
+    model = document["applications"][0]["args"]["models"][0]
+    model["args"], model["replicas"][0]["gpus"] = args, gpus
+    config_file.write_text(yaml.safe_dump(document))
+    every = doctor.examine(home, config_file, Overrides(), MACHINE)
+    found = [finding for finding in every if finding.check == "model m" and finding.level is not Level.OK]
+    assert [finding.level for finding in found] == ([] if said is None else [level])
+    assert all(said in finding.text and finding.next_step for finding in found)
+
+
+def test_an_admin_listener_that_others_reach_is_told(home: Home, config_file: Path) -> None:
+    assert findings(home, config_file)["ports"].level is Level.OK
+    found = findings(home, edit(config_file, "host: 127.0.0.1", "host: 0.0.0.0"))["ports"]
+    assert found.level is Level.WARNING and "every receipt without a key" in found.text and found.next_step
