@@ -24,6 +24,7 @@ class Replicas(Strict):
     max_count: int | None = Field(default=None, ge=1, le=512)
     """With it, Serve keeps between `count` and so many engines, by the wait that routers predict (`autoscaling`)."""
     gpus: float = Field(default=1, ge=0)
+    """Of each engine: the product of the parallel sizes in `args`; 0 runs it on the CPU."""
     cpus: float = Field(default=1, ge=0)
     memory_gib: float | None = Field(default=None, gt=0)
     """Host memory one engine needs; `doctor` adds these up before anything starts. Default: 4 on a CPU, else 8."""
@@ -62,9 +63,12 @@ class Model(Strict):
     tier: Name = "small"
     task: Literal["generate", "pooling", "transcription"] = "generate"
     args: list[str] = []
+    """vLLM's options, one argument an entry."""
     env: dict[str, str] = {}
+    """Variables of the engines' environment."""
     replicas: list[Replicas] = Field(min_length=1)
     startup_timeout_s: float = Field(default=1800, gt=0)
+    """An engine that does not answer by then has failed to start."""
     price: Prices = Prices()
     """What its tokens cost, for budgets in money and for `tidegate report cost`."""
     profile: str | None = None
@@ -201,7 +205,9 @@ class ExternalTarget(Strict):
     expires: str | None = None
     """ISO date after which the declared evidence counts for nothing."""
     context_tokens: int = Field(default=0, ge=0)
+    """The longest prompt and answer it takes; 0: not known."""
     slots: int = Field(default=0, ge=0)
+    """How many requests it works on at a time; 0: not known."""
     token_ids: bool = False
     """`server` only: it is a vLLM of 0.10.2 or newer, which can be asked for token ids, so that a broken stream can be carried
     on at another server with the same model under the same name."""

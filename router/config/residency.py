@@ -15,14 +15,18 @@ class Zone(Strict):
     """A place bytes may be. `external` ones are outside the cluster: nothing goes there unless a label and a key say so."""
 
     external: bool = False
+    """Outside the cluster: a provider's."""
 
 
 class Tag(Strict):
     """A residency tag: the zones (or regions) that may process and store, and the duties a target must carry."""
 
     process: list[Name]
+    """Zones and regions that may process what carries this tag."""
     store: list[Name] | None = None
+    """Those that may store it. Default: as `process`."""
     require: list[Name] = []
+    """Duties that a place must have taken on."""
     sensitive: bool = False
     """Refuses the configuration should any external zone, named or inside a region, be open to this tag."""
     requires_lineage: bool = False
@@ -36,6 +40,7 @@ class Residency(Strict):
     """Names for sets of zones (and of regions declared before), to write tags with."""
     tags: dict[Name, Tag] = {}
     default: Name = LOCAL
+    """The tag of keys that name none; `local` is every zone that is not external."""
     tenants: dict[Name, list[Name]] = {}
     """Tags that hold for every key of a tenant, whatever the key's own ceiling says."""
     models: dict[str, list[Name]] = {}

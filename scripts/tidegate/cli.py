@@ -33,6 +33,7 @@ from tidegate import (
 from tidegate.effective import Overrides
 from tidegate.finding import Level
 from tidegate.home import DEFAULT_CONFIG, Home, find_home
+from tidegate.options import options
 from tidegate.plan_cli import plan
 from tidegate.recorded import NotRecorded, operator, record
 from tidegate.terminal import Console
@@ -239,6 +240,7 @@ def router_command(
 
 
 app.command()(plan)
+app.command()(options)
 app.command()(whatif)  # after those that a newcomer looks for: help lists them in this order
 
 
