@@ -25,7 +25,8 @@ from tidegate import keys, models, processes, ray_node
 from tidegate.effective import Overrides, only_zone, read_effective, zones_of_engines
 from tidegate.finding import Finding, Level
 from tidegate.home import Home
-from tidegate.target_checks import check_spill, check_targets
+from tidegate.policy_checks import check_capture, check_spill
+from tidegate.target_checks import check_targets
 
 GIB = 1024**3
 _CPU_ENGINE_GIB, _GPU_ENGINE_GIB = 4.0, 8.0
@@ -204,7 +205,7 @@ def check_zone(config: Config, zone: str | None) -> Finding:
 
 
 def check_policy(home: Home, config: Config, config_file: Path) -> Iterable[Finding]:
-    """Every key file exists, the policy compiles, and what it says of spilling over can happen."""
+    """Every key file exists, the policy compiles, and what it says of spilling over and of capture can happen."""
     own = {f".tidegate/keys/{keys.QUICKSTART}.sha256"}  # `up` makes this one
     made_later = [key for key in config.keys if key.sha256_file in own and not (home.root / key.sha256_file).exists()]
     checked = config.model_copy(update={"keys": [key for key in config.keys if key not in made_later]})
@@ -218,6 +219,7 @@ def check_policy(home: Home, config: Config, config_file: Path) -> Iterable[Find
     else:
         yield Finding("configuration", Level.WARNING, "no `keys`: every request is refused", "tidegate keys create NAME")
     yield from check_spill(checked, policy)
+    yield from check_capture(checked, policy)
 
 
 def check_ports(home: Home, config: Config) -> Finding:

@@ -1,4 +1,4 @@
-"""Checks of what stands under `targets`: do the servers answer, are the credentials there, can anything spill over?
+"""Checks of what stands under `targets`: do the servers answer, and are the credentials there?
 
 Servers are asked from here for their list of models. A cloud target is not dialled: only the egress does that.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import Iterable
 
 import httpx
 
@@ -17,8 +15,6 @@ from deployments.server_gauges import open_client, sni_of
 from router.config import Config, ConfigError, ExternalTarget
 from router.fixed_targets import address_of
 from router.placement.targets import Address
-from router.policy import KeyGrant, Policy, reach_of
-from router.residency.label import admits
 from router.wire.tls import TlsContexts
 from tidegate.finding import Finding, Level
 from tidegate.home import Home
@@ -95,45 +91,3 @@ def _listed(answer: httpx.Response) -> set[str] | None:
 def _names(names: list[str]) -> str:
     more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
     return ", ".join(f"`{name}`" for name in names[:_MOST_NAMED]) + more or "none"
-
-
-def check_spill(config: Config, policy: Policy) -> Iterable[Finding]:
-    """Whether what the configuration says of spilling over can ever happen; nothing where it says nothing of it.
-
-    Args:
-        config: the configuration.
-        policy: the same, compiled.
-    """
-    cloud = [target.id for target in config.targets if target.kind == "cloud"]
-    asking = ["spill.enabled"] if config.spill.enabled and "enabled" in config.spill.model_fields_set else []
-    asking += ["spill.daily_budget_usd"] if config.spill.daily_budget_usd is not None else []
-    asking += [f"keys[{i}].spill" for i, key in enumerate(config.keys) if key.spill]
-    if not cloud:
-        if asking:
-            text = f"{', '.join(asking[:_MOST_NAMED])}: there is no target with `kind: cloud`, so nothing leaves"
-            yield Finding("spill", Level.WARNING, text, "add the target, or take this out")
-        return
-    if not config.spill.enabled:
-        yield Finding("spill", Level.OK, f"`spill.enabled` is false: nothing is sent to {', '.join(cloud)}")
-        return
-    spilling = [grant for grant in policy.keys.values() if grant.spill]
-    if not spilling:
-        text = f"to {', '.join(cloud)} for stored keys only: none of the configuration says `spill: true`"
-        yield Finding("spill", Level.OK, text)
-    now = time.time()
-    for grant in spilling:
-        if not _reaches_outside(grant, policy, now):
-            label = policy.label_text(grant.ceiling)
-            text = f"key {grant.id} says `spill: true`, but may use no cloud target ({label}): nothing of it leaves"
-            step = "name a tag with the target's zone; see also `models` of the key, `expires` and `duties` of the target"
-            yield Finding("spill", Level.WARNING, text, step)
-
-
-def _reaches_outside(grant: KeyGrant, policy: Policy, now: float) -> bool:
-    reach = reach_of(grant) if grant.redacted is None else reach_of(grant).join(grant.redacted)
-    return any(
-        site.external
-        and (grant.models is None or site.model in grant.models)
-        and admits(policy.label_for(reach, site.model), site.evidence, now)
-        for site in policy.sites
-    )

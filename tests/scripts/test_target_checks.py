@@ -1,4 +1,4 @@
-"""`tidegate doctor` about `targets:` and spilling over: what keeps a target from serving is said, with what to do."""
+"""`tidegate doctor` about `targets:`: what keeps a target from serving is said, with what to do."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 from tidegate.finding import Finding, Level
 from tidegate.home import Home
-from tidegate.target_checks import check_spill, check_targets
+from tidegate.target_checks import check_targets
 
-from router.compiled import compile_policy
 from router.config import parse_config
-from tests.router.builders import digest
 from tests.router.conftest import free_port
 
 CLOUD = {"id": "provider", "kind": "cloud", "url": "http://127.0.0.1:9", "zone": "cloud", "models": {"m": "m"}, "price": {}}
@@ -102,31 +100,3 @@ def test_a_cloud_target_is_not_dialled_but_its_key_must_be_there(home: Home, url
     assert (
         found.level is Level.WARNING and "THEIR_KEY is not set" in found.text and "the egress does not start" in found.next_step
     )
-
-
-def spill(home: Home, **changes: Any) -> list[str]:
-    key = {"id": "front", "sha256": digest("k"), **changes.pop("key", {})}
-    config = parse_config({"zones": ZONES, "targets": [INSIDE, CLOUD], "keys": [key], **changes})
-    found = list(check_spill(config, compile_policy(config, home.root)))
-    assert all(finding.next_step for finding in found if finding.level is Level.WARNING)
-    return [f"{finding.level}: {finding.text}" for finding in found]
-
-
-def test_spilling_over_that_can_happen_or_is_not_asked_for_is_no_matter(home: Home) -> None:
-    assert spill(home, targets=[INSIDE]) == []
-    assert spill(home, key={"spill": True, "residency": "any"}, spill={"enabled": True, "daily_budget_usd": 5}) == []
-    redacted = {"spill": True, "residency": "local", "redact": {"then": "any"}}
-    assert spill(home, key=redacted, classify={"rules": [{"if": ["pii"], "meet": "local"}]}) == []
-
-
-def test_spilling_over_that_cannot_happen_is_said(home: Home) -> None:
-    (alone,) = spill(home, targets=[INSIDE], spill={"enabled": True, "daily_budget_usd": 5}, key={"spill": True})
-    assert alone.startswith(
-        "warning: spill.enabled, spill.daily_budget_usd, keys[0].spill: there is no target with `kind: cloud`"
-    )
-    assert spill(home) == ["ok: to provider for stored keys only: none of the configuration says `spill: true`"]
-    (inside,) = spill(home, key={"spill": True})
-    assert inside.startswith("warning: key front says `spill: true`, but may use no cloud target (eu/eu/)")
-    ended = {**CLOUD, "expires": "2020-01-01"}
-    assert "may use no cloud target" in spill(home, targets=[INSIDE, ended], key={"spill": True, "residency": "any"})[0]
-    assert spill(home, spill={"enabled": False}) == ["ok: `spill.enabled` is false: nothing is sent to provider"]
