@@ -190,7 +190,8 @@ class PolicySource:
         rules, before = loaded.config.break_glass, self.running
         if rules is None or rules.policies is None or before is None or digest_of(before.config) == digest_of(loaded.config):
             return ()
-        change = compare((before.config, before.policy), (loaded.config, loaded.policy), time.time())
+        now = time.time()
+        change = compare((before.config, before.policy), (loaded.config, loaded.policy), now)
         if not change.wider:
             return ()
         digests = digest_of(before.config), digest_of(loaded.config)
@@ -198,12 +199,12 @@ class PolicySource:
             approvals = read_approvals(self._read_signed(rules.policies), rules.approvers, rules.required)
         except RelaxationError as error:
             raise ConfigError(f"{rules.policies}: {error}") from None
-        if digests not in {(approval.before, approval.after) for approval in approvals}:
+        if digests not in {(given.before, given.after) for given in approvals if given.holds(now, rules.max_hours)}:
             more = f" and {len(change.wider) - 3} more" if len(change.wider) > 3 else ""
             step = f"--before {digests[0]} --after {digests[1]}"
             raise ConfigError(
                 f"this policy lets more through than the one that runs ({'; '.join(change.wider[:3])}{more}), and "
-                f"{rules.required} approvers have not signed that: `tidegate policy approve {step}`"
+                f"{rules.required} approvers have not signed that, or their leave has ended: `tidegate policy approve {step}`"
             )
         return change.wider
 

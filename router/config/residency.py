@@ -108,7 +108,7 @@ class Redact(Strict):
 
 
 class BreakGlass(Strict):
-    """Signed relaxations: who may approve, how many must, and for how long one may last."""
+    """Signed relaxations: who may approve, how many must, and for how long one, or the leave for a wider policy, may last."""
 
     file: str
     """Relaxations in force, one JSON object a line (relative to TIDEGATE_HOME); read anew whenever it changes."""

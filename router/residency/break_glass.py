@@ -21,7 +21,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 _DOMAIN = b"tidegate break-glass v1\n"
-_POLICY_DOMAIN = b"tidegate wider policy v1\n"
+_POLICY_DOMAIN = b"tidegate wider policy v2\n"
+_SKEW_S = 300.0
+"""How far the clock it was signed by may be ahead of the one it is read by."""
 _FIELDS = ("begins", "ends", "id", "key", "reason", "tags")
 
 
@@ -91,16 +93,24 @@ def read_relaxations(text: str, approvers: Mapping[str, str], required: int, max
 
 
 class Approval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Leave to go from one policy to another, wider one; both by the digest of their configuration (`config.digest_of`)."""
+    """Leave to go from one policy to another, wider one; both by the digest of their configuration (`config.digest_of`).
+
+    It ends, or whoever can write the policy could go back to the wider one long after it was given up, and ask nobody.
+    """
 
     before: str
     after: str
+    ends: str
     reason: str
     signatures: dict[str, str] = {}
 
     def statement(self) -> bytes:
         """The bytes that approvers sign."""
-        return _POLICY_DOMAIN + msgspec.json.encode([self.before, self.after, self.reason])
+        return _POLICY_DOMAIN + msgspec.json.encode([self.before, self.after, self.ends, self.reason])
+
+    def holds(self, now: float, max_hours: float) -> bool:
+        """Whether it is for now: it has not ended, and does so within so many hours from `now` (UNIX seconds)."""
+        return 0 < _time(self.ends) - now <= max_hours * 3600 + _SKEW_S
 
 
 def read_approvals(text: str, approvers: Mapping[str, str], required: int) -> tuple[Approval, ...]:
@@ -121,7 +131,8 @@ def read_approvals(text: str, approvers: Mapping[str, str], required: int) -> tu
         where = f"line {number}"
         try:
             approval = msgspec.json.decode(line, type=Approval)
-        except msgspec.MsgspecError as error:
+            _time(approval.ends)
+        except (msgspec.MsgspecError, ValueError) as error:
             raise RelaxationError(f"{where}: {error}") from None
         _check_signatures(where, approval.signatures, approval.statement(), approvers, required)
         found.append(approval)

@@ -183,7 +183,7 @@ class BreakGlassFile:
         Args:
             before: the digest of the policy that runs, as the router's log says.
             after: the digest of the one that is to run.
-            reason: why; every signer gives the same.
+            reason: why; every signer gives the same. Routers take it until `max_hours` after the first of them.
             approver: whose signature it is.
             private_key: that person's private key.
 
@@ -201,9 +201,9 @@ class BreakGlassFile:
         waiting = path.with_name(path.name + ".requests") / f"{before[:16]}-{after[:16]}.json"
         with self._locked():
             private = self._private_of(approver, private_key)
-            asked = Approval(before, after, reason)
-            if waiting.exists():
-                asked = msgspec.json.decode(waiting.read_bytes(), type=Approval)
+            now = datetime.now(UTC)
+            ends = now + timedelta(hours=self._rules.max_hours)
+            asked = self._asked_before(waiting, now) or Approval(before, after, ends.isoformat(timespec="seconds"), reason)
             if (asked.before, asked.after, asked.reason) != (before, after, reason):
                 raise GlassError(f"{waiting} was signed for another reason: {asked.reason}")
             asked.signatures[approver] = sign_bytes(asked.statement(), private)
@@ -218,9 +218,20 @@ class BreakGlassFile:
             _write_whole(waiting, line + "\n", _PUBLIC)
             if signed >= required:
                 _write_whole(path, text, _PUBLIC)
-        told = {"approver": approver, "after": after, "reason": reason, "signed": signed, "required": required}
+        told = {"approver": approver, "after": after, "ends": asked.ends, "reason": reason}
+        told |= {"signed": signed, "required": required}
         self._record(records.GLASS_APPROVE, before, told)
         return signed, required
+
+    def _asked_before(self, waiting: Path, now: datetime) -> Approval | None:
+        """What others have signed; None where nobody has, or so long ago that it has ended."""
+        if not waiting.exists():
+            return None
+        try:
+            asked = msgspec.json.decode(waiting.read_bytes(), type=Approval)
+            return asked if asked.holds(now.timestamp(), self._rules.max_hours) else None
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise GlassError(f"{waiting}: {error}; remove it, and sign anew") from None
 
     def revoke(self, name: str, by: str) -> None:
         """Take a relaxation back, in force or only asked for. That tightens, so one person is enough.

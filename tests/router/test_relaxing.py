@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -130,10 +132,11 @@ APPROVERS = {n: Ed25519PrivateKey.from_private_bytes(k).public_key().public_byte
 NARROW, WIDE = {"keys": [{**PLAIN, "residency": "eu"}, SPILLER]}, {"keys": [PLAIN, SPILLER]}
 
 
-def signed_line(before: str, after: str, *signers: str) -> str:
-    approval = Approval(before, after, "eu is full")
-    signatures = {name: sign_bytes(approval.statement(), PRIVATE[name]) for name in signers}
-    return json.dumps({"before": before, "after": after, "reason": "eu is full", "signatures": signatures}) + "\n"
+def signed_line(before: str, after: str, *signers: str, hours: float = 1.0) -> str:
+    ends = datetime.fromtimestamp(time.time() + hours * 3600, UTC).isoformat()
+    approval = Approval(before, after, ends, "eu is full")
+    approval.signatures.update({name: sign_bytes(approval.statement(), PRIVATE[name]) for name in signers})
+    return msgspec.json.encode(approval).decode() + "\n"
 
 
 def test_a_wider_policy_waits_for_two_signatures_and_they_are_for_this_step_only(tmp_path):
@@ -159,6 +162,27 @@ def test_a_wider_policy_waits_for_two_signatures_and_they_are_for_this_step_only
     source.offer(WIDE)
     with pytest.raises(ConfigError, match="lets more through"):
         source.load()
+
+
+def test_a_signed_wider_policy_cannot_be_gone_back_to_once_its_leave_has_ended(tmp_path):
+    args = {**BASE, **NARROW, "break_glass": {"file": "open", "policies": "wider", "approvers": APPROVERS, "max_hours": 4}}
+    source = PolicySource(args, tmp_path)
+    source.running = narrow = source.load()
+    step = digest_of(narrow.config), digest_of(parse_config({**args, **WIDE}))
+    (tmp_path / "wider").write_text(signed_line(*step, "alice", "bob", hours=3.9))
+    source.offer(WIDE)
+    assert source.load() is not None and source.wider, "as long as it holds, it may be gone back and forth"
+    for hours in (-0.01, 4.2):
+        (tmp_path / "wider").write_text(signed_line(*step, "alice", "bob", hours=hours))
+        with pytest.raises(ConfigError, match="leave has ended"):
+            source.load()
+    longer = signed_line(*step, "alice", "bob", hours=-0.01).replace('"ends":"2', '"ends":"3')
+    for text in (longer, longer.replace('"ends":"3', '"end":"3')):
+        (tmp_path / "wider").write_text(text)
+        with pytest.raises(ConfigError, match="line 1"):
+            source.load()
+    source.offer(None)
+    assert source.load().policy.epoch == narrow.policy.epoch, "a file that does not hold keeps nothing narrower away"
 
 
 def test_without_the_file_in_the_configuration_nobody_is_asked(tmp_path):

@@ -220,9 +220,13 @@ def test_a_wider_policy_is_compared_signed_for_by_two_and_then_taken(office, tmp
     assert "for another reason" in sign("bob", "whatever")[1]
     with pytest.raises(ConfigError):
         source.load()
+    waiting = next((office.root / "glass").glob("wider.jsonl.requests/*.json"))
+    long_ago = json.loads(waiting.read_text())
+    waiting.write_text(json.dumps({**long_ago, "ends": "2026-01-01T00:00:00+00:00"}))
+    assert sign("alice") == (0, "signed: 1 of 2"), "what was asked for so long ago that it has ended is asked for anew"
     assert sign("bob") == (0, "signed: 2 of 2; routers may take it")
     assert source.changed() and "key clinic: engines in far" in (source.load(), source.wider)[1]
-    assert office.events(step[1]) == ["glass.approve"] * 3
+    assert office.events(step[1]) == ["glass.approve"] * 4
     policy.write_text("{}\n...\n")
     assert RUNNER.invoke(app, ["policy", "diff", str(policy)]).exit_code == 0
     assert RUNNER.invoke(app, ["policy", "diff", str(office.root / "alice.key")]).exit_code == 2
