@@ -24,6 +24,7 @@ class Events:
     """Stands where the audit log stands, and keeps what is said."""
 
     healthy = True
+    losses = 0
 
     def __init__(self) -> None:
         self.said: list[tuple[str, str, Any]] = []
