@@ -18,6 +18,8 @@ _DEFERRED = b'reason="deferred"'
 _KV_USAGE = b"vllm:kv_cache_usage_perc"
 _PREEMPTIONS = b"vllm:num_preemptions_total"
 _ADAPTERS = b"vllm:lora_requests_info"
+_CACHE = b"vllm:cache_config_info"
+_NO_PREFIXES = b'enable_prefix_caching="False"'
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -27,7 +29,8 @@ def has_signals(page: bytes) -> bool:
 
 
 def parse_signals(page: bytes, sampled_at: float) -> Signals:
-    """Read running, waiting (and how many of them not for room), KV cache usage, adapters and preemptions.
+    """Read running, waiting (and how many of them not for room), KV cache usage, adapters, preemptions, and whether it has a
+    prefix cache.
 
     Several series of one name (data-parallel engines) are summed for requests; for the KV cache the fullest one counts,
     because that is the one that will make a request wait.
@@ -49,6 +52,7 @@ def parse_signals(page: bytes, sampled_at: float) -> Signals:
         adapter_slots=slots,
         preemptions=round(sum(_values(page, _PREEMPTIONS))),
         deferred=round(sum(value for value, line in _series(page, _BY_REASON) if _DEFERRED in line)),
+        keeps_prefixes=not any(_NO_PREFIXES in line for _, line in _series(page, _CACHE)),
     )
 
 

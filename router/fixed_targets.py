@@ -77,6 +77,7 @@ def fixed_targets(config: Config, egress: Address | None, egress_incarnation: st
                 salted=item.is_salted,
                 adapters=dict(item.adapters),
                 prefill=_prefill_of(item),
+                keeps_prefixes=item.prefix_cache,
             )
         )
     return tuple(targets)

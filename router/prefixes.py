@@ -24,6 +24,7 @@ _JUDGED_BYTES_PER_TOKEN = 12
 _SMOOTHING = 0.15
 _ENOUGH = 8
 _MOST_HOLDERS = 1024
+_NO_CACHE = "its prefix cache is switched off"
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -54,7 +55,20 @@ NO_CHAINS = PromptChains()
 class _Replica:
     """One replica as its agent describes it."""
 
-    __slots__ = ("beat", "beat_at", "confirmations", "confirmed", "limit", "model", "profile", "renderer", "self_test", "whole")
+    __slots__ = (
+        "beat",
+        "beat_at",
+        "confirmations",
+        "confirmed",
+        "keeps",
+        "limit",
+        "model",
+        "profile",
+        "renderer",
+        "says_it_keeps",
+        "self_test",
+        "whole",
+    )
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -67,6 +81,9 @@ class _Replica:
         self.limit = ""
         self.confirmed = 1.0
         self.confirmations = 0
+        self.keeps = True
+        """Whether it has a prefix cache: else those that begin alike would all go there, and wait for each other for nothing."""
+        self.says_it_keeps = True
 
     def proof_age(self, now: float) -> float | None:
         """Seconds since the engine confirmed its events, by this router's clock; the agent's share travels as an age."""
@@ -98,7 +115,8 @@ class Prefixes:
 
     def update(self, reports: Iterable[Report]) -> None:
         """Take the cluster's word for who is there; clouds keep no cache for us."""
-        targets = {report.target.incarnation: report.target for report in reports if report.target.kind is not Kind.CLOUD}
+        inside = [report for report in reports if report.target.kind is not Kind.CLOUD]
+        targets = {report.target.incarnation: report.target for report in inside}
         self._adapters = {name: base for target in targets.values() for name, base in target.adapters.items()}
         self._holders.clear()
         for incarnation in self._replicas.keys() - targets.keys():
@@ -108,6 +126,8 @@ class Prefixes:
             if incarnation not in self._replicas:
                 self._replicas[incarnation] = _Replica(_model_of(target))
                 self.index.join(incarnation)
+        for report in inside:
+            self._keep(report)
         self._choose_renderers()
 
     # Requests
@@ -195,8 +215,8 @@ class Prefixes:
 
     def routed(self, chains: PromptChains, model: str, incarnation: str) -> None:
         """The request is on its way there. Tell `computed` or `failed` of it later, once."""
-        chain = chains.by_model.get(model)
-        if chain is not None:
+        chain, replica = chains.by_model.get(model), self._replicas.get(incarnation)
+        if chain is not None and replica is not None and replica.keeps:
             self.index.route(incarnation, chain.hashes)
 
     def computed(self, chains: PromptChains, model: str, incarnation: str, now: float) -> None:
@@ -313,10 +333,20 @@ class Prefixes:
 
     def _facts(self, replica: _Replica, kind: Kind, signals_age_s: float | None, proof_age_s: float | None) -> TrustFacts:
         beat = replica.beat
-        limit = replica.limit or (beat.note if beat is not None else "")
+        limit = replica.limit or (beat.note if beat is not None else "") or ("" if replica.keeps else _NO_CACHE)
         confirmed = replica.confirmed if replica.confirmations >= _ENOUGH else 1.0
         complete = beat is not None and beat.complete
         return TrustFacts(kind, signals_age_s, proof_age_s, complete, replica.self_test, confirmed, limit)
+
+    def _keep(self, report: Report) -> None:
+        """Whether the replica keeps prefixes at all: the configuration says so, and so did it when it last said anything."""
+        replica = self._replicas[report.target.incarnation]
+        if report.signals is not None:
+            replica.says_it_keeps = report.signals.keeps_prefixes
+        keeps = report.target.keeps_prefixes and replica.says_it_keeps
+        if replica.keeps and not keeps:
+            self.index.clear(report.target.incarnation)
+        replica.keeps = keeps
 
     def _choose_renderers(self) -> None:
         """One renderer per model: replicas of a model share its template. In an upgrade the newest that spoke wins."""

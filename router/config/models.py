@@ -215,6 +215,9 @@ class ExternalTarget(Strict):
     """`server` only: whether it takes a `cache_salt`, as vLLM does: then tenants cannot time each other's prompts in its cache.
     Left out: where `token_ids` or `prefill` say that it is a vLLM."""
     price: Prices = Prices()
+    prefix_cache: bool = True
+    """`server` only: false where nothing of a prompt is kept for the next one, so that requests that begin alike need not meet at
+    one server. A vLLM whose gauges are read says it itself."""
     metrics: bool | str = True
     """`server` only: whether, or under which path, its gauges are read if it is a vLLM (`true`: under `/metrics`)."""
     prefill: Prefill | None = None
@@ -260,6 +263,8 @@ class ExternalTarget(Strict):
             raise ValueError("token_ids: only a `server` can be asked for them")
         if self.cache_salt is not None and self.kind != "server":
             raise ValueError("cache_salt: only a `server` can be sent one")
+        if not self.prefix_cache and self.kind != "server":
+            raise ValueError("prefix_cache: only of a `server` it matters")
         if self.metrics is not True and self.kind != "server":
             raise ValueError("metrics: only a `server` has them read")
         if self.kind == "cloud" and self.task == "transcription":

@@ -136,6 +136,8 @@ class Target(msgspec.Struct, frozen=True):
     """Which of `models` are LoRA adapters, each with its base model."""
     prefill: Prefill | None = None
     """Set where long prompts are computed by another engine first, which hands over their keys and values."""
+    keeps_prefixes: bool = True
+    """False: it has no prefix cache, by the configuration."""
 
 
 class Signals(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -162,6 +164,8 @@ class Signals(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """GPUs with memory errors, bad memory that waits for a reset, or a critical XID."""
     deferred: int = 0
     """Of those waiting, how many wait for something other than room: an adapter's turn, keys and values on their way."""
+    keeps_prefixes: bool = True
+    """False: its prefix cache is switched off, so nothing that was sent there is cached there."""
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -53,6 +53,12 @@ vllm:lora_requests_info{max_lora="2",running_lora_adapters="old",waiting_lora_ad
     assert parse_signals(PAGE, 1.0).adapters == ()
 
 
+def test_a_cache_that_is_switched_off_is_told():
+    page = b'vllm:cache_config_info{block_size="16",enable_prefix_caching="True",engine="0"} 1.0\n'
+    assert parse_signals(PAGE, 1.0).keeps_prefixes and parse_signals(page, 1.0).keeps_prefixes
+    assert not parse_signals(page + page.replace(b"True", b"False"), 1.0).keeps_prefixes
+
+
 def test_preemptions_are_summed():
     lines = (b'preemptions_total{engine="0"} 3.0', b'preemptions_total{engine="1"} 4.0', b"preemptions_created 9.0")
     assert parse_signals(b"".join(b"vllm:num_%b\n" % line for line in lines), 1.0).preemptions == 7

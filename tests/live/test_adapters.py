@@ -117,6 +117,12 @@ def test_what_one_name_has_cached_is_cold_for_another(stack):
     assert first == other == base == 0 and again >= 128
 
 
+def test_the_metrics_tell_whether_there_is_a_prefix_cache(stack):
+    page = httpx.get(f"{stack.engine}/metrics", timeout=60, trust_env=False).content
+    off = page.replace(b'enable_prefix_caching="True"', b'enable_prefix_caching="False"')
+    assert parse_signals(page, 0.0).keeps_prefixes and off != page and not parse_signals(off, 0.0).keeps_prefixes
+
+
 def test_the_metrics_tell_which_adapters_run(stack):
     def look() -> tuple[tuple[str, ...], int]:
         page = httpx.get(f"{stack.engine}/metrics", timeout=60, trust_env=False).content

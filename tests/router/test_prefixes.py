@@ -6,14 +6,18 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from router.config import ConfigError
+from router.fixed_targets import fixed_targets
 from router.placement.chunks import chunk_hashes, namespace
 from router.placement.kv_messages import Beat, Chunks, Hello, TextProfile, pack_hashes
 from router.placement.prefix import CONFIRM_AFTER_S
-from router.placement.targets import Address, Endpoint, Kind, Report, Target
+from router.placement.targets import Address, Endpoint, Kind, Report, Signals, Target
 from router.placement.trust import SelfTest, Trust
 from router.prefixes import FILLS_CACHE, Prefixes
 from router.residency.label import Evidence
+from tests.router.builders import make_config
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 PROFILE = TextProfile(templates={"default": TEMPLATE})
@@ -182,6 +186,30 @@ def test_servers_without_an_agent_have_a_history():
     assert share(prefixes, "old") == 0
 
 
+def test_where_the_prefix_cache_is_switched_off_nothing_is_taken_to_be_cached():
+    """Else all that begin alike would queue up there, to be computed one after the other, while other engines are idle."""
+    server = a_target("old", kind=Kind.SERVER)
+    prefixes = prefixes_with(server)
+    chains = prefixes.chains(Endpoint.CHAT, LONG, ("m",))
+    prefixes.routed(chains, "m", "old")
+    off, on = (Report(server, Signals(1.0, keeps_prefixes=keeps)) for keeps in (False, True))
+    prefixes.update([off])
+    assert share(prefixes, "old") == 0, "it was restarted with other options"
+    prefixes.routed(chains, "m", "old")
+    prefixes.update([Report(server)])
+    prefixes.failed(chains, "m", "old")
+    assert share(prefixes, "old") == 0, "without gauges the last word holds"
+    assert prefixes.trust(server, 0.5, 1.0).reason == "its prefix cache is switched off"
+    prefixes.update([on])
+    prefixes.routed(chains, "m", "old")
+    assert share(prefixes, "old") > 0.8
+    prefixes.update([Report(replace(server, keeps_prefixes=False))])
+    assert share(prefixes, "old") == 0, "or the configuration says so"
+    prefixes.update([Report(server)])
+    prefixes.routed(chains, "m", "old")
+    assert share(prefixes, "old") > 0.8
+
+
 def test_a_failed_attempt_is_taken_back():
     prefixes = prefixes_with(a_target("a"))
     chains = prefixes.chains(Endpoint.CHAT, LONG, ("m",))
@@ -253,3 +281,11 @@ def test_strange_bodies_do_no_harm():
         for endpoint in (Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.RESPONSES, Endpoint.MESSAGES):
             prefixes.cached(prefixes.chains(endpoint, body, ("m", "unknown")))
     prefixes.hear("nobody", BEAT, time.monotonic())
+
+
+def test_the_configuration_says_of_a_server_that_it_has_no_prefix_cache():
+    server = {"id": "s", "kind": "server", "url": "http://127.0.0.1:9", "zone": "eu", "models": {"m": "m"}, "vouched": True}
+    [target] = fixed_targets(make_config(targets=[{**server, "prefix_cache": False}]), None, "")
+    assert not target.keeps_prefixes
+    with pytest.raises(ConfigError, match="prefix_cache: only of a `server`"):
+        make_config(targets=[{**server, "kind": "cloud", "url": "https://x.invalid", "vouched": False, "prefix_cache": False}])
