@@ -187,7 +187,7 @@ class RouterState:
         Returns:
             How many running exchanges it forbids; they are cut.
         """
-        tokens = None if config.jwt is None else TokenVerifier(config.jwt, policy, home())
+        tokens = None if self.tokens is None else self.tokens.under(policy)  # `jwt` cannot change while engines run
         profiles = profiles_of(config, home())
         if self.audit is not None and policy.epoch != self.policy.epoch:
             # First: what is cut decides anew at once, and the record of that must find this policy before it.

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import time
+from copy import copy
 from pathlib import Path
 
 from joserfc import jwt
@@ -43,10 +44,7 @@ class TokenVerifier:
     def __init__(self, options: Jwt, policy: Policy, base: Path) -> None:
         self._options = options
         self._path = base / options.jwks_file
-        grant = next((grant for grant in policy.keys.values() if grant.id == options.key), None)
-        if grant is None:
-            raise ConfigError(f"jwt.key: there is no key `{options.key}`")
-        self._grant = grant
+        self._grant = _bearers_key(options, policy)
         self._policy = policy
         self._claims = jwt.JWTClaimsRegistry(
             leeway=options.leeway_s,
@@ -60,6 +58,18 @@ class TokenVerifier:
         self._read_at = -1.0
         self._keys: KeySet
         self._read_keys()
+
+    def under(self, policy: Policy) -> TokenVerifier:
+        """The same under another policy: with the issuer's keys that are known, whatever the file of them is like now.
+
+        Raises:
+            ConfigError: the key whose scopes are meant is not configured any more.
+        """
+        other = copy(self)
+        other._grant = _bearers_key(self._options, policy)
+        other._policy = policy
+        other._known = {}
+        return other
 
     @staticmethod
     def looks_like_one(credential: bytes) -> bool:
@@ -109,7 +119,13 @@ class TokenVerifier:
         try:
             self._read_keys()
         except ConfigError as error:
-            _log.error("keys: %s; the keys that were known stay", error)
+            if not isinstance(error.__context__, FileNotFoundError):
+                _log.error("keys: %s; the keys that were known stay", error)
+            elif self._read_at >= 0.0:
+                # Who takes the file away wants no token to be taken any more: nothing else says so without a restart.
+                _log.error("keys: jwt.jwks_file: %s is gone; no token is taken until it is back", self._path)
+                self._keys, self._read_at = KeySet([]), -1.0
+                self._known.clear()
 
     def _read_keys(self) -> None:
         """Read the issuer's keys when the file has changed; what was verified with the old ones is verified again."""
@@ -127,3 +143,11 @@ class TokenVerifier:
             raise ConfigError(f"jwt.jwks_file: {self._path} holds no key set: {type(error).__name__}") from None
         self._read_at = changed
         self._known.clear()
+
+
+def _bearers_key(options: Jwt, policy: Policy) -> KeyGrant:
+    """The key whose scopes every bearer has."""
+    grant = next((grant for grant in policy.keys.values() if grant.id == options.key), None)
+    if grant is None:
+        raise ConfigError(f"jwt.key: there is no key `{options.key}`")
+    return grant

@@ -126,6 +126,19 @@ def test_new_keys_are_read_and_old_ones_forgotten(verifier, tmp_path, monkeypatc
     assert verifier.find(token(EC), NOW) is not None, "a damaged file changes nothing"
 
 
+def test_without_its_file_no_token_is_taken_until_it_is_back(verifier, tmp_path, monkeypatch, caplog):
+    good = token()
+    assert verifier.find(good, NOW) is not None
+    verifier._looked = 0.0
+    monkeypatch.setattr("router.identity.tokens._LOOK_S", -1.0)
+    (tmp_path / "jwks.json").rename(tmp_path / "away")
+    assert verifier.find(good, NOW) is verifier.find(token(EC), NOW) is verifier.find(token(header={"alg": "RS256"}), NOW) is None
+    assert [record.message.count("is gone") for record in caplog.records] == [1], "said once"
+    assert verifier.under(make_policy()).find(good, NOW) is None, "nor under a new policy, which the router takes nevertheless"
+    (tmp_path / "away").rename(tmp_path / "jwks.json")
+    assert verifier.find(good, NOW) is not None
+
+
 @pytest.mark.parametrize("content", ["", "{}", '{"keys": 7}', json.dumps(KeySet([RSA]).as_dict(private=True))])
 def test_a_key_set_that_cannot_be_used_is_said_so(tmp_path, content):
     (tmp_path / "jwks.json").write_text(content)
