@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import typer
 import uvloop
 
@@ -35,6 +36,7 @@ POLICY_PERIOD_S = 0.2
 """How often the policy's files are looked at."""
 _ALIVE_PERIOD_S = 1.0
 """How often it is asked whether every part of the router still runs: nobody else would ask, as Serve does under Ray."""
+_EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - nothing is bound by it
 
 
 class PartEndedError(Exception):
@@ -94,6 +96,12 @@ async def _serve(source: PolicySource) -> None:
         loop.add_signal_handler(number, stop.set)
     router.start()
     listen, admin = config.listen, config.admin
+    if others := sharers_of(listen.host, listen.port):
+        names = ", ".join(map(str, others))
+        typer.echo(
+            f"tidegate router: clients of port {listen.port} are shared with the processes {names}, which listen there too",
+            err=True,
+        )
     typer.echo(
         f"tidegate router: {len(config.targets)} targets, port {listen.port}, admin on {admin.host}:{admin.port}", err=True
     )
@@ -108,6 +116,20 @@ async def _serve(source: PolicySource) -> None:
     if not stop.is_set():
         why = next((f" ({type(error).__name__})" for error in ended if isinstance(error, Exception)), "")
         raise PartEndedError(f"a part of this router has ended{why}; so has the router, once it had drained")
+
+
+def sharers_of(host: str, port: int) -> list[int]:
+    """Other processes that listen at this address, or one of the two at all addresses, as far as they can be seen.
+
+    `SO_REUSEPORT` lets every process of one user do so and the kernel deals clients out, also to a router that somebody forgot,
+    with other keys and another policy.
+    """
+    try:
+        found = psutil.net_connections("tcp")
+    except (psutil.Error, OSError):
+        return []
+    here = [one for one in found if one.status == psutil.CONN_LISTEN and one.pid and one.laddr.port == port]
+    return sorted({one.pid for one in here if one.laddr.ip == host or _EVERYWHERE & {one.laddr.ip, host}} - {os.getpid()})
 
 
 async def _until(stop: asyncio.Event, router: RouterProcess, watching: Sequence[asyncio.Task[None]]) -> None:
