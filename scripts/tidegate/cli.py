@@ -125,6 +125,8 @@ def status(config: RouterConfigOption = None, admin_port: AdminPortOption = None
         if not ours:  # also not one that somebody started with `serve run`
             text = f"nothing runs here: no router answers on {asked.admin} (--config or --admin-port names another)"
             text += "; `tidegate up` starts one"
+            if home.state.exists() and not os.access(home.state, os.R_OK | os.X_OK):
+                text = f"no router answers on {asked.admin}, and only the user whose {home.state} is can tell what runs there"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
         console.print(f"no router answers yet: {error}", markup=False, highlight=False, soft_wrap=True)

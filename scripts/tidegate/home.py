@@ -98,7 +98,8 @@ def make_private(directory: Path) -> Path:
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if directory.stat().st_uid != os.getuid():
-        raise PermissionError(f"{directory} belongs to another user; remove it or set TMPDIR")
+        own = "run this as that user, or in places of your own (TIDEGATE_HOME, TMPDIR)"
+        raise PermissionError(f"{directory} belongs to another user: {own}")
     directory.chmod(0o700)
     return directory
 

@@ -89,6 +89,21 @@ def test_down_and_status_where_nothing_runs(home: Home, config_file: Path) -> No
     assert (status.exit_code, "nothing runs here" in status.output) == (1, True)
 
 
+def test_another_user_is_not_told_that_nothing_runs_nor_to_remove_what_is_there(
+    home: Home, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.state.mkdir(exist_ok=True)
+    with monkeypatch.context() as another:
+        another.setattr(os, "access", lambda *_: False)
+        status = runner.invoke(app, ["status"])
+    assert (status.exit_code, "nothing runs here" in status.output) == (1, False)
+    assert "only the user whose" in status.output
+    monkeypatch.setattr(os, "getuid", lambda: home.state.stat().st_uid + 1)
+    up = runner.invoke(app, ["up"])
+    assert isinstance(up.exception, PermissionError)
+    assert "TIDEGATE_HOME" in str(up.exception) and "remove" not in str(up.exception)
+
+
 def test_doctor_looks_at_rays_token_where_ray_is_started_by_hand(home: Home, config_file: Path, monkeypatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     assert "RAY_AUTH_MODE" in runner.invoke(app, ["doctor", "--zone", "local"]).output
