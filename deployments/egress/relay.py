@@ -66,7 +66,7 @@ class Relay:
         if same is not None:
             outgoing = same.request(path, fields, spec)
             answer = await self._send(spec, outgoing, same.sign(credential) if credential else {})
-            if answer.status_code >= 400:
+            if answer.status_code != 200:
                 raise same.error(answer.status_code, await _read_error(answer), answer.headers)
             passed = {name: answer.headers[name] for name in _PASS_BACK if name in answer.headers}
             return StreamingResponse(_stream(answer), answer.status_code, passed)

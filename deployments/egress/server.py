@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from deployments.egress.connections import provider_transport
 from deployments.egress.relay import Relay
 from router.config import Config, home
 from router.fixed_targets import fixed_targets, tls_files_of
@@ -189,4 +190,4 @@ class EgressServer:
 def _new_client(config: Config, verify: ssl.SSLContext | bool) -> httpx.AsyncClient:
     timeouts = config.timeouts
     limits = httpx.Timeout(timeouts.idle_s, connect=timeouts.connect_s * 3, read=timeouts.first_byte_s)
-    return httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=limits, verify=verify)
+    return httpx.AsyncClient(follow_redirects=False, trust_env=False, timeout=limits, transport=provider_transport(verify))

@@ -36,6 +36,7 @@ from tests.router.simulated_engine import SimulatedEngine
 
 SECRET = b"s" * 32
 INCARNATION = "provider@egress-1"
+ANSWER = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 7\r\n\r\n"%b"'
 BODY = {
     "model": "t-1",
     "messages": [{"role": "user", "content": "hi"}],
@@ -174,6 +175,51 @@ async def test_a_compressed_answer_is_not_unpacked(status):
     answer = await setup.post(issue())
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
     assert setup.provider.requests[0].headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("said", ["nan", "inf", "-1", "soon"])
+async def test_whatever_a_provider_says_of_when_to_come_back_it_stays_a_rate_limit(said):
+    setup = Setup()
+    setup.provider.answer = httpx.Response(429, headers={"retry-after": said})
+    answer = await setup.post(issue())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limited")
+    assert 1 <= int(answer.headers["retry-after"]) <= 3600
+
+
+@pytest.mark.parametrize("status", [204, 206])
+async def test_an_answer_that_is_none_is_no_success(status):
+    setup = Setup()
+    setup.provider.answer = httpx.Response(status)
+    answer = await setup.post(issue())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
+
+
+@pytest.mark.parametrize("more", [b"", ANSWER % b"other", b"HTTP/1.1", b"x"])
+@pytest.mark.parametrize("interim", [b"", b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"])
+async def test_what_a_provider_sends_too_much_is_nobodys_answer(more, interim):
+    connections = []
+
+    async def provide(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(writer)
+        first = len(connections) == 1
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            asked = json.loads(await reader.readexactly(length))["messages"][0]["content"]
+            writer.write(interim + ANSWER % asked.encode() + (more if first else b""))
+
+    server = await asyncio.start_server(provide, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    target = {"id": "provider", "kind": "cloud", "url": f"http://127.0.0.1:{port}", "zone": "cloud", "models": {"tiny": "t"}}
+    config = make_config(targets=[{**target, "expires": "2099-12-31"}])
+    setup = Setup()
+    setup.egress = EgressServer(config, compile_policy(config, Path()), SECRET, "egress-1", {"provider": "sk-cloud"})
+    async with server:
+        for own in ("first", "secnd", "third"):
+            answer = await setup.post(issue(), body={"model": "t", "messages": [{"role": "user", "content": own}]})
+            assert answer.json() == own
+        assert len(connections) == (2 if more else 1)
+        for writer in connections:
+            writer.close()
 
 
 @pytest.mark.parametrize("api_version", [None, "2025-01-01"])

@@ -112,7 +112,7 @@ def failure(status: int, headers: Mapping[str, str], detail: str = "") -> ApiErr
 def _retry_after(headers: Mapping[str, str]) -> float:
     value = headers.get("retry-after", "")
     try:
-        return min(max(float(value), 1.0), 3600.0)
+        return max(1.0, min(float(value), 3600.0))  # in this order NaN is 1.0
     except ValueError:
         return _RETRY_S
 
