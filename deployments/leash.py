@@ -11,6 +11,11 @@ The leash detaches itself first: Ray SIGKILLs the direct children of a worker th
 could not do its work. So it reports over a second pipe, one JSON object a line: `{"pid": ...}` once the engine runs,
 then `{"exit": ...}` (negative: killed by that signal). It needs the standard library only, so it starts at once.
 
+Engines of several processes tell each other of requests through files under /dev/shm, which outlive them: with the token ids
+of prompts in them, until the machine restarts. So what the engine had there is removed after it, unless somebody else has it
+mapped. Most ends leave somebody who still has it and can be looked at. One that takes all at once does not, so the replica
+writes into the pipe once the engine is up, and what there is then is remembered: `{"shared": ...}` says how many files.
+
 It is two processes, a holder and a warden above it, because vLLM's engine core does not notice that its parent is gone:
 should somebody kill the holder, the orphans come to the warden, which kills them; should somebody kill the warden, the
 holder is told by the kernel and ends everything.
@@ -26,6 +31,7 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -33,6 +39,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.05
 _KILL_S = 10.0
 _CANNOT_EXECUTE = 127
+_SHARED = "/dev/shm/"
 
 
 def main() -> int:
@@ -69,7 +76,9 @@ def _stand_guard(holder: int) -> int:
     os.waitpid(holder, 0)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    shared = _shared_by(_descendants(os.getpid()))
     _kill_all()
+    _remove_unused(shared)
     return 0
 
 
@@ -77,11 +86,14 @@ def _hold(options: argparse.Namespace, wakeup: int) -> int:
     engine = _start(options.command, options.log)
     _detach_standard_streams()
     _report(options.status, pid=engine)
-    code = _wait(engine, options.control, wakeup)
+    shared: set[str] = set()
+    code = _wait(engine, options, wakeup, shared)
+    shared |= _shared_by(_descendants(os.getpid()))
     if code is None:
         code = _end(engine, options.grace)
     _signal_group(engine, signal.SIGKILL)
     _kill_all()
+    _remove_unused(shared)
     _report(options.status, exit=code)
     return code if code >= 0 else 128 - code
 
@@ -157,15 +169,18 @@ def _report(status: int, **values: int) -> None:
         os.write(status, json.dumps(values).encode() + b"\n")
 
 
-def _wait(engine: int, control: int, wakeup: int) -> int | None:
-    """The engine's exit code once it exits, or None when it has to be ended."""
+def _wait(engine: int, options: argparse.Namespace, wakeup: int, shared: set[str]) -> int | None:
+    """The engine's exit code once it exits, or None when it has to be ended; fills `shared` when told that the engine is up."""
     while True:
         code = _reap(engine)
         if code is not None:
             return code
-        ready, _, _ = select.select([control, wakeup], [], [])
-        if control in ready and not os.read(control, 4096):
-            return None
+        ready, _, _ = select.select([options.control, wakeup], [], [])
+        if options.control in ready:
+            if not os.read(options.control, 4096):
+                return None
+            shared |= _shared_by(_descendants(os.getpid()))
+            _report(options.status, shared=len(shared))
         if wakeup in ready and set(os.read(wakeup, 4096)) - {signal.SIGCHLD}:
             return None
 
@@ -246,6 +261,23 @@ def _descendants(ancestor: int) -> list[int]:
         found += below
         queue += below
     return found
+
+
+def _shared_by(pids: Iterable[int]) -> set[str]:
+    """The files under /dev/shm that one of these processes has mapped."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", errors="replace") as maps:  # noqa: PTH123
+            found |= {line.split(maxsplit=5)[-1].rstrip("\n") for line in maps if _SHARED in line}
+    return {path for path in found if path.startswith(_SHARED) and not path.endswith(" (deleted)")}
+
+
+def _remove_unused(paths: set[str]) -> None:
+    """Remove those of these files that no process has mapped (any more)."""
+    if left := {path for path in paths if os.path.exists(path)}:  # noqa: PTH110
+        for path in left - _shared_by(int(name) for name in os.listdir("/proc") if name.isdigit()):  # noqa: PTH208
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # noqa: PTH108
 
 
 if __name__ == "__main__":

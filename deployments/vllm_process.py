@@ -36,6 +36,7 @@ _POLL_S = 0.25
 _OWN_PASS_S = 30.0
 _LOGS_KEPT = 50
 _IDLE_READINGS = 3
+_LOOK_S = 10.0
 
 
 class EnginePlan(msgspec.Struct, frozen=True):
@@ -80,6 +81,7 @@ class VllmProcess:
         self._control = -1
         self._status: asyncio.Task[None] | None = None
         self._exited = asyncio.Event()
+        self._looked = asyncio.Event()
         self._started_at = 0.0
         self._client: httpx.AsyncClient | None = None
         self._sockets = make_sockets(plan.model) if plan.chunk_key and argv is None else None
@@ -144,6 +146,7 @@ class VllmProcess:
         try:
             await self._launch()
             await self._wait_until_up()
+            await self._have_shared_memory_remembered()
             self.context_tokens = await self._read_context_tokens()
             await self._start_agent()
         except BaseException:
@@ -271,12 +274,23 @@ class VllmProcess:
             raise EngineStartError(f"the engine of `{self._plan.model.id}` could not be started: its leash is gone")
         self.pid = json.loads(line)["pid"]
 
+    async def _have_shared_memory_remembered(self) -> None:
+        """Tell the leash that the engine is up: before there are requests, it looks at what has to be removed after them."""
+        with contextlib.suppress(OSError, TimeoutError):  # the leash is gone, and the engine with it, or cannot look
+            os.write(self._control, b"up")
+            await asyncio.wait_for(self._looked.wait(), _LOOK_S)
+
     async def _follow(self, reader: asyncio.StreamReader) -> None:
         """Note the exit code; the end of the pipe without one means that the leash itself was killed."""
-        line = await reader.readline()
-        self.exit_code = json.loads(line)["exit"] if line else -9
+        async for line in reader:
+            self._looked.set()
+            if "exit" in (told := json.loads(line)):
+                self.exit_code = told["exit"]
+                self._exited.set()
+        if self.exit_code is None:
+            self.exit_code = -9
         self._exited.set()
-        await reader.read()
+        self._looked.set()
 
     async def _wait_until_up(self) -> None:
         limit = self._plan.model.startup_timeout_s

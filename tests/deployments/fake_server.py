@@ -1,15 +1,17 @@
 """A stand-in for a vLLM server: guarded like one, with the metrics and model list of one. Usage: PORT [MODE]
 
 Modes: `stubborn` ignores SIGTERM and starts a child that ignores it too, in a session of its own; `bad-argument` ends
-as vLLM does on an argument it does not know; `silent` never listens.
+as vLLM does on an argument it does not know; `silent` never listens; `sharing` has a file under /dev/shm together with a child.
 """
 
 import asyncio
+import mmap
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import uvicorn
 
@@ -20,6 +22,8 @@ vllm:num_requests_running{engine="0",model_name="fake"} 3.0
 vllm:num_requests_waiting{engine="0",model_name="fake"} 2.0
 vllm:kv_cache_usage_perc{engine="0",model_name="fake"} 0.25
 """
+SHARER = """import sys, time; from tests.deployments.fake_server import share
+shared = share(sys.argv[1]); print(len(shared), flush=True); time.sleep(600)"""
 BODIES = {"/health": b"", "/metrics": METRICS, "/v1/models": b'{"data":[{"id":"fake","max_model_len":2048}]}'}
 
 
@@ -34,6 +38,11 @@ async def application(scope, receive, send):
     await send({"type": "http.response.body", "body": body or b""})
 
 
+def share(path):
+    with Path(path).open("r+b") as file:
+        return mmap.mmap(file.fileno(), 0)
+
+
 def main() -> None:
     port, mode = int(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
     if mode == "bad-argument":
@@ -46,6 +55,12 @@ def main() -> None:
         child = subprocess.Popen(["sleep", "600"], start_new_session=True)
         grandchild = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 600 & wait"], start_new_session=True)
         print("children", child.pid, grandchild.pid, flush=True)
+    if mode == "sharing":
+        path = f"/dev/shm/tidegate-test-{os.getpid()}"
+        Path(path).write_bytes(b"prompt")
+        shared = share(path)
+        child = subprocess.Popen([sys.executable, "-c", SHARER, path], start_new_session=True, stdout=subprocess.PIPE)
+        print("child", child.pid, "shares", len(shared), child.stdout.readline(), flush=True)
     print("pid", os.getpid(), flush=True)
     config = uvicorn.Config(EngineGuard(application), host="127.0.0.1", port=port, log_level="warning")
     server = uvicorn.Server(config)

@@ -19,6 +19,7 @@ from deployments.vllm_process import EnginePlan, VllmProcess, free_port, log_fil
 from router.config import ConfigError, Model
 from router.residency.guard import Place
 
+from .fake_server import share
 from .processes import MARK, marked, wait_until
 
 FAKE = [sys.executable, str(Path(__file__).with_name("fake_server.py")), "{port}"]
@@ -149,6 +150,40 @@ def test_a_killed_leash_takes_the_server_and_its_orphans_with_it(mark, which):
     assert wait_until(lambda: marked(mark) in ([], [parent.pid]), 30)
     parent.kill()
     parent.wait()
+
+
+async def end(death: str, process: VllmProcess) -> None:
+    """End an engine of two processes in one of the ways engines end."""
+    if death == "stopped":
+        await process.stop()
+        return
+    holder = parent_of(process.pid)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    victims = {"killed": [process.pid], "all killed at once": [*map(int, children), process.pid], "holder killed": [holder]}
+    for victim in victims[death]:
+        os.kill(victim, signal.SIGKILL)
+    await process.stop()
+
+
+@pytest.mark.parametrize("death", ["stopped", "killed", "all killed at once", "holder killed"])
+async def test_what_an_engine_had_in_shared_memory_goes_with_it_however_it_ends(mark, death):
+    process = make("sharing")
+    await process.start()
+    path = Path(f"/dev/shm/tidegate-test-{process.pid}")
+    assert path.read_bytes() == b"prompt"
+    await end(death, process)
+    assert marked(mark) == []
+    assert not path.exists()
+
+
+async def test_shared_memory_that_somebody_else_has_stays(mark):
+    process = make("sharing")
+    await process.start()
+    path = Path(f"/dev/shm/tidegate-test-{process.pid}")
+    with share(str(path)):
+        await process.stop()
+        assert path.exists()
+    path.unlink()
 
 
 def test_the_leash_does_not_become_a_child_that_ray_would_kill(mark):
