@@ -7,7 +7,7 @@ else is looked at. Names that are missing leave their default: a metric that vLL
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from router.placement.targets import Signals
 
@@ -19,7 +19,6 @@ _KV_USAGE = b"vllm:kv_cache_usage_perc"
 _PREEMPTIONS = b"vllm:num_preemptions_total"
 _ADAPTERS = b"vllm:lora_requests_info"
 _CACHE = b"vllm:cache_config_info"
-_NO_PREFIXES = b'enable_prefix_caching="False"'
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -29,8 +28,7 @@ def has_signals(page: bytes) -> bool:
 
 
 def parse_signals(page: bytes, sampled_at: float) -> Signals:
-    """Read running, waiting (and how many of them not for room), KV cache usage, adapters, preemptions, and whether it has a
-    prefix cache.
+    """Read running, waiting (and how many of them not for room), KV cache usage, adapters, preemptions, and what cache there is.
 
     Several series of one name (data-parallel engines) are summed for requests; for the KV cache the fullest one counts,
     because that is the one that will make a request wait.
@@ -43,6 +41,7 @@ def parse_signals(page: bytes, sampled_at: float) -> Signals:
         Signals with counts 0 and usage -1 where the page says nothing.
     """
     adapters, slots = _adapters(page)
+    caches = [dict(_LABEL.findall(line.decode("utf-8", "replace"))) for _, line in _series(page, _CACHE)]
     return Signals(
         sampled_at=sampled_at,
         running=round(sum(_values(page, _RUNNING))),
@@ -52,7 +51,8 @@ def parse_signals(page: bytes, sampled_at: float) -> Signals:
         adapter_slots=slots,
         preemptions=round(sum(_values(page, _PREEMPTIONS))),
         deferred=round(sum(value for value, line in _series(page, _BY_REASON) if _DEFERRED in line)),
-        keeps_prefixes=not any(_NO_PREFIXES in line for _, line in _series(page, _CACHE)),
+        keeps_prefixes=all(cache.get("enable_prefix_caching") != "False" for cache in caches),
+        cache_tokens=sum(map(_cache_tokens, caches)),
     )
 
 
@@ -71,6 +71,15 @@ def _adapters(page: bytes) -> tuple[tuple[str, ...], int]:
     names = (*found.get("running_lora_adapters", "").split(","), *found.get("waiting_lora_adapters", "").split(","))
     slots = found.get("max_lora", "")
     return tuple(sorted({name for name in names if name})) if latest else (), int(slots) if slots.isdigit() else 0
+
+
+def _cache_tokens(labels: Mapping[str, str]) -> int:
+    """Older versions tell the number of blocks and their size only. What is kept outside of the GPU besides, they do not tell."""
+    if labels.get("kv_offloading_size", "None") != "None":
+        return 0
+    numbers = (labels.get(name, "") for name in ("kv_cache_size_tokens", "num_gpu_blocks", "block_size"))
+    tokens, blocks, size = (int(number) if number.isdecimal() and len(number) < 16 else 0 for number in numbers)
+    return tokens or blocks * size
 
 
 def _values(page: bytes, name: bytes) -> Iterator[float]:

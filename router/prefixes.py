@@ -24,6 +24,9 @@ _JUDGED_BYTES_PER_TOKEN = 12
 _SMOOTHING = 0.15
 _ENOUGH = 8
 _MOST_HOLDERS = 1024
+_BYTES_PER_TOKEN = 4
+"""Of text in a cache, about: what a replica's own history is bounded by."""
+_CHUNK_BYTES, _CHUNKS_SMOOTHING = 256.0, 0.05
 _NO_CACHE = "its prefix cache is switched off"
 _ENCODER = msgspec.json.Encoder()
 
@@ -58,6 +61,7 @@ class _Replica:
     __slots__ = (
         "beat",
         "beat_at",
+        "chunk_bytes",
         "confirmations",
         "confirmed",
         "keeps",
@@ -84,6 +88,8 @@ class _Replica:
         self.keeps = True
         """Whether it has a prefix cache: else those that begin alike would all go there, and wait for each other for nothing."""
         self.says_it_keeps = True
+        self.chunk_bytes = _CHUNK_BYTES
+        """Mean length of the chunks of what is sent there: those of long prompts are longer."""
 
     def proof_age(self, now: float) -> float | None:
         """Seconds since the engine confirmed its events, by this router's clock; the agent's share travels as an age."""
@@ -216,7 +222,8 @@ class Prefixes:
     def routed(self, chains: PromptChains, model: str, incarnation: str) -> None:
         """The request is on its way there. Tell `computed` or `failed` of it later, once."""
         chain, replica = chains.by_model.get(model), self._replicas.get(incarnation)
-        if chain is not None and replica is not None and replica.keeps:
+        if chain is not None and chain.hashes and replica is not None and replica.keeps:
+            replica.chunk_bytes += _CHUNKS_SMOOTHING * (chain.size / len(chain.hashes) - replica.chunk_bytes)
             self.index.route(incarnation, chain.hashes)
 
     def computed(self, chains: PromptChains, model: str, incarnation: str, now: float) -> None:
@@ -339,13 +346,16 @@ class Prefixes:
         return TrustFacts(kind, signals_age_s, proof_age_s, complete, replica.self_test, confirmed, limit)
 
     def _keep(self, report: Report) -> None:
-        """Whether the replica keeps prefixes at all: the configuration says so, and so did it when it last said anything."""
-        replica = self._replicas[report.target.incarnation]
-        if report.signals is not None:
-            replica.says_it_keeps = report.signals.keeps_prefixes
+        """Whether the replica keeps prefixes, and how many: what the configuration says, and what it said when it last spoke."""
+        incarnation, said = report.target.incarnation, report.signals
+        replica = self._replicas[incarnation]
+        if said is not None:
+            replica.says_it_keeps = said.keeps_prefixes
+            if said.cache_tokens:
+                self.index.make_room(incarnation, round(said.cache_tokens * _BYTES_PER_TOKEN / replica.chunk_bytes))
         keeps = report.target.keeps_prefixes and replica.says_it_keeps
         if replica.keeps and not keeps:
-            self.index.clear(report.target.incarnation)
+            self.index.clear(incarnation)
         replica.keeps = keeps
 
     def _choose_renderers(self) -> None:

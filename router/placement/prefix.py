@@ -23,7 +23,8 @@ CHUNK_COST = 160
 MAX_CHUNKS = 256 * 1024 * 1024 // CHUNK_COST
 """Default bound on the table of events."""
 HISTORY_CHUNKS = 4096
-"""Default bound on one replica's history: about 2 MB of prompt text."""
+"""Bound on one replica's history where nobody knows how much its cache holds: about 2 MB of prompt text."""
+MOST_HISTORY = 4 * HISTORY_CHUNKS
 CONFIRM_AFTER_S = 3.0
 """Events are late by a scheduler step, a flush and a network hop; after this they are not late, they are missing."""
 _SWEEP_STEP = 20_000
@@ -67,7 +68,7 @@ class PrefixIndex:
 
     Args:
         max_chunks: bound on the entries that come from events; the ones that were not routed or stored for longest go first.
-        history_chunks: bound on the history kept per replica.
+        history_chunks: bound on the history of a replica for which `make_room` gives no other.
     """
 
     def __init__(self, max_chunks: int = MAX_CHUNKS, history_chunks: int = HISTORY_CHUNKS) -> None:
@@ -78,6 +79,8 @@ class PrefixIndex:
         self._recent: dict[int, dict[int, int]] = {}
         """By slot, the oldest first. Plain dictionaries: taking an entry out and putting it in again costs half of what it costs
         an `OrderedDict`, and every request does that for each of its chunks."""
+        self._rooms: dict[int, int] = {}
+        """By slot, the bound on its history where it has one of its own."""
         self._pending: deque[_Pending] = deque()
         self._counts: dict[int, int] = {}
         """By slot, how much of the table is a replica's: as many entries as its cache has room for, once that is full."""
@@ -137,12 +140,19 @@ class PrefixIndex:
         bit = 1 << slot
         for chunk in self._recent.pop(slot):
             self._unroute(chunk, bit)
+        self._rooms.pop(slot, None)
         self._names[slot] = ""
         self.version += 1
         self._known &= ~bit
         self._exact &= ~bit
         self._forget_doubt(slot)
         self._retired |= bit
+
+    def make_room(self, incarnation: str, chunks: int) -> None:
+        """A replica's cache holds so many chunks (`MOST_HISTORY` at most count): more of its history are gone from there."""
+        slot = self._slot_of.get(incarnation)
+        if slot is not None:
+            self._rooms[slot] = min(MOST_HISTORY, max(1, chunks))
 
     def trust_events(self, incarnation: str, exact: bool) -> None:
         """Say whether a replica's events are complete and fresh: then its history is only for what they had no time to confirm.
@@ -321,12 +331,12 @@ class PrefixIndex:
             recent[chunk] = count + 1
             if not count:  # else its bit is there
                 routed[chunk] = routed.get(chunk, 0) | bit
-        if len(recent) > self._history_chunks:
+        if len(recent) > self._rooms.get(slot, self._history_chunks):
             self._trim(slot)
 
     def _trim(self, slot: int) -> None:
         recent = self._recent[slot]
-        room = max(self._history_chunks, self._counts[slot])
+        room = max(self._rooms.get(slot, self._history_chunks), self._counts[slot])
         # All at once: looking for the first entry of a dictionary passes over every one that was taken out before it.
         for chunk in list(islice(recent, max(0, len(recent) - room))):
             del recent[chunk]

@@ -166,6 +166,8 @@ class Signals(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Of those waiting, how many wait for something other than room: an adapter's turn, keys and values on their way."""
     keeps_prefixes: bool = True
     """False: its prefix cache is switched off, so nothing that was sent there is cached there."""
+    cache_tokens: int = 0
+    """Tokens that its KV cache has room for; 0: not known."""
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -53,10 +53,20 @@ vllm:lora_requests_info{max_lora="2",running_lora_adapters="old",waiting_lora_ad
     assert parse_signals(PAGE, 1.0).adapters == ()
 
 
-def test_a_cache_that_is_switched_off_is_told():
-    page = b'vllm:cache_config_info{block_size="16",enable_prefix_caching="True",engine="0"} 1.0\n'
-    assert parse_signals(PAGE, 1.0).keeps_prefixes and parse_signals(page, 1.0).keeps_prefixes
-    assert not parse_signals(page + page.replace(b"True", b"False"), 1.0).keeps_prefixes
+def test_what_cache_there_is_is_told():
+    page = b'vllm:cache_config_info{block_size="16",enable_prefix_caching="True",num_gpu_blocks="100",engine="0"} 1.0\n'
+    signals = parse_signals(page, 1.0)
+    assert (signals.keeps_prefixes, signals.cache_tokens) == (True, 1600)
+    off = page.replace(b"True", b"False").replace(b"{", b'{kv_cache_size_tokens="900",')
+    signals = parse_signals(page + off, 1.0)
+    assert (signals.keeps_prefixes, signals.cache_tokens) == (False, 2500), "two engines of one server"
+    for odd in (
+        page.replace(b"100", b"None"),
+        page.replace(b"16", b"9" * 5000),
+        page.replace(b"{", b'{kv_offloading_size="8.0",'),
+    ):
+        assert parse_signals(odd, 1.0).cache_tokens == 0
+    assert (parse_signals(PAGE, 1.0).keeps_prefixes, parse_signals(PAGE, 1.0).cache_tokens) == (True, 0)
 
 
 def test_preemptions_are_summed():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.placement.chunks import ENDS, LONGEST_TEXT, bytes_until, chunk_hashes, derive_chunk_key, namespace
-from router.placement.prefix import CHUNK_COST, CONFIRM_AFTER_S, PrefixIndex
+from router.placement.prefix import CHUNK_COST, CONFIRM_AFTER_S, MOST_HISTORY, PrefixIndex
 
 KEY = derive_chunk_key(b"s" * 32, "model")
 OTHER_KEY = derive_chunk_key(b"t" * 32, "model")
@@ -292,6 +292,27 @@ def test_own_history_is_bounded_and_a_replica_that_leaves_takes_all_of_it(histor
     for name in "abcd":
         index.leave(name)
     assert index.history_entries == 0 and index.depths(chain_of([0, 1])) == {} and not index._routed
+
+
+def test_a_replicas_history_is_as_long_as_its_cache():
+    index = PrefixIndex(history_chunks=6)
+    for name in "ab":
+        index.join(name)
+    index.make_room("a", 3)
+    index.make_room("b", 9)
+    index.make_room("nobody", 1)
+    for start in range(0, 40, 2):
+        for name in "ab":
+            index.route(name, (start, start + 1))
+    assert (index.history_of("a"), index.history_of("b")) == (3, 9)
+    index.leave("b")
+    index.join("c")
+    for start in range(0, 40, 2):
+        index.route("c", (start, start + 1))
+    assert index.history_of("c") == 6, "another replica in its place has a bound of its own"
+    index.make_room("a", 1 << 60)
+    index.route("a", tuple(range(MOST_HISTORY + 9)))
+    assert index.history_of("a") == MOST_HISTORY
 
 
 def test_the_end_of_a_prompt_is_forgotten_before_its_beginning():

@@ -210,6 +210,19 @@ def test_where_the_prefix_cache_is_switched_off_nothing_is_taken_to_be_cached():
     assert share(prefixes, "old") > 0.8
 
 
+@pytest.mark.parametrize(("tokens", "kept"), [(0, 30), (12_000, 12), (200_000, 30)])
+def test_a_small_cache_has_only_what_was_sent_there_last(tokens, kept):
+    """Thirty texts of a thousand tokens: an engine that has room for twelve computes the others anew."""
+    server = a_target("old", kind=Kind.SERVER)
+    prefixes = prefixes_with(server)
+    bodies = [{"messages": [{"role": "user", "content": f"{number} " * 2000}]} for number in range(100, 130)]
+    for _ in range(3):
+        for body in bodies:
+            prefixes.routed(prefixes.chains(Endpoint.CHAT, body, ("m",)), "m", "old")
+        prefixes.update([Report(server, Signals(1.0, cache_tokens=tokens * 2))])
+    assert sum(share(prefixes, "old", body) > 0.9 for body in bodies) == pytest.approx(kept, abs=2)
+
+
 def test_a_failed_attempt_is_taken_back():
     prefixes = prefixes_with(a_target("a"))
     chains = prefixes.chains(Endpoint.CHAT, LONG, ("m",))
