@@ -32,6 +32,13 @@ class Disk:
         """Wait until the content is on the medium."""
         os.fdatasync(descriptor)
 
+    def is_at(self, path: Path, descriptor: int) -> bool:
+        """True while an open file is still the one of that name."""
+        try:
+            return os.path.samestat(path.stat(), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
+
     def truncate(self, descriptor: int, size: int) -> None:
         """Cut a file off."""
         os.ftruncate(descriptor, size)

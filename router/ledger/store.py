@@ -44,6 +44,10 @@ class LogBusy(Exception):
     """Another process appends to this log."""
 
 
+class LogGone(OSError):
+    """The log's files were removed, or put elsewhere, while it was written: nobody will find what is written from now on."""
+
+
 class _State(msgspec.Struct, frozen=True):
     """How far the log has got: its tree, the signed note of it, and the bytes in the journal's last segment."""
 
@@ -192,6 +196,7 @@ class LogStore:
         """Bring to the medium what was written before this was called, and the blobs it refers to.
 
         Raises:
+            LogGone: the journal is not where it was; this log can never be written again.
             OSError: it is not there; `roll_back` must follow before anything else is written.
         """
         with self.lock:
@@ -207,6 +212,7 @@ class LogStore:
                 self._disk.sync_directory(self.root / "journal")
                 self._segment_is_new = False
             self._disk.sync(self._journal)
+            self._check_place()
         except OSError:
             with self.lock:
                 self._blobs = [*blobs, *self._blobs]
@@ -248,11 +254,13 @@ class LogStore:
             The checkpoint, a signed note.
 
         Raises:
+            LogGone: as `sync`.
             OSError: it could not be written; the log itself is not affected.
         """
         note, growth = self._synced.note, self._synced.growth
         if self._published == note:
             return note
+        self._check_place()
         partial = growth.edge.partial_tiles()
         if growth.tail:
             partial.append((tile_path("entries", growth.size // WIDTH, len(growth.tail)), b"".join(growth.tail)))
@@ -317,6 +325,10 @@ class LogStore:
             if descriptor >= 0:
                 os.close(descriptor)
         self._journal = self._lock = -1
+
+    def _check_place(self) -> None:
+        if not self._disk.is_at(self._segments[-1][0], self._journal):
+            raise LogGone(errno.ESTALE, "its journal was removed or moved away", str(self._segments[-1][0]))
 
     def _heal(self) -> None:
         """Cut off what a failed append left, before anything is written after it."""

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from router.ledger import records
 from router.ledger.pipe import Opened
 from router.ledger.retention import Pruner
-from router.ledger.store import LogStore
+from router.ledger.store import LogGone, LogStore
 from router.ledger.tiles import LONGEST_ENTRY
 
 _log = logging.getLogger("tidegate.audit")
@@ -96,6 +96,8 @@ class LogWriter:
         self.store = store
         self.failure: str | None = None
         """Why the log cannot be written now; None while it can."""
+        self.gone = False
+        """The log's files are not where they were: only another `LogWriter` can go on."""
         self.each_second: Callable[[], None] = lambda: None
         """Called from a thread about once a second."""
         self.on_change: Callable[[], None] = lambda: None
@@ -345,7 +347,9 @@ class LogWriter:
         """What was written is not on the medium and never will be as it stands: back to what waits, all but intents."""
         with self.store.lock:
             self.store.roll_back()
-            self._waiting[:0] = [*written, *self._unsynced]
+            back = [*written, *self._unsynced]
+            self._waiting[:0] = back
+            self.written -= sum(settle is None for _, settle in back)
             self._unsynced = []
             self._fail(error)
         self._refuse_intents(reason_of(error))
@@ -361,6 +365,7 @@ class LogWriter:
 
     def _fail(self, error: BaseException) -> None:
         reason = reason_of(error)
+        self.gone = self.gone or isinstance(error, LogGone)
         if self.failure != reason:
             _log.error("audit: the log of %s cannot be written: %s; nothing leaves the cluster", self.store.origin, reason)
             self.failure = reason

@@ -53,6 +53,9 @@ class _Desk:
     def _tell_state(self) -> None:
         writer = self._writer
         self._send(pipe.tell(pipe.STATE, pipe.State(writer.failure, writer.losses, writer.written)))
+        if writer.gone:  # the router starts another process, which opens a log where this one should be
+            with contextlib.suppress(OSError):
+                self._channel.shutdown(socket.SHUT_RDWR)
 
     def _settle(self, ticket: int) -> Settle:
         def settle(error: BaseException | None) -> None:

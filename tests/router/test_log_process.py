@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -80,6 +81,30 @@ async def test_everything_is_written_in_order_and_every_decision_can_be_made_aga
     assert len(again) == 400 and not any(isinstance(item, Gap) for item in again)
     assert all(differences(decide_again(item), item.data) == [] for item in again)
     assert_whole(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "away", [lambda root: shutil.rmtree(root / "journal"), lambda root: root.rename(root.with_name("elsewhere"))]
+)
+async def test_nothing_leaves_on_the_word_of_a_log_that_was_taken_away_and_another_is_begun(tmp_path, away):
+    traffic = Traffic(6)
+    writer = RemoteWriter(order(tmp_path))
+    log = AuditLog(writer, traffic.policy.label_text)
+    log.policy(traffic.policy.epoch, policy_text(traffic.config))
+    await log.durably("note", "before", {})
+    first = writer.origin
+    away(tmp_path / "audit" / "router-0")
+    with pytest.raises(AuditUnavailable, match="cannot be written"):
+        await log.durably("note", "unseen", {})
+    await until(lambda: log.healthy and writer.origin != first)
+    await log.durably("note", "after", {})
+    assert log.losses
+    await asyncio.to_thread(log.close)
+    [place] = [path.parent for path in (tmp_path / "audit").glob("router-*/journal")]
+    found = list(LogReader(place).records())
+    assert [record.e for record in found][:2] == [records.OPEN, records.POLICY]
+    assert [record.id for record in found if record.e == "note"] == ["after"]
+    assert_whole(tmp_path, int(place.name[-1]))
 
 
 async def test_a_writer_that_is_killed_is_started_again_and_nothing_leaves_meanwhile(tmp_path):
