@@ -19,6 +19,22 @@ from router.secret_file import make_private_directory
 
 _LOCK = 0x7469646567617465  # "tidegate": one advisory lock for everything, held for a millisecond at a time
 _BUSY_MS = 5000
+_CONNECTION = {
+    "connect_timeout": 3,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 12_000,
+}
+"""libpq's, in seconds but for the last. A server, or a firewall's entry, that goes without a word is noticed within 12 s. With
+what the system comes with, whoever asked would wait for a quarter of an hour, and no key could be revoked meanwhile."""
+_PAUSE_MS = 10_000
+"""A transaction in which nothing is asked for so long is given up: its machine is gone, and everybody waits for its lock."""
+_LOCK_MS = 5_000
+_LOCKED = text(
+    "SELECT set_config('idle_in_transaction_session_timeout', :pause, true), set_config('lock_timeout', :wait, true), "
+    "pg_advisory_xact_lock(:lock)"
+)
 
 
 class StoreError(Exception):
@@ -54,7 +70,8 @@ class Database:
             raise StoreError(f"store.url: `{parsed.drivername}` is no store: give sqlite:///path or postgresql://user@host/name")
         self.name = parsed.render_as_string(hide_password=True)
         self._is_sqlite = parsed.drivername.startswith("sqlite")
-        arguments: dict[str, Any] = {} if self._is_sqlite else {"connect_timeout": 3}
+        given = parsed.query
+        arguments = {} if self._is_sqlite else {name: value for name, value in _CONNECTION.items() if name not in given}
         if self._is_sqlite and parsed.database:
             try:
                 make_private_directory(Path(parsed.database).parent)
@@ -82,7 +99,7 @@ class Database:
         try:
             with self._engine.begin() as connection:
                 if not self._is_sqlite:  # SQLite's BEGIN IMMEDIATE is such a lock already
-                    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+                    connection.execute(_LOCKED, {"pause": str(_PAUSE_MS), "wait": str(_LOCK_MS), "lock": _LOCK})
                 yield connection
         except SQLAlchemyError as error:
             raise StoreError(f"the store {self.name} failed: {_reason(error)}") from None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import getpass
 import os
 import random
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +19,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import select
 
 from router.identity.books import window_of
 from router.identity.leases import LeasedBooks
@@ -26,6 +29,7 @@ from router.identity.usage_file import UsageFile, find_dead
 from router.store.counters import Counters, Wish
 from router.store.database import Database, StoreError
 from router.store.tables import metadata
+from tests.deployments.outside import free_port
 
 BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
 NOW = 1_800_000_000.0
@@ -34,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """A server of our own, on a socket of its own."""
+    """A server of our own, on sockets of its own."""
     if BINARIES is None:
         pytest.skip("PostgreSQL's server is not installed")
     root = Path(tempfile.mkdtemp(prefix="tidegate-pg-"))  # not below pytest's own, which only its owner may enter
@@ -47,11 +51,12 @@ def postgresql() -> Iterator[str]:
         shutil.chown(root, "postgres")
     data = root / "data"
     subprocess.run([*as_user, BINARIES / "initdb", "-D", data, "-A", "trust", "-U", owner], check=True, capture_output=True)
-    options = f"-c listen_addresses='' -c unix_socket_directories={root} -c fsync=off"
+    port = free_port()
+    options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={root} -c fsync=off"
     command = [*as_user, BINARIES / "pg_ctl", "-D", data, "-o", options, "-l", root / "log", "-w"]
     subprocess.run([*command, "start"], check=True, capture_output=True)
     try:
-        yield f"postgresql://{owner}@/postgres?host={root}"
+        yield f"postgresql://{owner}@/postgres?host={root}&port={port}"
     finally:
         subprocess.run([*as_user, BINARIES / "pg_ctl", "-D", data, "-m", "immediate", "stop"], check=True, capture_output=True)
         shutil.rmtree(root, ignore_errors=True)
@@ -76,6 +81,43 @@ def test_the_migrations_make_the_tables_that_the_code_uses(url):
     with database.transaction() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     database.close()
+
+
+def test_a_postgresql_that_goes_without_a_word_is_noticed_within_seconds(postgresql):
+    root, port = re.findall("host=(.*)&port=(.*)", postgresql)[0]
+    over_tcp = postgresql.replace(root, "127.0.0.1")
+    for url, idle in ((over_tcp, 5), (f"{over_tcp}&keepalives_idle=60", 60)):
+        database = Database(url)
+        with database.transaction() as connection:
+            assert connection.connection.driver_connection is not None
+            there = socket.socket(fileno=os.dup(connection.connection.driver_connection.fileno()))
+        with there:
+            assert there.getpeername() == ("127.0.0.1", int(port))
+            assert there.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12_000
+            assert there.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == idle
+        database.close()
+
+
+def test_a_router_that_hangs_with_the_lock_of_all_is_shut_out(postgresql, monkeypatch):
+    monkeypatch.setattr("router.store.database._PAUSE_MS", 300)
+    hung, other = Database(postgresql), Database(postgresql)
+    with pytest.raises(StoreError), hung.transaction() as mine:
+        with other.transaction() as connection:  # it waits for the lock, which nobody gives back
+            assert connection.execute(select(1)).scalar() == 1
+        mine.execute(select(1))
+    with hung.transaction() as again:
+        assert again.execute(select(1)).scalar() == 1
+    hung.close()
+    other.close()
+
+
+def test_who_waits_long_for_the_lock_of_all_is_told_so(postgresql, monkeypatch):
+    monkeypatch.setattr("router.store.database._LOCK_MS", 50)
+    first, second = Database(postgresql), Database(postgresql)
+    with first.transaction(), pytest.raises(StoreError, match="lock timeout"), second.transaction():
+        pass
+    first.close()
+    second.close()
 
 
 def wish(used: int, ahead: int, keep: int = 0, amount: int = 100, **more: object) -> Wish:
