@@ -41,6 +41,7 @@ _OPEN_S = 60.0
 _AGAIN_S = 1.0
 _TICK_S = 1.0
 _READ = 1 << 16
+_NOT_OPEN = "the audit log is not open"
 
 
 _Item = bytes | tuple[int, bytes]
@@ -57,7 +58,7 @@ class RemoteWriter:
     """
 
     def __init__(self, order: Order) -> None:
-        self.failure: str | None = "the audit log is not open"
+        self.failure: str | None = _NOT_OPEN
         self.origin = ""
         self.each_second: Callable[[], None] = lambda: None
         self._order = msgspec.structs.replace(order, window_s=0.0)  # whatever waits has waited here
@@ -301,7 +302,7 @@ class RemoteWriter:
         for begun in self._opening(opened):
             self.hand_over(begun)
         self._out += kept
-        if self.failure is not None and self._losses:
+        if self.failure not in (None, _NOT_OPEN):
             _log.warning("audit: the log of %s is written again", self.origin)
         self.failure = None
         if self._loop is not None:

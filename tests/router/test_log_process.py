@@ -152,7 +152,7 @@ async def test_a_writer_that_is_killed_is_started_again_and_nothing_leaves_meanw
     assert_whole(tmp_path)
 
 
-async def test_a_log_that_cannot_be_opened_is_opened_as_soon_as_it_can_be_and_lacks_nothing(tmp_path):
+async def test_a_log_that_cannot_be_opened_is_opened_as_soon_as_it_can_be_and_lacks_nothing(tmp_path, caplog):
     (tmp_path / "audit").write_text("a file where the directory should be")
     traffic = Traffic(1)
     log = AuditLog(RemoteWriter(order(tmp_path)), traffic.policy.label_text)
@@ -163,6 +163,7 @@ async def test_a_log_that_cannot_be_opened_is_opened_as_soon_as_it_can_be_and_la
         await log.durably("note", "refused", {})
     (tmp_path / "audit").unlink()
     await until(lambda: log.healthy)
+    assert "is written again" in caplog.text, "else the last that is said of it is that nothing leaves"
     await log.durably("note", "written", {})
     await asyncio.to_thread(log.close)
     found = read(tmp_path)
