@@ -211,6 +211,8 @@ class VllmProcess:
             await self._client.aclose()
             self._client = None
         remove_sockets(self._sockets)
+        with contextlib.suppress(OSError):
+            self.policy_path.unlink(missing_ok=True)
 
     async def _start_agent(self) -> None:
         """After the server is up: the replay buffer still has everything from the beginning."""
@@ -376,13 +378,14 @@ def log_file(model_id: str, incarnation: str) -> Path:
 
 
 def prepare_log(path: Path) -> None:
-    """Make the folder, and remove all but the newest logs of the same model: every restart writes a new one."""
+    """Make the folder, and remove all but the newest logs of the same model, and policies: every restart writes new ones."""
     make_private_directory(path.parent)
     with contextlib.suppress(OSError):
         logs = list(path.parent.glob(path.name[:-16] + "?" * 12 + ".log"))
         logs.sort(key=lambda file: file.stat().st_mtime)
         for old in logs[:-_LOGS_KEPT]:
             old.unlink(missing_ok=True)
+            old.with_suffix(".policy.json").unlink(missing_ok=True)  # of an engine whose replica was killed
 
 
 def _bracketed(host: str) -> str:

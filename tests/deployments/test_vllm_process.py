@@ -11,13 +11,14 @@ import uuid
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
 from deployments import leash
 from deployments.engine_errors import EngineStartError
 from deployments.vllm_process import EnginePlan, VllmProcess, free_port, log_file
 from router.config import ConfigError, Model
-from router.residency.guard import Place
+from router.residency.guard import GuardPolicy, Place
 
 from .fake_server import share
 from .processes import MARK, marked, wait_until
@@ -48,6 +49,7 @@ async def test_up_described_and_stopped(mark):
     await process.start()
     assert await process.is_healthy()
     assert (process.context_tokens, process.slots) == (2048, 16)
+    process.take_policy(msgspec.json.encode(GuardPolicy("e", 1.0, {}, {})))
     signals = await process.read_signals()
     assert (signals.running, signals.waiting, signals.kv_usage) == (3, 2, 0.25)
     async with httpx.AsyncClient(trust_env=False) as stranger:
@@ -55,6 +57,7 @@ async def test_up_described_and_stopped(mark):
     await process.stop()
     assert not process.alive and not await process.is_healthy()
     assert marked(mark) == []
+    assert list(process.log_path.parent.iterdir()) == [process.log_path]
     assert process.log_path.stat().st_mode & 0o077 == 0
 
 
@@ -212,10 +215,12 @@ def test_log_names_are_safe_and_old_ones_go(monkeypatch, tmp_path):
     from deployments.vllm_process import prepare_log
 
     for i in range(60):
+        (tmp_path / f"org-model-a-{i:012}.policy.json").touch()
         old = tmp_path / f"org-model-a-{i:012}.log"
         old.touch()
         os.utime(old, (time.time() - 100 + i,) * 2)
     (tmp_path / "somebody-elses.log").touch()
     prepare_log(path)
-    left = sorted(file.name for file in tmp_path.iterdir())
+    assert len(list(tmp_path.glob("*.policy.json"))) == 50
+    left = sorted(file.name for file in tmp_path.glob("*.log"))
     assert len(left) == 51 and "somebody-elses.log" in left and "org-model-a-000000000059.log" in left
