@@ -114,6 +114,8 @@ SIGNALS: Shape = (
     "gpu_throttle",
     "gpu_faults",
     "deferred",
+    "keeps_prefixes",
+    "cache_tokens",
 )
 BREAKER: Shape = (
     "consecutive",

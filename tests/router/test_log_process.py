@@ -92,8 +92,9 @@ async def test_nothing_leaves_on_the_word_of_a_log_that_was_taken_away_and_anoth
     log = AuditLog(writer, traffic.policy.label_text)
     log.policy(traffic.policy.epoch, policy_text(traffic.config))
     await log.durably("note", "before", {})
-    first = writer.origin
-    away(tmp_path / "audit" / "router-0")
+    first, root = writer.origin, tmp_path / "audit" / "router-0"
+    await until((root / "checkpoint").exists)  # what was never published cannot be missed
+    away(root)
     with pytest.raises(AuditUnavailable, match="cannot be written"):
         await log.durably("note", "unseen", {})
     await until(lambda: log.healthy and writer.origin != first)
