@@ -118,7 +118,8 @@ def _add_explain(app: FastAPI, state: RouterState) -> None:
         grant, _, _ = identify(state, request.scope["headers"], _peer(request))
         limit = state.config.max_body_bytes
         try:
-            body = await read_body(request.scope, request.receive, min(limit, grant.max_body_bytes or limit), state.bodies)
+            limit = min(limit, grant.max_body_bytes or limit)
+            body = await read_body(request.scope, request.receive, limit, state.bodies, grant.id)
         except ClientLeft:
             return Response(status_code=499)
         request_id = request_id_of(request.scope["headers"])
@@ -133,7 +134,7 @@ def _add_feedback(app: FastAPI, state: RouterState) -> None:
     async def feedback(request: Request) -> Response:
         try:
             grant, _, _ = identify(state, request.scope["headers"], _peer(request))
-            body = await read_body(request.scope, request.receive, MAX_BODY, state.bodies)
+            body = await read_body(request.scope, request.receive, MAX_BODY, state.bodies, grant.id)
         except ClientLeft:
             return Response(status_code=499)
         return _json(await take_feedback(state, grant, rating_of(body)))

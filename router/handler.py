@@ -91,6 +91,7 @@ class ModelHandler:
             grant, label, tags = identify(state, request.headers, request.peer)
             if grant.max_body_bytes is not None:
                 request.limit = min(request.limit, grant.max_body_bytes)
+            request.key = grant.id
             check_announced(request.headers, request.limit)
             request.context = _Opened(request_id, grant, label, tags, state.policy)
             if chosen:

@@ -67,12 +67,14 @@ class DirectRequest:
         limit: bytes of the body that are kept.
         crowded: True when the body was thrown away because the router holds too many bytes of others.
         context: what the handler keeps between `open` and `run`.
+        key: the id of the key that sends it, once `open` has found it.
     """
 
     __slots__ = (
         "__weakref__",
         "_body",
         "_counted",
+        "_counted_for",
         "_protocol",
         "_size",
         "context",
@@ -81,6 +83,7 @@ class DirectRequest:
         "handler",
         "headers",
         "keep_alive",
+        "key",
         "limit",
         "method",
         "more_body",
@@ -114,6 +117,7 @@ class DirectRequest:
         self.path = path
         self.headers = headers
         self.context: Any = None
+        self.key = ""
         self.keep_alive = keep_alive
         self.speaks_chunked = speaks_chunked
         """False for an HTTP/1.0 client, which cannot read chunked bodies."""
@@ -159,8 +163,8 @@ class DirectRequest:
         if self._counted:
             more = len(piece)
         else:
-            self._body, more = bytearray(self._body), self._size
-        if self.handler.bodies.take(more):
+            self._body, more, self._counted_for = bytearray(self._body), self._size, self.key
+        if self.handler.bodies.take(self._counted_for, self._counted, more):
             self._counted += more
             self._body += piece
         else:
@@ -170,7 +174,7 @@ class DirectRequest:
     def let_go(self) -> None:
         """Answered, or given up: the body counts no longer."""
         if self._counted:
-            self.handler.bodies.give_back(self._counted)
+            self.handler.bodies.give_back(self._counted_for, self._counted)
             self._counted = 0
 
     def complete(self) -> None:

@@ -96,8 +96,8 @@ def check_announced(headers: Headers, limit: int) -> None:
         raise too_large(limit)
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, bodies: Bodies) -> bytes:
-    """The whole request body, on a path that goes through ASGI.
+async def read_body(scope: Scope, receive: Receive, limit: int, bodies: Bodies, key: str) -> bytes:
+    """The whole request body, on a path that goes through ASGI; it counts among those of the key with this id.
 
     Raises:
         ApiError: as `check_announced`; 413 also when it turns out to be larger than `limit` bytes, 503 when there is no room
@@ -116,12 +116,12 @@ async def read_body(scope: Scope, receive: Receive, limit: int, bodies: Bodies) 
             part = message.get("body", b"")
             if size + len(part) > limit:
                 raise too_large(limit)
-            if not bodies.take(len(part)):
+            if not bodies.take(key, size, len(part)):
                 raise crowded()
             parts.append(part)
             size += len(part)
     finally:
-        bodies.give_back(size)
+        bodies.give_back(key, size)
     return b"".join(parts)
 
 

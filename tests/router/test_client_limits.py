@@ -10,6 +10,7 @@ import pytest
 
 from router.config import ConfigError
 from router.identity.networks import compile_networks
+from router.wire.bodies import Bodies
 from router.wire.client_head import HeaderBlock, framing_problem
 from router.wire.sources import Sources, TooManyConnections
 from tests.router.builders import digest, make_config
@@ -171,6 +172,36 @@ async def test_large_bodies_of_all_clients_together_are_bounded():
         assert found.startswith(b"HTTP/1.1 200") and held.held == 0
         for client in (slow, next_one):
             client.writer.close()
+
+
+async def test_one_keys_bodies_leave_room_for_those_of_others():
+    async with open_front_door({"a": "eu"}, **{**ROOM, "max_held_bytes": 4_000_000}) as door:
+        held, whole = door.state.bodies, head(length=len(LARGE)) + LARGE
+        slow, other = [await connect(door.port) for _ in range(4)], await connect(door.port)
+        for client in slow:
+            client.writer.write(whole[:-1])
+        while held.held < 4 * (len(LARGE) - 1):
+            await asyncio.sleep(0)
+        refused, _ = await other.ask(whole)
+        assert refused.startswith(b"HTTP/1.1 503")
+        for _ in range(2):
+            found, _ = await other.ask(head(length=len(LARGE), key=OTHER_KEY) + LARGE)
+            assert found.startswith(b"HTTP/1.1 200")
+        for client in (*slow, other):
+            client.writer.close()
+        while held.held:
+            await asyncio.sleep(0)
+
+
+def test_a_key_alone_has_three_quarters_and_many_never_the_last_of_it():
+    bodies = Bodies(1000)
+    assert bodies.take("alone", 0, 1000), "one body needs but fit"
+    bodies.give_back("alone", 1000)
+    taken = {key: sum(bodies.take(key, 0, 10) for _ in range(100)) * 10 for key in "abcde"}
+    assert taken == {"a": 750, "b": 180, "c": 50, "d": 10, "e": 10} and bodies.held == sum(taken.values())
+    for key, size in taken.items():
+        bodies.give_back(key, size)
+    assert bodies.held == 0 and bodies.take("b", 0, 700)
 
 
 @pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/tidegate/v1/explain"])
