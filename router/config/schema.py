@@ -66,6 +66,7 @@ class Key(Allowance, Access):
     sha256: str | None = None
     sha256_file: str | None = None
     tenant: Name = "default"
+    """Whose it is. Keys of a tenant share its limits, its turn and its caches; those that name none are of one."""
     residency: list[Name] | Name | None = None
     """The ceiling: one tag, or several that all hold. Default: `residency.default`."""
     models: list[str] | None = None
