@@ -166,7 +166,9 @@ class ModelHandler:
         others = [policy.tags[tag] for tag in admitted.ticket.tags]
         if admitted.inherited is not None:
             others.append(admitted.inherited)
+        admitted.ticket.redacting = True
         made = await declassify(admitted.parsed, admitted.path, facts.key, verdict, others, classifier.scanner)
+        admitted.ticket.redacting = False
         if made is not None:
             admitted.declassify(made, state, policy, facts.key)
 

@@ -48,7 +48,19 @@ class Discardable(Protocol):
 class Ticket:
     """One request in flight. `label` only ever narrows; `revoked` says why it must not go on."""
 
-    __slots__ = ("__weakref__", "declassified", "exchange", "grant", "label", "model", "revoked", "tags", "target", "unread")
+    __slots__ = (
+        "__weakref__",
+        "declassified",
+        "exchange",
+        "grant",
+        "label",
+        "model",
+        "redacting",
+        "revoked",
+        "tags",
+        "target",
+        "unread",
+    )
 
     def __init__(self, grant: KeyGrant, tags: tuple[str, ...], label: Label) -> None:
         self.grant = grant
@@ -56,6 +68,8 @@ class Ticket:
         self.label = label
         self.revoked = ""
         self.declassified = False
+        self.redacting = False
+        """A redacted form is being made: that its own label leaves no zone is no reason to give it up yet."""
         self.unread: Label | None = None
         """What classification could say at worst, where it was not asked; see `hold`."""
         self.target: Target | None = None
@@ -212,7 +226,7 @@ class InFlight:
             ticket.label = ticket.label.meet(resolve_label(ceiling, ticket.tags, self._policy, now=now))
         except ApiError:  # a tag that is gone, or nothing left of the ceiling
             ticket.label = ticket.label.meet(Label(0, 0))
-        if ticket.label.process == 0:
+        if ticket.label.process == 0 and not ticket.redacting:
             ticket.revoked = "no zone is left that its label allows"
 
 

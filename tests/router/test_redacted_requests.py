@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
+import pytest
+
+from router import handler
 from router.placement.targets import Report
+from router.residency.declassify import Declassified, declassify
 from tests.router.builders import digest
 from tests.router.conftest import KEY, FrontDoor, open_front_door
 from tests.router.simulated_engine import SimulatedEngine
@@ -62,6 +67,24 @@ async def test_the_values_stay_and_the_answer_has_them():
         receipt = door.receipt(answer)
         assert receipt["label"].startswith("us/") and receipt["label_sources"]["redaction"] == "redact-v1: 1 values"
         assert IBAN not in json.dumps(receipt) and receipt["attempts"][0]["first_byte"]
+
+
+@pytest.mark.parametrize("redactable", [True, False])
+async def test_time_that_passes_while_it_is_redacted_revokes_nothing(monkeypatch, redactable):
+    keys = [{**KEYS[0], "residency": "us"}]
+    async with open_front_door({"a": "us", "z": "elsewhere"}, classify=RULES, residency=RESIDENCY, keys=keys) as door:
+
+        async def declassify_slowly(*asked: Any) -> Declassified | None:
+            door.state.recheck(time.time())
+            return await declassify(*asked) if redactable else None
+
+        monkeypatch.setattr(handler, "declassify", declassify_slowly)
+        answer = await door.chat(f"transfer to {IBAN} now")
+        if redactable:
+            assert answer.status_code == 200 and "<IBAN_1>" in sent(door.engines["a"])
+        else:
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "residency_denied")
+            assert door.engines["a"].requests == []
 
 
 async def test_a_stream_is_restored_though_every_placeholder_is_cut():
