@@ -14,6 +14,10 @@ import httpcore
 import httptools
 import httpx
 
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+"""How much leaves at a time is for routers to say. With httpx's bound of 100 over all providers, long answers to one tenant kept
+what others sent waiting here until it failed."""
+
 
 def provider_transport(verify: ssl.SSLContext | bool) -> httpx.AsyncHTTPTransport:
     """The transport of a client that calls providers.
@@ -21,7 +25,7 @@ def provider_transport(verify: ssl.SSLContext | bool) -> httpx.AsyncHTTPTranspor
     Args:
         verify: as `httpx.AsyncClient` takes it.
     """
-    transport = httpx.AsyncHTTPTransport(verify=verify, trust_env=False)
+    transport = httpx.AsyncHTTPTransport(verify=verify, trust_env=False, limits=_LIMITS)
     pool = transport._pool
     pool._network_backend = _Backend(pool._network_backend)  # httpx has no other way in
     return transport

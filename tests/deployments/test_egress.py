@@ -194,6 +194,29 @@ async def test_an_answer_that_is_none_is_no_success(status):
     assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream_error")
 
 
+def calling(port: int) -> EgressServer:
+    """An egress whose provider listens on a port of this machine."""
+    target = {"id": "provider", "kind": "cloud", "url": f"http://127.0.0.1:{port}", "zone": "cloud", "models": {"tiny": "t"}}
+    config = make_config(targets=[{**target, "expires": "2099-12-31"}])
+    return EgressServer(config, compile_policy(config, Path()), SECRET, "egress-1", {"provider": "sk-cloud"})
+
+
+async def test_one_answer_more_does_not_wait_for_a_hundred_others():
+    arrived = asyncio.Barrier(130)
+
+    async def provide(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await arrived.wait()
+        writer.write(ANSWER % b"again")
+        writer.close()
+
+    server, setup = await asyncio.start_server(provide, "127.0.0.1", 0, backlog=200), Setup()
+    setup.egress = calling(server.sockets[0].getsockname()[1])
+    async with server, asyncio.timeout(60):
+        answers = await asyncio.gather(*(setup.post(issue()) for _ in range(130)))
+    assert {answer.text for answer in answers} == {'"again"'}
+
+
 @pytest.mark.parametrize("more", [b"", ANSWER % b"other", b"HTTP/1.1", b"x"])
 @pytest.mark.parametrize("interim", [b"", b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n"])
 async def test_what_a_provider_sends_too_much_is_nobodys_answer(more, interim):
@@ -207,12 +230,8 @@ async def test_what_a_provider_sends_too_much_is_nobodys_answer(more, interim):
             asked = json.loads(await reader.readexactly(length))["messages"][0]["content"]
             writer.write(interim + ANSWER % asked.encode() + (more if first else b""))
 
-    server = await asyncio.start_server(provide, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    target = {"id": "provider", "kind": "cloud", "url": f"http://127.0.0.1:{port}", "zone": "cloud", "models": {"tiny": "t"}}
-    config = make_config(targets=[{**target, "expires": "2099-12-31"}])
-    setup = Setup()
-    setup.egress = EgressServer(config, compile_policy(config, Path()), SECRET, "egress-1", {"provider": "sk-cloud"})
+    server, setup = await asyncio.start_server(provide, "127.0.0.1", 0), Setup()
+    setup.egress = calling(server.sockets[0].getsockname()[1])
     async with server:
         for own in ("first", "secnd", "third"):
             answer = await setup.post(issue(), body={"model": "t", "messages": [{"role": "user", "content": own}]})
