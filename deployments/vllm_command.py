@@ -18,6 +18,9 @@ from router.residency.guard import ENV_INCARNATION, ENV_KEY, ENV_PLACE, ENV_POLI
 
 GUARD = "router.residency.engine_guard.EngineGuard"
 
+_PLUGINS = Path(__file__).resolve().parent / "engine_plugin"
+"""A path on which vLLM finds `router.residency.engine_log`, as it finds plugins that are installed."""
+_ONLY_PLUGINS = "VLLM_PLUGINS"
 _KEEP_ALIVE_S = "120"
 """vLLM closes an idle connection after 5 s, which is just when the router may be writing the next request into it."""
 _QUEUED = "max-num-queued-reqs"
@@ -129,7 +132,9 @@ def build_env(
         env |= {name: env.get(name, value) for name, value in _CPU_DEFAULTS.items()}
     env |= model.env
     package_root = str(Path(router.__file__).resolve().parent.parent)
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, env.get("PYTHONPATH"))))
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, str(_PLUGINS), env.get("PYTHONPATH"))))
+    if _ONLY_PLUGINS in env:
+        env[_ONLY_PLUGINS] += ",tidegate"
     return env | guard
 
 

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -266,3 +268,23 @@ def test_sources(tmp_path):
     for wrong in ("/nowhere/m", "./m", "../nothing", ".tidegate/models/m", "models/other", "~/no-such-model-here"):
         with pytest.raises(ConfigError, match="there is no model at"):
             resolve_source(wrong, tmp_path)
+
+
+LOADING = """
+import importlib.metadata, logging, multiprocessing
+def child():
+    for plugin in importlib.metadata.entry_points(group="vllm.general_plugins", name="tidegate"):
+        plugin.load()()
+    logging.getLogger("vllm.logging_utils.dump_input").error("Dumping %s", "stop='Jane'")
+    logging.getLogger("vllm.v1.engine.core").error("%s failed", "step")
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start(); process.join()
+"""
+
+
+@pytest.mark.parametrize("chosen", [{}, {"VLLM_PLUGINS": "mine"}])
+def test_the_processes_of_an_engine_load_what_keeps_texts_out_of_its_log(chosen, capfd):
+    env = build_env(model(env=chosen), "x", {}, cpus=1, gpus=1)
+    assert "tidegate" in env.get("VLLM_PLUGINS", "tidegate").split(",")
+    subprocess.run([sys.executable, "-c", LOADING], env=env, check=True)
+    assert capfd.readouterr().err == "Dumping <str>\nstep failed\n"

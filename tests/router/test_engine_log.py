@@ -52,6 +52,8 @@ def say(log: logging.Logger) -> None:
         "vllm.entrypoints.anthropic.api_router",
         "vllm.reasoning.x",
         "vllm.v1.engine.async_llm",
+        "vllm.logging_utils.dump_input",
+        "vllm.v1.structured_output.backend_xgrammar",
     ],
 )
 def test_modules_that_see_texts_quote_none(discreet, caplog, name):
@@ -83,6 +85,17 @@ def test_whose_error_nobody_expected_is_named_without_its_text(discreet, caplog)
     loop.close()
     assert "Maria" not in caplog.text and "Exception in ASGI application (ValueError at fail:" in caplog.text
     assert "Task exception was never retrieved (ValueError at fail:" in caplog.text
+
+
+def test_an_engine_core_quotes_no_request_and_says_why_it_does_not_start(discreet, caplog):
+    core = logging.getLogger("vllm.v1.engine.core")
+    try:
+        fail()
+    except ValueError:
+        core.exception("Unexpected error pre-processing request %s", "req-1")
+        assert "Maria" not in caplog.text and "(ValueError at fail:" in caplog.text
+        core.exception("EngineCore failed to start.")
+    assert f"ValueError: {SECRET}" in caplog.text
 
 
 def test_everybody_else_writes_as_before(discreet, caplog):
