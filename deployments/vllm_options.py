@@ -80,6 +80,7 @@ OUR_ENV = {
     "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "answers do not belong into a log",
     "VLLM_LOGGING_CONFIG_PATH": "it could switch logs of requests on",
     "VLLM_MEDIA_CACHE": "what is fetched for a request would stay on the disk",
+    "VLLM_V1_USE_OUTLINES_CACHE": "what requests allow as answers would stay on the disk",
     "VLLM_DP_SIZE": _ONE_NODE,
     "VLLM_DP_RANK": _ONE_NODE,
     "VLLM_DP_MASTER_IP": _ONE_NODE,

@@ -135,7 +135,9 @@ def test_a_value_that_looks_like_a_model_is_refused():
         check_model(model("org/other"))
 
 
-@pytest.mark.parametrize("name", [*GUARD_ENV, "VLLM_API_KEY", "VLLM_USE_RUST_FRONTEND", "VLLM_MEDIA_CACHE"])
+@pytest.mark.parametrize(
+    "name", [*GUARD_ENV, "VLLM_API_KEY", "VLLM_USE_RUST_FRONTEND", "VLLM_MEDIA_CACHE", "VLLM_V1_USE_OUTLINES_CACHE"]
+)
 def test_variables_that_would_open_the_guard_are_refused(name):
     with pytest.raises(ConfigError, match=name):
         check_model(model(env={name: "1"}))
