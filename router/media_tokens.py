@@ -34,6 +34,8 @@ class MediaTokens:
             facts: the request's; its model is a name of the configuration.
             body: the parsed request.
         """
+        if not self._means:
+            return facts
         parts = media_parts(body)
         mean, _ = self._means.get((facts.key.tenant, facts.model), (0.0, 0))
         return replace(facts, prompt_tokens=facts.prompt_tokens + round(parts * mean)) if parts and mean else facts
