@@ -25,6 +25,7 @@ from deployments import leash
 from deployments.adapters import adapter_arguments
 from deployments.engine_errors import EngineStartError, explain_start_failure
 from deployments.kv_agent import KvAgent, make_sockets, plan_agent, remove_sockets
+from deployments.port_owner import check_listener
 from deployments.vllm_command import build_argv, build_env, guard_env, resolve_source, slots_of
 from deployments.vllm_options import check_model
 from router.config import ConfigError, Model, home
@@ -300,6 +301,7 @@ class VllmProcess:
             if not self.alive:
                 raise self._failure(self.exit_code)
             if await self._status_of("/health", 5.0) == 200:
+                await asyncio.to_thread(check_listener, self._plan.model.id, self._plan.host, self.port)
                 return
             if time.monotonic() - self._started_at > limit:
                 raise self._failure(None)

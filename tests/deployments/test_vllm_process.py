@@ -118,6 +118,13 @@ async def test_a_server_that_never_answers_times_out(mark):
     assert marked(mark) == []
 
 
+async def test_what_another_user_answers_in_the_engines_place_is_refused(mark, monkeypatch):
+    monkeypatch.setattr("deployments.port_owner.os.geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(EngineStartError, match=f"the user with the id {os.getuid()} took the port"):
+        await make().start()
+    assert marked(mark) == []
+
+
 async def test_a_program_that_is_not_there(mark):
     plan = EnginePlan(Model(**MODEL), "127.0.0.1", "one", b"k" * 32, Place(("local",), ("local",)))
     process = VllmProcess(plan, ["/nowhere/python"])
