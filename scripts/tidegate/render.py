@@ -87,7 +87,7 @@ def print_cluster(console: Console, cluster: dict[str, Any]) -> None:
     for missing in map(_dict, cluster.get("missing") or []):
         line = f"{missing.get('model')} in {missing.get('zone')}: {missing.get('up')} of {missing.get('wanted')} engines"
         why = (
-            "the others start, or no machine labelled so, to the letter, has room for them (`ray status`, `serve status`), "
+            "the others start, or no machine labelled with exactly that zone has room for them (`ray status`, `serve status`), "
             "or they cannot be sent anything (the router's log says why: a clock over a minute apart, a full disk)"
         )
         console.print(f"     [red]missing[/]: {escape(f'{line}; {why}')}", highlight=False, soft_wrap=True)
