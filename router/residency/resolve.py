@@ -16,9 +16,11 @@ from collections.abc import Iterable
 from router.policy import KeyGrant, Policy
 from router.residency.label import Label
 from router.wire.errors import ApiError, invalid_request
-from router.wire.request import header
 
 HEADER = b"x-tidegate-residency"
+_OURS = b"x-tidegate-"
+_OTHERS = frozenset({b"x-tidegate-mode", b"x-tidegate-priority", b"x-tidegate-subject"})
+"""What clients may say besides; who sends another name of ours means something, a zone perhaps, that would not be heeded."""
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _MAX_TAGS = 16
 
@@ -27,17 +29,25 @@ def read_tags(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str, ...]:
     """The tags of all `x-tidegate-residency` headers, in order.
 
     Raises:
-        ApiError: 400 when one is empty or malformed: a tag nobody can read must not be taken for no tag.
+        ApiError: 400 when one is empty or malformed, or where a header begins with `x-tidegate-` that there is not: a tag nobody
+            can read must not be taken for no tag.
     """
-    if header(headers, HEADER) is None:
-        return ()
     tags: list[str] = []
     for name, value in headers:
-        if name == HEADER:
-            tags += [_read_tag(part.strip()) for part in value.split(b",")]
+        if name.startswith(_OURS):
+            if name == HEADER:
+                tags += [_read_tag(part.strip()) for part in value.split(b",")]
+            elif name not in _OTHERS:
+                raise _unknown_header(name)
     if len(tags) > _MAX_TAGS:
         raise invalid_request(f"At most {_MAX_TAGS} residency tags.", param="x-tidegate-residency")
     return tuple(tags)
+
+
+def _unknown_header(name: bytes) -> ApiError:
+    known = ", ".join(f"`{one.decode()}`" for one in sorted({HEADER, *_OTHERS}))
+    sent = name[:64].decode("latin-1")
+    return invalid_request(f"There is no header `{sent}`. A request may have {known}.", param=sent)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -72,6 +72,19 @@ def test_unreadable_tags_are_refused(value):
     assert refusal.value.status == 400
 
 
+@pytest.mark.parametrize(
+    "name", [b"x-tidegate-residancy", b"x-tidegate-tags", b"x-tidegate-zone", b"x-tidegate-", b"x-tidegate-" + b"a" * 999]
+)
+def test_a_header_of_ours_that_there_is_not_is_refused(name):
+    """It may have been meant for a tag, and would not be heeded."""
+    others = [(b"x-tidegate-mode", b"vote"), (b"x-tidegate-priority", b"low"), (b"x-tidegate-subject", b"p"), (b"x-other", b"")]
+    assert read_tags(others) == ()
+    with pytest.raises(ApiError) as refusal:
+        read_tags([*others, (name, b"phi")])
+    assert refusal.value.status == 400 and "`x-tidegate-residency`" in refusal.value.message
+    assert len(refusal.value.message) < 300 and "phi" not in refusal.value.message
+
+
 def test_tags_of_several_headers_all_count():
     assert read_tags([(b"x-tidegate-residency", b"eu, phi"), (b"a", b"b"), (b"x-tidegate-residency", b"us")]) == (
         "eu",
