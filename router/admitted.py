@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec.structs import replace
 
 from router.decision import Decision, Facts
@@ -32,6 +33,14 @@ _USAGE_ENDPOINTS = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
 """Where `stream_options.include_usage` exists; the other streams carry their usage anyway."""
 _STREAMING_ENDPOINTS = _USAGE_ENDPOINTS | {Endpoint.RESPONSES, Endpoint.MESSAGES}
 """Where `stream` says what kind of answer is wanted. A form's is not read."""
+
+
+class Suspect(msgspec.Struct, frozen=True, gc=False):
+    """A target that said that it failed, when it was asked (UNIX time in seconds), and whether it had begun to answer."""
+
+    incarnation: str
+    since: float
+    begun: bool
 
 
 class AdmittedRequest:
@@ -93,8 +102,8 @@ class AdmittedRequest:
         self.recording: Recording | None = None
         """Keeps what is captured of it; None: nothing is."""
         self.chains = NO_CHAINS
-        self.suspects: tuple[tuple[str, float], ...] = ()
-        """Targets that answered it with 500, and when they were asked: it may be the request that no engine can take."""
+        self.suspects: tuple[Suspect, ...] = ()
+        """Targets that said that they failed: it may be the request that no engine can take."""
         self.losses = 0
         """What engines that broke under it amount to (`router.poison`)."""
         self.voting = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from router.admitted import AdmittedRequest
+from router.admitted import AdmittedRequest, Suspect
 from router.decision import Choice, Facts
 from router.joining import Join
 from router.ledger.cost import cost_usd
@@ -13,7 +13,7 @@ from router.placement.targets import CLOUD, NO_PREFILL, Endpoint, Target
 from router.prompt_size import asks_one_answer, media_parts
 from router.residency.inflight import POLICY_REVOKED
 from router.state import RouterState
-from router.wire.exchange import DEADLINE, Ending, Exchange
+from router.wire.exchange import DEADLINE, ENGINE_FAILED, Ending, Exchange
 from router.wire.heads import METADATA
 from router.wire.trail import Trail
 
@@ -62,7 +62,7 @@ class Try:
         if status < 400:
             state, choice = self._state, self.choice
             if self._admitted.suspects:
-                self._blame_suspects(now)
+                self._blame_suspects(now, begun=False)
             state.fleet.first_byte(self._booking, now)
             state.prefixes.computed(self._admitted.chains, choice.model, choice.target.incarnation, time.monotonic())
 
@@ -102,20 +102,23 @@ class Try:
         cost = _cost_outside(target, exchange, ending, receipt) if target.kind is CLOUD else None
         self._booking.delayed = exchange.delayed
         state.fleet.end(self._booking, now, completed=answered, output_tokens=output_tokens, cost_usd=cost)
+        if answered and self._admitted.suspects:
+            self._blame_suspects(now, begun=True)
         if not ending.target_failed or not _is_targets_fault(exchange, ending):
             return
-        if ending is Ending.HELD and exchange.status == _INTERNAL:
-            # There are bodies that every vLLM answers so: a client must not take targets away from everybody else with them.
-            self._admitted.suspects += ((record.incarnation, self._booking.started_at),)
+        if _may_be_the_request(exchange, ending):
+            self._admitted.suspects += (Suspect(record.incarnation, self._booking.started_at, record.first_byte > 0.0),)
             return
         reached = bool(exchange.status) or exchange.connection is not None
         state.fleet.failed(record.incarnation, now, reached, self._booking.started_at)
 
-    def _blame_suspects(self, now: float) -> None:
-        """Another target can take the request, so it was those that failed."""
-        suspects, self._admitted.suspects = self._admitted.suspects, ()
-        for incarnation, since in suspects:
-            self._state.fleet.failed(incarnation, now, reached=True, since=since)
+    def _blame_suspects(self, now: float, *, begun: bool) -> None:
+        """Another target can take the request, so it was those that failed: `begun`, also those that failed in the middle."""
+        suspects = self._admitted.suspects
+        self._admitted.suspects = () if begun else tuple(suspect for suspect in suspects if suspect.begun)
+        for suspect in suspects:
+            if begun or not suspect.begun:
+                self._state.fleet.failed(suspect.incarnation, now, True, suspect.since)
 
     def count_answer(self, receipt: Receipt) -> None:
         """Tell the metrics of an answer that is the client's."""
@@ -141,6 +144,13 @@ def _counts_of(exchange: Exchange, path: str) -> bytes:
     if path == Endpoint.EMBEDDINGS:
         return next((value for name, value in exchange.headers if name == METADATA), exchange.tail)
     return exchange.tail
+
+
+def _may_be_the_request(exchange: Exchange, ending: Ending) -> bool:
+    """Whether there are bodies that every vLLM answers so, and lives: a client must not take targets away from all with them."""
+    if ending is Ending.HELD:
+        return exchange.status == _INTERNAL
+    return exchange.failure == ENGINE_FAILED and not (exchange.events is not None and exchange.events.died)
 
 
 def _is_targets_fault(exchange: Exchange, ending: Ending) -> bool:

@@ -314,3 +314,38 @@ async def test_a_request_that_no_engine_can_take_takes_no_target_away(pair):
     assert all(state_of(load.breaker, time.time()) is State.CLOSED and load.breaker.bad == 0 for load in loads)
     assert len(pair.engines["a"].requests) >= 2 and len(pair.engines["b"].requests) >= 2
     assert (await pair.chat("hello")).status_code == 200
+
+
+BEGUN = b'data: {"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"word"},"finish_reason":null}]}\n\n'
+SAYS_IT_FAILED = b'data: {"error":{"message":"list index out of range","type":"InternalServerError","param":null,"code":500}}\n\n'
+
+
+def failing(events: bytes):
+    """What an engine does that answers with these events and then ends the stream."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        writer.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(events), events))
+        return True
+
+    return answer
+
+
+@pytest.mark.parametrize("begun", [b"", BEGUN])
+async def test_nor_does_one_under_which_every_engine_says_in_its_stream_that_it_failed(pair, begun):
+    for name in "ab":
+        pair.engines[name]._stream = failing(begun + SAYS_IT_FAILED)
+    for _ in range(6):
+        assert "[DONE]" not in (await pair.chat("stream", stream=True)).text
+    loads = pair.state.fleet.view(time.time()).loads
+    assert all(state_of(load.breaker, time.time()) is State.CLOSED and load.breaker.bad == 0 for load in loads)
+    assert len(pair.engines["a"].requests) >= 2 and len(pair.engines["b"].requests) >= 2
+
+
+async def test_an_engine_that_alone_says_in_its_streams_that_it_failed_is_left_alone(pair):
+    bad = pair.engines["a"]
+    bad._stream = failing(SAYS_IT_FAILED)
+    for _ in range(40):
+        assert "[DONE]" in (await pair.chat("stream", stream=True)).text
+    assert len(bad.requests) < 15
+    assert any(state_of(load.breaker, time.time()) is State.OPEN for load in pair.state.fleet.view(time.time()).loads)

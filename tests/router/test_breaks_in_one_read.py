@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from router.wire.events import ENGINE_DEAD
 from tests.router.conftest import open_front_door
 from tests.router.simulated_engine import STREAM_HEAD, chunk
 from tests.router.test_continuation import CHAT, CONTEXT, TEXT, LittleModel, ask, body_of, stream
@@ -90,6 +91,26 @@ async def test_what_came_with_the_break_is_neither_lost_nor_doubled(path, per_wr
             assert answer.same_as(whole), f"after {events} events: {answer.text!r} is not {whole.text!r}"
             assert receipt["completion_tokens"] == whole.usage[0]["completion_tokens"]
     assert joined >= 8
+
+
+@pytest.mark.parametrize(("said", "at_once"), [(ENGINE_DEAD, True), (b"list index out of range", False)])
+async def test_who_failed_in_the_middle_is_to_blame_once_another_has_come_to_the_end(said, at_once, monkeypatch):
+    monkeypatch.setattr(Bursting, "per_write", 1)
+    async with bursting() as door:
+        blamed, ended = [], []
+
+        def note(*failure: object) -> None:
+            blamed.append((failure[0], len(ended)))
+
+        def end(*booking: object, **how: object) -> None:
+            ended.append(booking)
+            end_as_always(*booking, **how)
+
+        end_as_always, door.state.fleet.end, door.state.fleet.failed = door.state.fleet.end, end, note
+        Bursting.events, Bursting.tail = 6, chunk(_ERROR.replace(b"EngineCore is dead", said))
+        answer, receipt = await ask(door, CHAT, body_of(CHAT, "bb"))
+        assert answer.done and [attempt["ending"] for attempt in receipt["attempts"]] == ["broken_after", "complete"]
+        assert blamed == [(receipt["attempts"][0]["incarnation"], 1 if at_once else 2)]
 
 
 async def test_what_is_wrong_with_the_request_is_for_the_client_to_see_and_nobody_else_is_asked():
