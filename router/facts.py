@@ -31,6 +31,9 @@ _BOUNDS: Mapping[str, tuple[str, ...]] = {
 }
 _BOUND = ("max_tokens",)
 _ANSWERS = ("n", "best_of")
+_LISTS = ("messages", "prompt", "input")
+MOST_TURNS = 65_536
+"""Messages, or texts, of one request: the hashes of its conversation take the router's loop 2 us for each."""
 _LARGEST, _MOST_TOKENS = 1 << 30, 1 << 40
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _NOT_ASKED = Complexity(tier="", score=0.0, reasons=("the client named a model or tier",))
@@ -64,8 +67,9 @@ def gather_facts(
 
     Raises:
         ApiError: 400 when `model` is missing, `model`, `stream` or `include_usage` is of the wrong type, a stored response is
-            asked for, or the body says what is not a client's to say to an engine; 404 for a `model` that is no name of the
-            configuration: receipts and the audit log would keep a client's own words.
+            asked for, there are more than `MOST_TURNS` messages or texts, or the body says what is not a client's to say to an
+            engine; 404 for a `model` that is no name of the configuration: receipts and the audit log would keep a client's own
+            words.
     """
     model = body.get("model")
     if not isinstance(model, str) or not model:
@@ -81,6 +85,7 @@ def gather_facts(
     if endpoint == Endpoint.RESPONSES:
         _refuse_stored(body)
     refuse_engines_own(body)
+    _refuse_many(body)
     size = prompt_bytes(endpoint, body)
     prompt_tokens = size // BYTES_PER_TOKEN + 1
     complexity = judge_complexity(body, prompt_tokens, policy, grant, books, headers, request_id) if model == AUTO else _NOT_ASKED
@@ -97,6 +102,14 @@ def gather_facts(
         timeout_s=timeout_s,
         priority=priority,
     )
+
+
+def _refuse_many(body: dict[str, Any]) -> None:
+    """A list of token ids is one text, however long."""
+    for name in _LISTS:
+        turns = body.get(name)
+        if type(turns) is list and len(turns) > MOST_TURNS and set(map(type, turns)) != {int}:
+            raise invalid_request(f"`{name}` has more than {MOST_TURNS} entries.", param=name)
 
 
 def judge_complexity(

@@ -12,6 +12,7 @@ import hmac
 import json
 from collections.abc import Iterator
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -22,6 +23,9 @@ from router.wire.json_body import is_one_of
 LONG_ENOUGH = 48
 """Bytes from which a message alone identifies a conversation, should its beginning have been trimmed away."""
 _DIGEST = 16
+_MOST_TOKENS = 131_072
+"""Of a prompt of token ids, each of which is a message of its own, so that one who appends some is found again: so many are read.
+Prompts that begin alike for that long are of one conversation, however they go on."""
 _INSTRUCTIONS = frozenset({"system", "developer"})
 _CLIENT = frozenset({"user", "tool", "function", *_INSTRUCTIONS})
 _CLIENT_ITEMS = frozenset({"function_call_output", "computer_call_output", "item_reference", "input_text", "input_image"})
@@ -68,6 +72,9 @@ def read_conversation(key: bytes, tenant: str, endpoint: str, parsed: dict[str, 
     prefixes: list[bytes] = []
     messages: list[bytes] = []
     link, last, answered = head, b"", -1
+    asked = parsed.get("prompt") if endpoint == Endpoint.COMPLETIONS else None
+    if type(asked) is list and set(map(type, asked)) == {int}:
+        return Conversation(_prefixes_of_tokens(key, link, asked), (), b"", -1)
     for message in _messages(endpoint, parsed):
         content, is_answer = _content(message), _is_answer(message)
         if is_answer:
@@ -78,6 +85,15 @@ def read_conversation(key: bytes, tenant: str, endpoint: str, parsed: dict[str, 
         link = blake2b(link + content, key=key, digest_size=_DIGEST, person=b"prefix").digest()
         prefixes.append(link)
     return Conversation(tuple(prefixes), tuple(messages), last, answered) if prefixes else NO_CONVERSATION
+
+
+def _prefixes_of_tokens(key: bytes, link: bytes, tokens: list[int]) -> tuple[bytes, ...]:
+    """As for other messages, without what is not asked of a number: there may be a million of them."""
+    prefixes: list[bytes] = []
+    for token in islice(tokens, _MOST_TOKENS):
+        link = blake2b(link + b"%d" % token, key=key, digest_size=_DIGEST, person=b"prefix").digest()
+        prefixes.append(link)
+    return tuple(prefixes)
 
 
 def _messages(endpoint: str, parsed: dict[str, Any]) -> Iterator[Any]:

@@ -498,3 +498,15 @@ async def test_a_prompt_that_fits_no_context_is_told_so_and_not_to_come_again():
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_request")
         assert "maximum context length is 10 tokens" in answer.json()["error"]["message"] and "retry-after" not in answer.headers
         assert not door.engines["a"].requests
+
+
+@pytest.mark.parametrize(("path", "name"), [("completions", "prompt"), ("chat/completions", "messages"), ("responses", "input")])
+async def test_more_texts_than_anybody_asks_of_are_refused_and_token_ids_are_one_text(path, name):
+    most, text = 65_536, {"role": "user", "content": "a"} if name == "messages" else "a"
+    cases = [([text] * (most + 1), 400), ([7] * most + [text], 400), ([text] * most, 200), ([7] * (most + 1), 200)]
+    async with open_front_door({"a": "eu"}) as door:
+        for entries, status in cases[: 3 if name == "messages" else 4]:
+            answer = await door.client.post(f"/v1/{path}", json={"model": "m", name: entries})
+            assert answer.status_code == status
+            if status == 400:
+                assert (answer.json()["error"]["param"], "more than 65536" in answer.json()["error"]["message"]) == (name, True)

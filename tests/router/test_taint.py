@@ -36,6 +36,17 @@ def book_after(policy, messages, *tags, store=None, endpoint=Endpoint.CHAT):
     return book
 
 
+def test_token_ids_are_followed_one_by_one_and_a_million_of_them_are_cheap(monkeypatch):
+    tokens = list(range(3000))
+    found = read_conversation(KEY, "t", Endpoint.COMPLETIONS, {"prompt": tokens})
+    assert found == read_conversation(KEY, "t", Endpoint.RESPONSES, {"input": tokens}), "as any messages are"
+    assert read_conversation(KEY, "t", Endpoint.COMPLETIONS, {"prompt": tokens[:40]}).prefixes == found.prefixes[:40]
+    monkeypatch.setattr("router.residency.conversation._MOST_TOKENS", 1000)
+    for more in (1000, 1001, 3000):
+        cut = read_conversation(KEY, "t", Endpoint.COMPLETIONS, {"prompt": tokens[:more]})
+        assert cut.prefixes == found.prefixes[:1000], "who appends to it is found by its last"
+
+
 def test_a_follow_up_inherits_and_nobody_else_does():
     policy = make_policy()
     book = book_after(policy, say("hello"), "phi")
