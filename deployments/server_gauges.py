@@ -81,6 +81,8 @@ class ServerGauges:
         """The one that is followed already, unless it is reached in another way now; None where its TLS files cannot be used."""
         known = self._servers.get(target.incarnation)
         if known is not None and (known.target.address, known.target.secret, known.path) == (target.address, target.secret, path):
+            if target.address.tls:
+                self._tls.of(target.address.tls_files)  # its client goes on with it, renewed
             return known
         try:
             token = self._credentials.get(target.secret) if target.secret else None

@@ -42,7 +42,7 @@ from router.residency.label import admits
 from router.wire.errors import ApiError
 from router.wire.heads import TARGET_HEADER
 from router.wire.json_body import parse_object
-from router.wire.tls import make_context
+from router.wire.tls import TlsContexts
 
 _COMMON = frozenset({"model", "user", "seed", "stream", "stream_options", "temperature", "top_p", "max_tokens", "stop", "n"})
 ALLOWED_FIELDS: Mapping[str, frozenset[str]] = {
@@ -96,11 +96,10 @@ class EgressServer:
         self._incarnation = incarnation
         self._credentials = credentials
         self.adopt(config, policy, 0.0)  # whatever a router hands on is later
-        own_clients = {
-            item.id: _new_client(config, make_context(tls_files_of(item.tls), home(), f"targets[{i}].tls"))
-            for i, item in enumerate(config.targets)
-            if item.kind == "cloud" and item.tls is not None
-        }
+        self._tls = TlsContexts(home())
+        clouds = [(i, item) for i, item in enumerate(config.targets) if item.kind == "cloud"]
+        self._own_tls = {item.id: (tls_files_of(item.tls), f"targets[{i}].tls") for i, item in clouds if item.tls is not None}
+        own_clients = {name: _new_client(config, self._tls.of(*files)) for name, files in self._own_tls.items()}
         self._calls = Relay(client or _new_client(config, True), own_clients, secret)
         routes = [Route(path, self._relay, methods=["POST"]) for path in ALLOWED_FIELDS]
         self.app = Starlette(routes=[*routes, Route("/healthz", self._health, methods=["GET"])])
@@ -139,6 +138,8 @@ class EgressServer:
             body = await self._rebuild(request)
             if self._guard is not admitted_under:  # while the body came
                 target_id = await self._admit(request)
+            if target_id in self._own_tls:
+                self._tls.of(*self._own_tls[target_id])  # its client goes on with it, renewed
             return await self._calls.call(self._specs[target_id], self._credentials.get(target_id), request.url.path, body)
         except ApiError as error:
             answer = error

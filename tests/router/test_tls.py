@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ssl
 from pathlib import Path
@@ -48,6 +49,43 @@ def client_files(ca: Authority, server_name: str = "engine.internal") -> dict[st
         "key_file": str(key),
         "server_name": server_name,
     }
+
+
+async def test_certificates_that_are_renewed_in_their_files_are_those_of_the_next_connection(ca, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("router.wire.tls._LOOK_S", 0.0)
+    (tmp_path / "new").mkdir()
+    later, files = Authority(tmp_path / "new"), TlsFiles(*list(client_files(ca).values())[:3])
+    contexts = TlsContexts(tmp_path)
+    held = contexts.of(files)  # by an HTTP client, which goes on with it
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read(1))
+        writer.close()
+
+    async def passes(port: int) -> bool:
+        assert contexts.of(files) is held
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=held, server_hostname="engine.internal")
+            writer.write(b"x")
+            passed = await reader.read(1) == b"x"
+            writer.close()
+        except OSError:  # `ssl.SSLError` is one
+            return False
+        return passed
+
+    renewed = later.server_context("engine.internal", ask_clients=True)  # all of it is of another authority
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=renewed) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert not await passes(port)
+        certificate, key = later.issue("router.internal")
+        Path(files.ca_file).write_bytes(later.path.read_bytes())
+        Path(files.cert_file).write_bytes(certificate.read_bytes())
+        assert not await passes(port) and "go on with what was there before" in caplog.text, "its key is not there yet"
+        Path(files.key_file).write_bytes(key.read_bytes())
+        assert await passes(port)
+        Path(files.ca_file).unlink()
+        assert await passes(port)
+        assert len(caplog.records) == 2, "each change is told once"
 
 
 async def test_a_client_certificate_opens_the_engine_and_the_connection_is_kept(ca):
