@@ -97,8 +97,8 @@ class Model(Strict):
 
 
 class Tls(Strict):
-    """How TLS is spoken to an `https://` address. The peer's certificate and name are verified in any case. What is renewed in its
-    file holds for the next connection; an authority that was taken out is trusted until the next start."""
+    """How TLS is spoken to an `https://` address. The peer's certificate and name are verified in any case. What is renewed in
+    its file holds for the next connection; an authority that was taken out is trusted until the next start."""
 
     ca_file: str | None = None
     """PEM with the authorities that may have signed the peer's certificate. Default: the system's."""
