@@ -46,10 +46,10 @@ def read_credentials(config: Config, base: Path, kind: str = "server") -> dict[s
 
 
 class LiveCredentials(Mapping[str, str]):
-    """Providers' keys by target id; a key in a file is read anew when the file changes.
+    """The keys of targets by their ids; a key in a file is read anew when the file changes.
 
     So a key can be rotated, and an access token that lives for an hour (Vertex AI, temporary AWS keys) kept fresh by whatever
-    writes the file. A file that cannot be read, or is empty, leaves the last key in place.
+    writes the file. A file that cannot be read, is empty, or holds what no header can, leaves the last key in place.
 
     Args:
         config: the configuration.
@@ -91,7 +91,7 @@ class LiveCredentials(Mapping[str, str]):
             value = path.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeError):
             return
-        if value:
+        if value and _is_sendable(value):
             self._values[target_id], self._stamps[target_id] = value, stamp
 
 
@@ -114,11 +114,19 @@ def read_credential(credential: Credential, base: Path, target_id: str) -> str:
         value = os.environ.get(credential.env, "").strip()
         if not value:
             raise ConfigError(f"targets: `{target_id}`: the environment variable {credential.env} is not set")
-        return value
-    value = _read_file(base / str(credential.file), f"targets: `{target_id}`: credential.file")
-    if not value:
-        raise ConfigError(f"targets: `{target_id}`: {credential.file} is empty")
+    else:
+        value = _read_file(base / str(credential.file), f"targets: `{target_id}`: credential.file")
+        if not value:
+            raise ConfigError(f"targets: `{target_id}`: {credential.file} is empty")
+    if not _is_sendable(value):
+        where = credential.env or credential.file
+        raise ConfigError(f"targets: `{target_id}`: {where} holds more than one line, or characters that no header has")
     return value
+
+
+def _is_sendable(value: str) -> bool:
+    """Whether it can stand in a header: a second line would be one of its own."""
+    return value.isascii() and value.isprintable()
 
 
 def _read_file(path: Path, where: str) -> str:

@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from cluster.labels import zone_of
 from deployments.asking import ask_all
-from deployments.credentials import read_credentials
+from deployments.credentials import LiveCredentials
 from deployments.demand import demand_on, encode_demand
 from deployments.handing_over import LIMIT_S, await_successor, is_kept
 from deployments.membership import GuardPolicies, Membership
@@ -54,7 +54,7 @@ class RouterReplica:
         config, _, policy = loaded = self._source.load()
         secret = await asyncio.to_thread(cluster_secret, config.secret)
         actor = ray.get_runtime_context().get_actor_id() or ""
-        credentials = read_credentials(config, home())
+        credentials = LiveCredentials(config, home(), "server")
         audit = open_audit(config, policy, home())
         shared = await asyncio.to_thread(open_shared, config, policy, home(), f"router-{actor}")
         capture = open_capture(config, home(), audit)

@@ -28,10 +28,10 @@ _LONGEST_PAGE = 8 << 20
 class _Server:
     """One server that is followed."""
 
-    __slots__ = ("client", "due", "path", "signals", "target")
+    __slots__ = ("client", "due", "path", "signals", "target", "token")
 
-    def __init__(self, target: Target, path: str, client: httpx.AsyncClient) -> None:
-        self.target, self.path, self.client = target, path, client
+    def __init__(self, target: Target, path: str, token: str | None, client: httpx.AsyncClient) -> None:
+        self.target, self.path, self.token, self.client = target, path, token, client
         self.signals: Signals | None = None
         self.due = 0.0
 
@@ -80,13 +80,13 @@ class ServerGauges:
     def _server(self, target: Target, path: str) -> _Server | None:
         """The one that is followed already, unless it is reached in another way now; None where its TLS files cannot be used."""
         known = self._servers.get(target.incarnation)
-        if known is not None and (known.target.address, known.target.secret, known.path) == (target.address, target.secret, path):
+        token = self._credentials.get(target.secret) if target.secret else None
+        if known is not None and (known.target.address, known.token, known.path) == (target.address, token, path):
             if target.address.tls:
                 self._tls.of(target.address.tls_files)  # its client goes on with it, renewed
             return known
         try:
-            token = self._credentials.get(target.secret) if target.secret else None
-            return _Server(target, path, open_client(target.address, token, self._tls, ANSWER_S))
+            return _Server(target, path, token, open_client(target.address, token, self._tls, ANSWER_S))
         except ConfigError:  # a later policy's: requests to it fail for the same reason, and tell
             return None
 

@@ -15,7 +15,7 @@ import psutil
 import typer
 import uvloop
 
-from deployments.credentials import read_credentials, read_secret
+from deployments.credentials import LiveCredentials, read_secret
 from deployments.server_gauges import ServerGauges
 from router.config import Config, ConfigError, home, parse_config, read_args
 from router.config.access import place_of
@@ -77,7 +77,7 @@ async def _serve(source: PolicySource) -> None:
             "cloud targets need the egress: start `python -m deployments.egress --config FILE`, give its address as "
             "`egress.url`, and the same `secret` to both"
         )
-    credentials, audit = read_credentials(config, home()), open_audit(config, policy, home())
+    credentials, audit = LiveCredentials(config, home(), "server"), open_audit(config, policy, home())
     name = f"router-{os.getpid()}"
     unique = f"{name}-{secrets.token_hex(4)}"
     shared = open_shared(config, policy, home(), unique)

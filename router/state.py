@@ -158,7 +158,7 @@ class RouterState:
         self.cache_place = place_of_cache(config, policy.vocabulary)
         self._stands_in: tuple[str, ...] = ()
         self._secret = secret
-        self._credentials = {target: token.encode("latin-1") for target, token in credentials.items()}
+        self._credentials = credentials
         self._keys: dict[str, bytes] = {}
         self.inflight = InFlight(policy)
         self.lineage = LineageBook(config.lineage.entries, _open_lineage(config))
@@ -396,4 +396,5 @@ class RouterState:
 
     def credential(self, target_secret: str) -> bytes | None:
         """The bearer token of a server that already runs, if it has one."""
-        return self._credentials.get(target_secret)
+        token = self._credentials.get(target_secret)
+        return None if token is None else token.encode("latin-1")
