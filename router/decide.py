@@ -53,7 +53,9 @@ class _Scored(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Question(msgspec.Struct, frozen=True, gc=False):
-    """One request as the scoring sees it. `patience` and `margin` in seconds, `pace` and `crowded` in seconds per token.
+    """One request as the scoring sees it. Times in seconds, `pace` and `crowded` in seconds per token.
+
+    `waited` is what it has waited here, `margin` that and what predictions have been off by.
 
     Over `pace` a request leaves for outside where it may; where it may not, over `crowded` it waits for a better moment (0: only
     where its own answer would be too slow).
@@ -61,6 +63,7 @@ class _Question(msgspec.Struct, frozen=True, gc=False):
 
     ask: Ask
     patience: float
+    waited: float
     margin: float
     pace: float
     crowded: float
@@ -104,6 +107,7 @@ def _pose(facts: Facts, policy: Policy, view: View, found: Shortlist) -> _Questi
     return _Question(
         ask=ask_of(facts.prompt_tokens, expected, slo.tpot_s, view.cached),
         patience=timeout if 0 < timeout < patience else patience,
+        waited=facts.waited_s,
         margin=margin + facts.waited_s if margin > 0.0 else facts.waited_s,
         pace=slo.tpot_s * view.pace_share,
         crowded=slo.tpot_s * view.crowd_share if view.crowd_share else 0.0,
@@ -174,7 +178,7 @@ def _look(
         seen = forecast(entry.target, load, ask, cached.get(index, 0), now)
         if adapter_s:
             seen = _with_adapter(seen, adapter_s, index)
-        late = _is_late(seen, limit, question)
+        late = _is_late(seen, limit, question, load)
         key = (late, entry.rank, seen.cost, index)
         if key < best_key:
             best, best_key = _Scored(entry, seen, late, limit), key
@@ -218,7 +222,7 @@ def _last_resort(basis: _Basis, found: Shortlist, question: _Question) -> tuple[
     if entry.target.kind is CLOUD:
         return _Scored(entry, seen, False), remark
     limit = _limit(question, load.profile, basis.policy)
-    return _Scored(entry, seen, _is_late(seen, limit, question), limit), remark
+    return _Scored(entry, seen, _is_late(seen, limit, question, load), limit), remark
 
 
 def _cheapest_outside(facts: Facts, policy: Policy, view: View, now: float, found: Shortlist, ask: Ask) -> _Scored | None:
@@ -234,14 +238,16 @@ def _cheapest_outside(facts: Facts, policy: Policy, view: View, now: float, foun
     return best
 
 
-def _is_late(seen: Forecast, limit: float, question: _Question) -> bool:
+def _is_late(seen: Forecast, limit: float, question: _Question, load: Load) -> bool:
     """Whether a forecast, with what predictions have been off by, breaks the limit on the first token (`_limit`).
 
     While the label's requests are being spilled, only the wait must be well below the limit: a request whose own prefill is
-    most of its time gains nothing from an emptier queue.
+    most of its time gains nothing from an emptier queue. With an engine where nothing waits a prediction is taken at
+    its word: else after a stall nothing would go to any of them, and nobody would learn that it is over.
     """
     wait = seen.ttft_s - seen.prefill_s
-    return wait / question.resume + seen.prefill_s + question.margin > limit
+    margin = question.margin if load.unstarted or load.foreign_waiting else question.waited
+    return wait / question.resume + seen.prefill_s + margin > limit
 
 
 def screen_now(facts: Facts, policy: Policy, entry: Admitted, load: Load, view: View, now: float) -> str | None:
@@ -297,7 +303,11 @@ def _pick(basis: _Basis, found: Shortlist, question: _Question, best: _Scored | 
     # What bounds the wait does not bound the request's own work: a long prompt that nobody else delays would never be sent, and
     # a prediction that is wrong never found out.
     if seen.ttft_s - seen.prefill_s <= question.patience and (not basis.facts.timeout_s or seen.ttft_s <= basis.facts.timeout_s):
-        what = f"{_ms(seen.ttft_s)} ms" if _is_late(seen, limit, question) else f"{seen.pace_s * 1e3:.1f} ms per token"
+        what = (
+            f"{_ms(seen.ttft_s)} ms"
+            if _is_late(seen, limit, question, basis.view.loads[best.entry.index])
+            else f"{seen.pace_s * 1e3:.1f} ms per token"
+        )
         reason = f"predicted {what}: waits{_beside(basis, question, best)}, no spill ({_why_no_spill(basis, found)})"
         return _chose(best, basis, question, reason, models, saturated)
     return Decision(None, _refuse_capacity(basis, best), models, saturated, basis=basis)

@@ -241,9 +241,12 @@ class TargetBook:
         A wait for a slot, for KV blocks or for others' requests says nothing of how fast prefills go. It does not shrink with
         what is learned either: where it is most of the wait, each one that was shorter would lower the slowdown, down to nothing.
         """
-        if entry.prefills_s < _LEAST_PREFILLS * entry.work.ttft_s:
-            return load.slowdown
         implied = entry.slowdown * (now - entry.started_at) / max(1e-4, entry.work.ttft_s)
+        if entry.prefills_s < _LEAST_PREFILLS * entry.work.ttft_s and not (
+            # An engine believed to be fast without measure has next to no prefills: what its profile says of them counts.
+            implied > entry.slowdown < 1.0 and entry.prefills_s >= entry.slowdown * (entry.work.ttft_s - entry.prefills_s)
+        ):
+            return load.slowdown
         return self._prefill.observe(implied, self.shared.prefill, now)
 
     def learned_pace(self, entry: Entry, load: Load, tokens: int, now: float) -> float:
@@ -311,7 +314,7 @@ class TargetBook:
         # Each field by its name: from a dictionary with `**` the same takes six times as long.
         return replace(
             load,
-            clear_at=self._front_since + self._queued_s,
+            clear_at=self._front_since + self._queued_s if self._queue else 0.0,
             queue_s=behind,
             context_tokens=self._context,
             kv_tokens=self._kv,
@@ -377,7 +380,10 @@ class Calibration:
         error = actual_s - predicted_s
         self._scale += 0.02 * (min(abs(error), 10 * self._scale) - self._scale)
         step = 0.1 * self._scale
-        self.margin_s += step * (self._keep if error > self.margin_s else self._keep - 1.0)
+        margin_s = self.margin_s + step * (self._keep if error > self.margin_s else self._keep - 1.0)
+        # By Markov's inequality the quantile is no more than that: what one stall has taught would else take days to unlearn, in
+        # steps that become small as soon as predictions are right again.
+        self.margin_s = min(margin_s, self._scale / (1.0 - self._keep))
 
     def fade(self, now: float) -> None:
         """Where no first token tests the margin it is halved every minute: else one too wide for anything to fit would stay."""

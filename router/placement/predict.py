@@ -48,6 +48,8 @@ _SHORT_ANSWER = 40
 """Tokens of an answer that is short: prefill work is spread over the replicas as evenly as within the time that one takes. A
 long answer evens a burst of prefills out by itself, a short one next to it breaks the pace limit."""
 _LEAST_SPAN_S, _MOST_SPAN_S = 1.0, 15.0
+_MOST_OVERDUE_S = 10.0
+"""A wait that nobody knows the end of may send a request elsewhere; where there is no elsewhere it is no reason to refuse it."""
 _MOST_HOLDERS = 32
 """Holders of a common beginning that are counted."""
 _LEAST_COMMON = 512
@@ -163,7 +165,7 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
     prefill = slowdown * profile.prefill_s(uncached, held, decoding, context)
     wait = load.clear_at - now
     if wait < load.queue_s:
-        wait = load.queue_s
+        wait = load.queue_s + _overdue_s(load, now)
     if waiting:
         wait += waiting * prefill
     kv_tokens = profile.kv_tokens
@@ -262,9 +264,22 @@ def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cache
                 strain += (pace - calm) * ask.strain
         price = own + _QUEUE_DELAY * (load.unstarted + load.foreign_waiting * load.foreign_weight)
         price += (_DECODE_DELAY * ahead + _FRESH_DELAY * load.fresh) * (strain if strain < 1.0 else 1.0)
-        cost = prefill * price + slowdown * slow_s * load.work_s + (wait if wait > queue else queue)
-        costs.append(cost)
+        if wait < queue:
+            wait = queue + _overdue_s(load, now)
+        costs.append(prefill * price + slowdown * slow_s * load.work_s + wait)
     return costs
+
+
+def _overdue_s(load: Load, now: float) -> float:
+    """For how long the first of those that wait is likely to be overdue, where it is.
+
+    As long again as it has been, as of any wait whose end nobody knows: else a target that has come to a stop would look like an
+    idle one.
+    """
+    if not load.clear_at:
+        return 0.0
+    overdue_s = load.queue_s - (load.clear_at - now)
+    return overdue_s if overdue_s < _MOST_OVERDUE_S else _MOST_OVERDUE_S
 
 
 def _wait_for_room(target: Target, profile: EngineProfile, load: Load, ahead: float, tokens: int, now: float) -> float:

@@ -203,7 +203,7 @@ class Load(msgspec.Struct, frozen=True, gc=False, array_like=True):
     foreign: int = 0
     foreign_waiting: int = 0
     clear_at: float = 0.0
-    """UNIX time at which the prefills booked here are expected to be done."""
+    """UNIX time at which the prefills booked here were expected to be done; 0 where none are."""
     queue_s: float = 0.0
     """Seconds of booked prefills behind the one being worked on: the wait is never less than this."""
     context_tokens: int = 0

@@ -32,7 +32,7 @@ from router.residency.label import Evidence
 MODEL = "model"
 _KEY_DIGEST = "00" * 32
 _TEND_S = 1.0
-"""How often the live router confirms what it has routed."""
+"""How often the live router confirms what it has routed, and lets fade what nothing tests."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,7 @@ class SimulatedRouter:
         if now >= self._tend_at:
             self._tend_at = now + _TEND_S
             self.prefixes.tend(now)
+            self.fleet.fade(now)
 
     def on_blocks(self, engine: int, stored: Sequence[int], removed: Sequence[int], now: float) -> None:
         """KV events of one engine, as its agent tells them."""

@@ -50,7 +50,7 @@ heavier = st.sampled_from(
         {"inflight": 3, "unstarted": 3, "queue_s": 0.4},
         {"inflight": 5, "context_tokens": 9000},
         {"foreign": 4},
-        {"clear_at": 1.5},
+        {"clear_at": 1.5, "queue_s": 1.5},
         {"queue_s": 2.0},
         {"kv_tokens": 100_000},
         {"work_s": 3.0},
@@ -454,7 +454,7 @@ def test_a_prefill_that_nobody_sees_ends_when_it_was_predicted_to():
     seen = [fleet.view(NOW + seconds).loads[0] for seconds in (0.1, 0.6, 1.1, 1.6)]
     assert [load.unstarted for load in seen] == [3, 2, 1, 0]
     assert [load.queue_s for load in seen] == pytest.approx([1.0, 0.5, 0.0, 0.0])
-    assert [round(load.clear_at - NOW, 6) for load in seen] == [1.5, 1.5, 1.5, 1.5] and seen[-1].inflight == 3
+    assert [round(load.clear_at - NOW, 6) for load in seen] == [1.5, 1.5, 1.5, -NOW] and seen[-1].inflight == 3
     early = fleet.book(TARGETS[0], 8000, NOW + 2, work=WORK, whole=True)
     for booking in (*bookings, early):
         fleet.first_byte(booking, NOW + 2.1)
