@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import msgspec
 import ray
+from msgspec.structs import replace
 from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
@@ -21,6 +22,7 @@ from cluster.labels import place_of, why_unknown, zone_of
 from cluster.reports import ReplicaFacts, encode_report
 from deployments.demand import DemandBook
 from deployments.kv_agent import chunk_key_of
+from deployments.pulse import Pulse
 from deployments.secret import cluster_secret
 from deployments.vllm_options import check_model
 from deployments.vllm_process import EnginePlan, VllmProcess
@@ -60,7 +62,8 @@ class Engine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._signals: Signals | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
+        self._pulse: Pulse | None = None
         self._process: VllmProcess | None = None
         context = ray.get_runtime_context()
         actor = context.get_actor_id() or secrets.token_hex(16)
@@ -102,18 +105,23 @@ class Engine:
         self._process = VllmProcess(plan)
         _log.info("tidegate: %s starts; its log is %s", self._id, self._process.log_path)
         await self._process.start()
+        self._pulse = Pulse(self._process.answers)
         await self._refresh()
-        self._watch = asyncio.create_task(self._keep_signals())
+        self._watches = [asyncio.create_task(self._keep_signals()), asyncio.create_task(self._pulse.keep())]
         _log.info("tidegate: %s is up on %s:%d", self._id, self._host, self._process.port)
 
     async def check_health(self) -> None:
         """Called by Serve; three failures in a row make it replace this replica.
 
         Raises:
-            RuntimeError: the server has ended, or hangs.
+            RuntimeError: the server has ended, or hangs, or its core does.
         """
-        process = self._process
-        if process is None or await process.is_healthy(HEALTH_ANSWER_S):
+        process, limit_s = self._process, self._settings.model.stall_timeout_s
+        if process is None:
+            return
+        if limit_s and self._silent_s >= limit_s:
+            raise RuntimeError(f"the engine {self._id}: {_core_is_silent(self._silent_s)}; its log: {process.log_path}")
+        if await process.is_healthy(HEALTH_ANSWER_S):
             return
         state = "does not answer" if process.alive else f"has ended with exit code {process.exit_code}"
         raise RuntimeError(f"the engine {self._id} {state}; its log: {process.log_path}")
@@ -170,7 +178,7 @@ class Engine:
             "incarnation": self._incarnation,
             "model": self._settings.model.id,
             "zone": self._zone,
-            "warning": self._warning,
+            "warning": self._warning or (_core_is_silent(self._silent_s) if self._silent_s else None),
             "host": self._host,
             "port": process.port if process else 0,
             "pid": process.pid if process else 0,
@@ -180,8 +188,8 @@ class Engine:
 
     async def close(self) -> None:
         """Let running requests finish (up to `DRAIN_S` seconds), then stop the server."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for watch in self._watches:
+            watch.cancel()
         if self._process is not None:
             await self._process.drain(DRAIN_S)
             await self._process.stop()
@@ -196,7 +204,15 @@ class Engine:
         assert self._process is not None
         # The last reading stays, with its age: old signals are for the router to judge.
         with contextlib.suppress(httpx.HTTPError):
-            self._signals = await self._process.read_signals()
+            self._signals = replace(await self._process.read_signals(), silent_s=self._silent_s)
+
+    @property
+    def _silent_s(self) -> float:
+        return self._pulse.silent_s if self._pulse is not None else 0.0
+
+
+def _core_is_silent(seconds: float) -> str:
+    return f"its core has not answered for {seconds:.0f} s, though its server does"
 
 
 class EngineReplica(Engine):

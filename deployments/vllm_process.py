@@ -30,6 +30,7 @@ from deployments.vllm_command import build_argv, build_env, guard_env, resolve_s
 from deployments.vllm_options import check_model
 from router.config import ConfigError, Model, home
 from router.placement.targets import Signals
+from router.residency.engine_pulse import ANSWERS, DEAD, PULSE_PATH
 from router.residency.guard import PASS_HEADER, GuardPolicy, Pass, Place, issue_pass
 from router.secret_file import make_private_directory
 
@@ -157,6 +158,16 @@ class VllmProcess:
     async def is_healthy(self, timeout_s: float = 5.0) -> bool:
         """True when the process runs and answers `/health` within `timeout_s` seconds; one that hangs does not."""
         return self.alive and await self._status_of("/health", timeout_s) == 200
+
+    async def answers(self, timeout_s: float) -> bool | None:
+        """Whether its core answers within `timeout_s` seconds: `/health` does not say. None: it cannot be asked."""
+        try:
+            status = (await self._get(PULSE_PATH, timeout_s)).status_code
+        except httpx.ReadTimeout:
+            return False
+        except httpx.HTTPError:
+            return None  # its server is gone or busy: that is what `is_healthy` is for
+        return status == ANSWERS if status in (ANSWERS, DEAD) else None
 
     async def read_signals(self, timeout_s: float = 5.0) -> Signals:
         """Its own gauges and those of its GPUs.

@@ -69,6 +69,9 @@ class Model(Strict):
     replicas: list[Replicas] = Field(min_length=1)
     startup_timeout_s: float = Field(default=1800, gt=0)
     """An engine that does not answer by then has failed to start."""
+    stall_timeout_s: float = Field(default=120, ge=0)
+    """An engine whose core has not answered for so long hangs, and is replaced, though its server says that it is well. It
+    answers between two steps: none takes nearly as long. 0: never."""
     price: Prices = Prices()
     """What its tokens cost, for budgets in money and for `tidegate report cost`."""
     profile: str | None = None

@@ -46,6 +46,7 @@ class _FleetCollector(Collector):
         faults = GaugeMetricFamily("tidegate_gpu_faults", "broken GPUs: memory errors or a critical XID", labels=names)
         deferred = GaugeMetricFamily("tidegate_target_deferred", "requests that wait there for other than room", labels=names)
         evicted = GaugeMetricFamily("tidegate_target_preemptions", "requests thrown out of its KV cache so far", labels=names)
+        silent = GaugeMetricFamily("tidegate_target_silent_seconds", "since its core last answered, where it hangs", labels=names)
         trust = GaugeMetricFamily("tidegate_trust_state", "2: EXACT, 1: DEGRADED, 0: BLIND", labels=names)
         now = time.time()
         view = self._fleet.view(now)
@@ -63,8 +64,9 @@ class _FleetCollector(Collector):
                 throttle.add_metric(values, load.throttle)
                 faults.add_metric(values, load.signals.gpu_faults)
                 deferred.add_metric(values, load.signals.deferred)
+                silent.add_metric(values, load.signals.silent_s)
                 evicted.add_metric(values, load.signals.preemptions)
-        yield from (up, inflight, foreign, kv, age, health, trust, throttle, faults, deferred, evicted)
+        yield from (up, inflight, foreign, kv, age, health, trust, throttle, faults, deferred, evicted, silent)
 
 
 class Durations:

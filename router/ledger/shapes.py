@@ -98,6 +98,7 @@ LOAD: Shape = (
     "harm",
     "foreign_weight",
     "begun_at",
+    "silent_s",
 )
 SIGNALS: Shape = (
     "sampled_at",
@@ -116,6 +117,7 @@ SIGNALS: Shape = (
     "deferred",
     "keeps_prefixes",
     "cache_tokens",
+    "silent_s",
 )
 BREAKER: Shape = (
     "consecutive",

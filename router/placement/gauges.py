@@ -23,7 +23,7 @@ def with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
     anything is reckoned with as one who never did: what foreign work it had is anybody's guess.
     """
     if signals is None:
-        return load if load.signals is None else replace(load, signals=None, foreign=0, foreign_waiting=0)
+        return load if load.signals is None else replace(load, signals=None, foreign=0, foreign_waiting=0, silent_s=0.0)
     newer_by = math.inf if load.signals is None else signals.sampled_at - load.signals.sampled_at
     if -_OVERTAKEN_S < newer_by <= 0.0:
         return load
@@ -39,6 +39,7 @@ def with_signals(load: Load, signals: Signals | None, own_share: int) -> Load:
         foreign_waiting=waiting,
         foreign_weight=weight,
         throttle=max(1.0, signals.gpu_throttle),
+        silent_s=signals.silent_s,
     )
 
 

@@ -166,6 +166,8 @@ def forecast(target: Target, load: Load, ask: Ask, cached: int, now: float) -> F
     wait = load.clear_at - now
     if wait < load.queue_s:
         wait = load.queue_s + _overdue_s(load, now)
+    if load.silent_s:
+        wait = max(wait, load.queue_s + min(load.silent_s, _MOST_OVERDUE_S))
     if waiting:
         wait += waiting * prefill
     kv_tokens = profile.kv_tokens
@@ -266,6 +268,8 @@ def rank_costs(loads: Sequence[Load], places: Mapping[int, int], ask: Ask, cache
         price += (_DECODE_DELAY * ahead + _FRESH_DELAY * load.fresh) * (strain if strain < 1.0 else 1.0)
         if wait < queue:
             wait = queue + _overdue_s(load, now)
+        if load.silent_s:
+            wait = max(wait, queue + min(load.silent_s, _MOST_OVERDUE_S))
         costs.append(prefill * price + slowdown * slow_s * load.work_s + wait)
     return costs
 

@@ -168,6 +168,8 @@ class Signals(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """False: its prefix cache is switched off, so nothing that was sent there is cached there."""
     cache_tokens: int = 0
     """Tokens that its KV cache has room for; 0: not known."""
+    silent_s: float = 0.0
+    """For how long its core has not answered, in seconds, though its server does."""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -239,6 +241,8 @@ class Load(msgspec.Struct, frozen=True, gc=False, array_like=True):
     count what waits for something else. Without any of ours there to tell, they are believed ever less."""
     begun_at: float = 0.0
     """UNIX time at which the requests in flight whose answers have begun did so, on average; 0 where none has."""
+    silent_s: float = 0.0
+    """For how long its core has not answered, in seconds, as of its last signals."""
 
     def wait_s(self, now: float) -> float:
         """Seconds until the prefills booked here are expected to be done."""

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from router.residency.engine_log import keep_texts_out
+from router.residency.engine_pulse import PULSE_PATH, feel_pulse
 from router.residency.guard import (
     ENV_INCARNATION,
     ENV_KEY,
@@ -89,7 +90,10 @@ class EngineGuard:
         except PassRefused as refused:
             await _send_refusal(send, str(refused))
             return
-        if self._copy is None or scope["method"] == "GET":
+        if scope["method"] == "GET" and scope["path"] == PULSE_PATH:
+            await send({"type": "http.response.start", "status": await feel_pulse(scope.get("app")), "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        elif self._copy is None or scope["method"] == "GET":
             await self._app(scope, receive, send)
         else:
             try:

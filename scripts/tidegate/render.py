@@ -119,6 +119,7 @@ def _print_target(console: Console, target: dict[str, Any]) -> None:
         parts += [f"running {signals.get('running', '?')}", f"waiting {signals.get('waiting', '?')}"]
         parts[-1] += f" ({deferred} of them not for room)" if (deferred := signals.get("deferred")) else ""
         parts += [f"KV cache {usage:.0%}"] if isinstance(usage, int | float) and usage >= 0 else []
+        parts += [f"its core silent for {silent:.0f} s"] if (silent := signals.get("silent_s")) else []
         parts += [f"{preempted} preempted so far"] if (preempted := signals.get("preemptions")) else []
     parts.append(f"signals {age:.1f} s old" if isinstance(age, int | float) else "no signals")
     console.print(f"     {', '.join(parts)}", markup=False, highlight=False, soft_wrap=True)

@@ -128,6 +128,21 @@ def test_a_hung_server_is_unhealthy(engine):
     assert wait_until(lambda: engine.loop.run_until_complete(engine.is_healthy(5.0)), 60)
 
 
+def test_a_hung_core_is_noticed_though_the_server_is_well(engine):
+    ask = engine.loop.run_until_complete
+    core = next(
+        child for child in psutil.Process(engine.pid).children(recursive=True) if "EngineCore" in "".join(child.cmdline())
+    )
+    assert ask(engine.answers(60.0)) is True
+    core.suspend()
+    try:
+        assert ask(engine.is_healthy(5.0)), "vLLM itself notices by now: `stall_timeout_s` may be superfluous"
+        assert ask(engine.answers(2.0)) is False
+    finally:
+        core.resume()
+    assert ask(engine.answers(60.0)) is True
+
+
 def test_a_wrong_argument_reads_as_such(ahead):
     with pytest.raises(EngineStartError, match="vLLM does not accept: --max-modle-len") as caught:
         ahead.misspelt.wait()

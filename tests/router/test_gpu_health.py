@@ -21,7 +21,13 @@ POLICY = make_policy()
 A, B = (make_target(POLICY, name, "eu") for name in "ab")
 ABROAD = make_target(POLICY, "us", "us")
 ASK = ask_of(1_000, 200, 0.1)
-SCRAPED = {"gpu_faults": 2.0, "gpu_throttle": 1.5, "target_deferred": 3.0, "target_preemptions": 9.0}
+SCRAPED = {
+    "gpu_faults": 2.0,
+    "gpu_throttle": 1.5,
+    "target_deferred": 3.0,
+    "target_preemptions": 9.0,
+    "target_silent_seconds": 4.0,
+}
 
 
 def reported(fleet, at, **signals):
@@ -100,7 +106,7 @@ def test_a_breaker_that_is_open_for_something_else_is_not_lost_to_a_sound_gpu():
 
 
 def test_what_an_engine_says_of_its_queue_and_its_gpus_can_be_scraped():
-    fleet = reported(Fleet(float("inf")), NOW, gpu_faults=2, gpu_throttle=1.5, deferred=3, preemptions=9)
+    fleet = reported(Fleet(float("inf")), NOW, gpu_faults=2, gpu_throttle=1.5, deferred=3, preemptions=9, silent_s=4.0)
     page = Metrics(fleet, lambda target, age: Verdict(Trust.BLIND, ""), "r").render().decode()
     told = {name: f'tidegate_{name}{{router="r",target="a",zone="eu"}} {value}' for name, value in SCRAPED.items()}
     assert {name: line in page.splitlines() for name, line in told.items()} == dict.fromkeys(SCRAPED, True)

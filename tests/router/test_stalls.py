@@ -12,7 +12,7 @@ from router.placement.books import Calibration
 from router.placement.fleet import Fleet
 from router.placement.predict import ask_of, forecast, rank_costs
 from router.placement.profile import LLAMA_8B_H100
-from router.placement.targets import Kind, Load, Report, Work
+from router.placement.targets import Kind, Load, Report, Signals, Work
 from tests.router.builders import KEY, NOW, SPILL_KEY, make_facts, make_policy, make_target, make_view
 
 POLICY = make_policy()
@@ -115,6 +115,30 @@ def test_a_first_token_that_is_overdue_is_expected_to_be_so_for_as_long_again():
     assert wait_s(NOW + 3600) == wait_s(NOW + 60) < 20.0, "nothing is refused for a wait that nobody knows"
     rough = [rank_costs([load], {0: 0}, ask, {}, NOW + after)[0] for after in (0.5, 1.5, 3.5)]
     assert [cost - rough[0] for cost in rough] == pytest.approx([0.0, 1.0, 3.0], abs=0.02)
+
+
+def test_an_engine_whose_core_is_silent_is_left_and_taken_again():
+    cluster = Cluster()
+
+    def report(at, silent_s):
+        cluster.fleet.update([Report(A, Signals(at, silent_s=silent_s)), Report(B, Signals(at)), Report(CLOUD)])
+
+    report(NOW, 3.0)
+    went = []
+    for i in range(20):
+        booking, target = cluster.send(NOW + i, KEY)
+        cluster.answer(booking, NOW + i + 0.1)
+        went.append(target)
+    assert went == ["b"] * 20
+    cluster.fleet.update([Report(A, Signals(NOW + 20, silent_s=3.0)), Report(CLOUD)])
+    assert cluster.send(NOW + 20)[1] == "provider"
+    booking, target = cluster.send(NOW + 20, KEY)
+    assert target == "a", "nothing is refused for a wait that nobody knows"
+    cluster.answer(booking, NOW + 20.5)
+    report(NOW + 21, 0.0)
+    assert {cluster.send(NOW + 21 + i)[1] for i in range(2)} == {"a", "b"}
+    cluster.fleet.update([Report(A), Report(B), Report(CLOUD)])
+    assert cluster.fleet.load_of(A.incarnation).silent_s == 0.0
 
 
 def test_nothing_is_overdue_where_nothing_waits():

@@ -51,8 +51,8 @@ def test_what_is_left_of_the_budget_for_spilling_has_a_line_of_its_own():
 def test_requests_that_wait_for_other_than_room_and_preemptions_are_told_where_there_are_any():
     calm = {"running": 2, "waiting": 3, "kv_usage": 0.5, "deferred": 0, "preemptions": 0}
     assert "running 2, waiting 3, KV cache 50%, no signals" in shown(signals=calm)
-    text = shown(signals={**calm, "deferred": 1, "preemptions": 4})
-    assert "waiting 3 (1 of them not for room), KV cache 50%, 4 preempted so far" in text
+    text = shown(signals={**calm, "deferred": 1, "preemptions": 4, "silent_s": 31.0})
+    assert "waiting 3 (1 of them not for room), KV cache 50%, its core silent for 31 s, 4 preempted so far" in text
 
 
 @pytest.mark.parametrize("target", [{}, {"trust": "BLIND"}, {"trust": "[red]x[/]", "trust_reason": "[b]"}])
