@@ -83,6 +83,7 @@ def configuration(port: int, admin_port: int, cloud: FakeCloud, model_dir: Path)
             {
                 "id": MODEL,
                 "source": str(model_dir),
+                "stall_timeout_s": 20,
                 "args": ["--max-model-len", "1024", "--max-num-seqs", "2", "--dtype", "bfloat16", "--enforce-eager"],
                 "replicas": [{"zone": "eu", **zone}, {"zone": "us", **zone}],
             }
@@ -275,6 +276,27 @@ def test_requests_tagged_eu_stay_in_eu_while_its_engine_is_killed_and_replaced(l
         assert time.monotonic() < deadline, "Serve did not replace the engine"
         time.sleep(2)
     assert live.chat(EU_ONLY).headers["x-tidegate-zone"] == "eu"
+
+
+def test_an_engine_whose_core_hangs_is_avoided_and_replaced(live: Deployment):
+    old = live.wait_for("us")
+    live.wait_for("eu")
+    processes = engine_processes(int(old["address"].rsplit(":", 1)[1]))
+    next(process for process in processes if "EngineCore" in "".join(process.cmdline())).suspend()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(live.chat, PLAIN, "us", 4)
+        deadline = time.monotonic() + 15
+        while live.wait_for("us")["signals"]["silent_s"] < 3.0:
+            assert time.monotonic() < deadline, "nobody noticed"
+            time.sleep(0.5)
+        zones = [live.chat(PLAIN, tokens=4).headers["x-tidegate-zone"] for _ in range(6)]
+        assert zones == ["eu"] * 6
+        deadline = time.monotonic() + 400
+        while live.wait_for("us")["incarnation"] == old["incarnation"]:
+            assert time.monotonic() < deadline, "Serve did not replace the engine"
+            time.sleep(2)
+        print(f"the request that went there: {hanging.result().status_code}")
+    assert live.chat(PLAIN, tag="us").headers["x-tidegate-zone"] == "us"
 
 
 def router_processes(port: int) -> list[psutil.Process]:
