@@ -18,6 +18,7 @@ _DEFERRED = b'reason="deferred"'
 _KV_USAGE = b"vllm:kv_cache_usage_perc"
 _PREEMPTIONS = b"vllm:num_preemptions_total"
 _ADAPTERS = b"vllm:lora_requests_info"
+_STEPS = b"vllm:iteration_tokens_total_count"
 _CACHE = b"vllm:cache_config_info"
 _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
@@ -54,6 +55,11 @@ def parse_signals(page: bytes, sampled_at: float) -> Signals:
         keeps_prefixes=all(cache.get("enable_prefix_caching") != "False" for cache in caches),
         cache_tokens=sum(map(_cache_tokens, caches)),
     )
+
+
+def steps_of(page: bytes) -> float:
+    """How many steps that brought a token the engine has made so far; 0 where the page does not say."""
+    return sum(_values(page, _STEPS))
 
 
 def _adapters(page: bytes) -> tuple[tuple[str, ...], int]:

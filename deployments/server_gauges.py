@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import httpx
 from msgspec.structs import replace
 
-from cluster.vllm_metrics import has_signals, parse_signals
+from cluster.vllm_metrics import has_signals, parse_signals, steps_of
 from router.config import Config, ConfigError
 from router.placement.targets import Address, Kind, Report, Signals, Target
 from router.placement.trust import FRESH_SIGNALS_S
@@ -23,17 +23,33 @@ _MOST_PER_S = 64
 _AGAIN_S = 30.0
 """After an answer that is no page of vLLM's: it may be upgraded, but hardly within seconds."""
 _LONGEST_PAGE = 8 << 20
+_LONG_PREFILL_S = 10.0
+"""A core with running requests that brings no token for so long counts as silent: no supervisor of ours is there to ask it."""
 
 
 class _Server:
     """One server that is followed."""
 
-    __slots__ = ("client", "due", "path", "signals", "target", "token")
+    __slots__ = ("client", "due", "path", "signals", "stepped_at", "steps", "target", "token")
 
     def __init__(self, target: Target, path: str, token: str | None, client: httpx.AsyncClient) -> None:
         self.target, self.path, self.token, self.client = target, path, token, client
         self.signals: Signals | None = None
         self.due = 0.0
+        self.steps = -1.0
+        self.stepped_at = 0.0
+
+    def take(self, page: bytes, now: float, clock: float) -> None:
+        """What its page says; `now` is in UNIX seconds, `clock` in monotonic ones."""
+        read, steps = parse_signals(page, now), steps_of(page)
+        if steps != self.steps or not steps or not read.running:
+            self.steps, self.stepped_at = steps, clock
+        silent_s = round(clock - self.stepped_at, 1)
+        self.signals = replace(
+            read,
+            adapters=_as_clients_name(self.target, read.adapters),
+            silent_s=silent_s if silent_s >= _LONG_PREFILL_S else 0.0,
+        )
 
 
 class ServerGauges:
@@ -136,8 +152,7 @@ class ServerGauges:
             # A server that restarts answers 5xx for a while.
             server.due = time.monotonic() + (PERIOD_S if answer.status_code >= 500 else _AGAIN_S)
             return
-        read = parse_signals(page, time.time())
-        server.signals = replace(read, adapters=_as_clients_name(server.target, read.adapters))
+        server.take(page, time.time(), time.monotonic())
 
     async def _close(self) -> None:
         closing, self._closing = self._closing, []

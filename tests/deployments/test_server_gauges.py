@@ -62,6 +62,16 @@ async def read_once(config, tmp_path, credentials=()):
     return signals
 
 
+def test_a_server_that_brings_no_token_while_requests_run_is_silent():
+    server = server_gauges._Server(reports_of(config_of({"url": "http://127.0.0.1:1"}))[0].target, "/metrics", None, None)
+    steps, clock, told = b'vllm:iteration_tokens_total_count{engine="0",model_name="m"} %d\n', 5.0, []
+    for running, count, seconds in [(3, 7, 0), (3, 7, 9), (3, 7, 3), (3, 8, 1), (0, 8, 60), (3, 8, 1), (3, 8, 11), (3, None, 60)]:
+        clock += seconds
+        server.take(PAGE % running + (steps % count if count is not None else b""), 1e9, clock)
+        told.append(server.signals.silent_s)
+    assert told == [0.0, 0.0, 12.0, 0.0, 0.0, 0.0, 12.0, 0.0]
+
+
 async def test_gauges_are_read_with_the_servers_credential_and_its_adapters_have_our_names(tmp_path):
     async with engine_with(PAGE % 3 + LORA) as engine:
         lora = {"models": {"m": "m", "ours": "theirs"}, "adapters": {"ours": "m"}, "credential": {"env": "UNUSED"}}
