@@ -16,6 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from router.secret_file import make_private_directory
+from router.store.hanging import Impatience
 
 _LOCK = 0x7469646567617465  # "tidegate": one advisory lock for everything, held for a millisecond at a time
 _BUSY_MS = 5000
@@ -31,6 +32,10 @@ what the system comes with, whoever asked would wait for a quarter of an hour, a
 _PAUSE_MS = 10_000
 """A transaction in which nothing is asked for so long is given up: its machine is gone, and everybody waits for its lock."""
 _LOCK_MS = 5_000
+_ANSWER_S = 15.0
+"""A transaction that takes so long has a server that hangs: it is longer than all of the limits above."""
+_START_S = 120.0
+"""The same for bringing it to the newest schema, which another router may be doing."""
 _LOCKED = text(
     "SELECT set_config('idle_in_transaction_session_timeout', :pause, true), set_config('lock_timeout', :wait, true), "
     "pg_advisory_xact_lock(:lock)"
@@ -80,8 +85,10 @@ class Database:
         self._engine = create_engine(parsed, connect_args=arguments, pool_pre_ping=not self._is_sqlite)
         if self._is_sqlite:
             _prepare_sqlite(self._engine)
+        self._impatience = None if self._is_sqlite else Impatience(self._engine)
         try:
-            self._migrate(parsed.database or "")
+            with self._within(_START_S):
+                self._migrate(parsed.database or "")
         except (SQLAlchemyError, OSError) as error:
             self.close()
             raise StoreError(f"the store {self.name} cannot be opened: {_reason(error)}") from None
@@ -97,12 +104,15 @@ class Database:
             StoreError: the store cannot be reached, or failed.
         """
         try:
-            with self._engine.begin() as connection:
+            with self._within(_ANSWER_S), self._engine.begin() as connection:
                 if not self._is_sqlite:  # SQLite's BEGIN IMMEDIATE is such a lock already
                     connection.execute(_LOCKED, {"pause": str(_PAUSE_MS), "wait": str(_LOCK_MS), "lock": _LOCK})
                 yield connection
         except SQLAlchemyError as error:
             raise StoreError(f"the store {self.name} failed: {_reason(error)}") from None
+
+    def _within(self, seconds: float) -> contextlib.AbstractContextManager[None]:
+        return self._impatience.limit(seconds) if self._impatience is not None else contextlib.nullcontext()
 
     def close(self) -> None:
         """Let go of every connection."""

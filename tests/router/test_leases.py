@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import random
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -96,6 +98,40 @@ def test_a_postgresql_that_goes_without_a_word_is_noticed_within_seconds(postgre
             assert there.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12_000
             assert there.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == idle
         database.close()
+
+
+class Suspended:
+    """Every process of a server, stopped for a while: what it is sent is still acknowledged, by the system."""
+
+    def __init__(self, root: str) -> None:
+        self._server = psutil.Process(int((Path(root) / "data" / "postmaster.pid").read_text().split()[0]))
+        self._stopped: list[psutil.Process] = []
+
+    def __enter__(self) -> None:
+        self._stopped = [self._server, *self._server.children(recursive=True)]
+        for process in self._stopped:
+            process.suspend()
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def test_a_postgresql_that_hangs_holds_nobody_up_and_is_used_again(postgresql, monkeypatch):
+    monkeypatch.setattr("router.store.database._ANSWER_S", 1.0)
+    suspended = Suspended(re.findall("host=(.*)&port=", postgresql)[0])
+    idle, working = Database(postgresql), Database(postgresql)
+    with suspended:
+        for store in (idle, idle):  # a connection that was open, and none
+            with pytest.raises(StoreError), store.transaction():
+                pass
+    with pytest.raises(StoreError), working.transaction() as connection, suspended:
+        connection.execute(select(1))
+    for store in (idle, working):
+        with store.transaction() as connection:
+            assert connection.execute(select(1)).scalar() == 1
+        store.close()
 
 
 def test_a_router_that_hangs_with_the_lock_of_all_is_shut_out(postgresql, monkeypatch):
