@@ -146,6 +146,8 @@ def _scan(
             late = outside is not None or _is_slow(best.entry, load, question, now)
         if late:
             best = _Scored(best.entry, best.forecast, True, best.limit)
+    elif best is not None and best.forecast.pace_s <= bound and _is_late_for_margin(best, question):
+        timely = best = _Scored(best.entry, best.forecast, False, best.limit)
     # The price of a slow pace is in the cost already; the limit on it decides only whether something leaves or waits.
     return (timely if timely is not None and outside is not None else best), outside
 
@@ -178,7 +180,7 @@ def _look(
         seen = forecast(entry.target, load, ask, cached.get(index, 0), now)
         if adapter_s:
             seen = _with_adapter(seen, adapter_s, index)
-        late = _is_late(seen, limit, question, load)
+        late = _is_late(seen, limit, question, question.margin)
         key = (late, entry.rank, seen.cost, index)
         if key < best_key:
             best, best_key = _Scored(entry, seen, late, limit), key
@@ -222,7 +224,7 @@ def _last_resort(basis: _Basis, found: Shortlist, question: _Question) -> tuple[
     if entry.target.kind is CLOUD:
         return _Scored(entry, seen, False), remark
     limit = _limit(question, load.profile, basis.policy)
-    return _Scored(entry, seen, _is_late(seen, limit, question, load), limit), remark
+    return _Scored(entry, seen, _is_late(seen, limit, question, question.margin), limit), remark
 
 
 def _cheapest_outside(facts: Facts, policy: Policy, view: View, now: float, found: Shortlist, ask: Ask) -> _Scored | None:
@@ -238,16 +240,25 @@ def _cheapest_outside(facts: Facts, policy: Policy, view: View, now: float, foun
     return best
 
 
-def _is_late(seen: Forecast, limit: float, question: _Question, load: Load) -> bool:
-    """Whether a forecast, with what predictions have been off by, breaks the limit on the first token (`_limit`).
+def _is_late(seen: Forecast, limit: float, question: _Question, margin: float) -> bool:
+    """Whether a forecast and `margin`, seconds that it may be off by, break the limit on the first token (`_limit`).
 
     While the label's requests are being spilled, only the wait must be well below the limit: a request whose own prefill is
-    most of its time gains nothing from an emptier queue. With an engine where nothing waits a prediction is taken at
-    its word: else after a stall nothing would go to any of them, and nobody would learn that it is over.
+    most of its time gains nothing from an emptier queue.
     """
     wait = seen.ttft_s - seen.prefill_s
-    margin = question.margin if load.unstarted or load.foreign_waiting else question.waited
     return wait / question.resume + seen.prefill_s + margin > limit
+
+
+def _is_late_for_margin(best: _Scored, question: _Question) -> bool:
+    """Whether a request that begins within a step is late only for what predictions have been off by.
+
+    Such a prediction is taken at its word where the best there is would be late: else after a stall nothing would go to any
+    engine, however idle, and nobody would learn that it is over.
+    """
+    seen = best.forecast
+    begins = seen.ttft_s - seen.added_s <= seen.pace_s
+    return best.late and begins and not _is_late(seen, best.limit, question, question.waited)
 
 
 def screen_now(facts: Facts, policy: Policy, entry: Admitted, load: Load, view: View, now: float) -> str | None:
@@ -305,7 +316,7 @@ def _pick(basis: _Basis, found: Shortlist, question: _Question, best: _Scored | 
     if seen.ttft_s - seen.prefill_s <= question.patience and (not basis.facts.timeout_s or seen.ttft_s <= basis.facts.timeout_s):
         what = (
             f"{_ms(seen.ttft_s)} ms"
-            if _is_late(seen, limit, question, basis.view.loads[best.entry.index])
+            if _is_late(seen, limit, question, question.margin)
             else f"{seen.pace_s * 1e3:.1f} ms per token"
         )
         reason = f"predicted {what}: waits{_beside(basis, question, best)}, no spill ({_why_no_spill(basis, found)})"

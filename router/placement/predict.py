@@ -48,6 +48,8 @@ _SHORT_ANSWER = 40
 """Tokens of an answer that is short: prefill work is spread over the replicas as evenly as within the time that one takes. A
 long answer evens a burst of prefills out by itself, a short one next to it breaks the pace limit."""
 _LEAST_SPAN_S, _MOST_SPAN_S = 1.0, 15.0
+_SOON_S = 0.5
+"""Where much waits, predictions are off by so much all the time."""
 _MOST_OVERDUE_S = 10.0
 """A wait that nobody knows the end of may send a request elsewhere; where there is no elsewhere it is no reason to refuse it."""
 _MOST_HOLDERS = 32
@@ -282,8 +284,8 @@ def _overdue_s(load: Load, now: float) -> float:
     """
     if not load.clear_at:
         return 0.0
-    overdue_s = load.queue_s - (load.clear_at - now)
-    return overdue_s if overdue_s < _MOST_OVERDUE_S else _MOST_OVERDUE_S
+    overdue_s = load.queue_s - (load.clear_at - now) - _SOON_S
+    return 0.0 if overdue_s < 0.0 else overdue_s if overdue_s < _MOST_OVERDUE_S else _MOST_OVERDUE_S
 
 
 def _wait_for_room(target: Target, profile: EngineProfile, load: Load, ahead: float, tokens: int, now: float) -> float:
