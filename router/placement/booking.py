@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from router.identity.books import NOTHING, Reservation
-from router.placement.books import Entry
+from router.placement.books import Entry, TargetBook
 
 
 class Booking:
     """One request's entry in the books of one target; it ends exactly once."""
 
     __slots__ = (
+        "book",
         "delayed",
         "ended",
         "entry",
@@ -35,6 +36,8 @@ class Booking:
         """Its client took the answer more slowly than it came: when that ended says nothing of the target."""
         self.ended = False
         self.entry: Entry | None = None
+        self.book: TargetBook | None = None
+        """Those of its target that `entry` is in; a target that goes and comes back gets new ones."""
         self.model = ""
         self.notice = 0
         """The number that peers know it by; 0 where they were told nothing."""

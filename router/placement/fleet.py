@@ -210,7 +210,7 @@ class Fleet:
 
     def first_byte(self, booking: Booking, now: float) -> None:
         """The first byte of the answer's body arrived."""
-        index = self._index.get(booking.incarnation)
+        index = self._place_of(booking)
         if booking.started or booking.ended or index is None:
             return
         booking.started = True
@@ -234,7 +234,7 @@ class Fleet:
             prefill_tps=prefill_tps,
             breaker=breaker,
         )
-        entry, book = booking.entry, self._books.get(booking.incarnation)
+        entry, book = booking.entry, booking.book
         if entry is None or book is None:
             return
         self._loads[index] = book.started(load, entry, now)
@@ -275,10 +275,10 @@ class Fleet:
             self.spending.settle(booking.set_aside, cost_usd)
         if booking.notice and self.news is not None:
             self.news.end(booking.notice)
-        index = self._index.get(booking.incarnation)
+        index = self._place_of(booking)
         if index is None:
             return
-        entry, book = booking.entry, self._books.get(booking.incarnation)
+        entry, book = booking.entry, booking.book
         if self._unseen and booking.whole and completed and output_tokens > 0 and entry is not None and book is not None:
             written_s = book.written_s(entry, self._loads[index], output_tokens)
             self._begin_before(booking, max(booking.started_at, now - written_s))
@@ -389,8 +389,16 @@ class Fleet:
         book = self._books.get(booking.incarnation)
         if book is None:
             book = self._books[booking.incarnation] = TargetBook(self._shared_of(self._membership.targets[index]))
-        booking.entry = entry
+        booking.entry, booking.book = entry, book
         self._loads[index] = book.booked(self._loads[index], entry, now)
+
+    def _place_of(self, booking: Booking) -> int | None:
+        """Where a booking's target is in the membership; None where it is gone, or has been.
+
+        One that came back has new books, which what was under way before is not in.
+        """
+        name, book = booking.incarnation, booking.book
+        return self._index.get(name) if book is None or self._books.get(name) is book else None
 
     def _shared_of(self, target: Target) -> Shared:
         model = min(target.models, default="")
@@ -410,7 +418,7 @@ class Fleet:
         """What the end of a request changes beyond the counts; `before` is the target's load until then."""
         if completed and self._membership.targets[index].kind is CLOUD:
             self.calibration.answered(True)
-        entry, book = booking.entry, self._books.get(booking.incarnation)
+        entry, book = booking.entry, booking.book
         if entry is None or book is None:
             return
         slowdown, pace_slowdown = before.slowdown, before.pace_slowdown

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router.placement.fleet import Fleet
-from router.placement.targets import Report, Signals
+from router.placement.peers import END, FIRST, SENT, Notice
+from router.placement.targets import Report, Signals, Work
 from tests.router.builders import NOW, make_policy, make_target
 from tests.router.conftest import open_front_door
 
@@ -105,6 +108,34 @@ def test_membership_changes_keep_the_books_of_those_who_stay():
     fleet.failed(A.incarnation, NOW)
     fleet.update([Report(B)])
     assert fleet.membership.version == version + 1
+
+
+@pytest.mark.parametrize("begun_at", [0.5, 1.5, 2.5])
+@pytest.mark.parametrize("peers", [False, True])
+def test_what_a_target_had_under_way_before_it_left_is_not_in_the_books_it_gets_when_it_is_back(begun_at, peers):
+    work = Work(prefill_s=0.1, ttft_s=0.1, tau_s=1.0, prompt_tokens=100, output_tokens=10)
+    fleet = make_fleet(A, B)
+    if peers:
+        fleet.noticed(Notice(1, SENT, A.incarnation, work), NOW)
+        first, end = (partial(fleet.noticed, Notice(1, event)) for event in (FIRST, END))
+    else:
+        booking = fleet.book(A, 100, NOW, work=work)
+        first, end = partial(fleet.first_byte, booking), partial(fleet.end, booking, completed=True, output_tokens=10)
+    for at in (0.5, 1.0, 1.5, 2.0, 2.5):
+        if at == begun_at:
+            first(NOW + at)
+        if at == 1.0:
+            fleet.update([Report(B)])
+        if at == 2.0:
+            fleet.update([Report(A), Report(B)])
+            after = fleet.book(A, 100, NOW + 2.0, work=work)
+    seen = load(fleet)
+    assert (seen.inflight, seen.unstarted) == (1, 1)
+    end(NOW + 3)
+    assert load(fleet) == seen
+    fleet.first_byte(after, NOW + 4)
+    fleet.end(after, NOW + 5, completed=True, output_tokens=10)
+    assert (load(fleet).inflight, load(fleet).unstarted, load(fleet).queue_s) == (0, 0, 0.0)
 
 
 def test_the_budget_is_spent_by_booking_and_renewed_at_midnight_utc():
